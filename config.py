@@ -1,0 +1,338 @@
+"""Every setting of nanoMLD as plain dataclasses, one per part, and the checks on their values.
+
+The comment behind each field is its help text. Values must have the field's type; an unknown key, a wrong type or an
+impossible combination is refused with one sentence (SettingError) before any file is opened. Presets and the command
+line that change these defaults are in presets.py.
+"""
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from typing import Literal, get_args, get_origin
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message is one sentence that says which, why, and what is valid."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The settings, one dataclass per part
+
+
+@dataclass
+class AssetsConfig:
+    data_root: str = os.path.join(HERE, "data")  # folder of the packed datasets: data_root/NAME/NAME.pack
+    clip_path: str = "deps/clip-vit-large-patch14"  # CLIP text tower: Hugging Face folder, .safetensors, .bin or ViT-L-14.pt
+    t2m_path: str = "deps/t2m"  # published T2M evaluators: t2m_path/t2m/text_mot_match/model/finest.tar, and kit/
+    glove_path: str = "deps/glove"  # GloVe vectors of the T2M text encoder: our_vab_data.npy, our_vab_words.pkl, our_vab_idx.pkl
+    classifier_path: str = "deps/actionrecognition"  # published action classifiers for HumanAct12 and UESTC
+    smpl_path: str = "deps/smpl"  # SMPL body model, for the rest skeleton of rotation-based datasets
+
+
+@dataclass
+class DataConfig:
+    dataset: str = "toy"  # toy, humanml3d, kit, humanact12, uestc, or the name under which prepare.py packed your own
+    skeleton: Literal["t2m", "kit", "smpl"] = "t2m"  # 22 joints (263 features), 21 joints (251), 24 SMPL rotations (150)
+    fps: float = 20.0  # frames a second
+    min_length: int = 40  # clips with fewer frames are skipped
+    max_length: int = 200  # clips with this many frames or more are skipped (HumanML3D keeps 40..199)
+    max_frames: int = 196  # longest crop given to the networks
+    unit_length: int = 4  # crops are cut to a multiple of this
+    batch_by_length: bool = True  # put clips of similar length into one batch, so that little padding is computed
+    workers: int = 0  # processes that prepare batches ahead; 0 = in the training process (the pack is memory-mapped)
+
+    @property
+    def nfeats(self):
+        return {"t2m": 263, "kit": 251, "smpl": 150}[self.skeleton]
+
+
+@dataclass
+class VAEConfig:
+    arch: Literal["encoder_decoder", "all_encoder", "actor", "none"] = "encoder_decoder"  # none = diffusion on frames
+    latent_size: int = 1  # N, number of latent tokens
+    latent_dim: int = 256  # D, width of the network and of each latent token
+    ff_size: int = 1024  # width of the feed-forward layers
+    num_layers: int = 9  # layers of the encoder, and of the decoder; odd, because of the skip connections
+    num_heads: int = 4  # attention heads
+    dropout: float = 0.1  # dropout in every layer while the VAE trains
+    attention_dropout: float = 0.1  # dropout on attention probabilities; 0 keeps the fast attention path
+    activation: Literal["gelu", "relu"] = "gelu"  # of the feed-forward layers
+    normalize_before: bool = False  # pre-norm layers (the published ones are post-norm)
+    position_embedding: Literal["learned", "sine"] = "learned"  # positions of frames
+    max_positions: int = 500  # rows of the position table: frames plus two latent sets
+    mlp_dist: bool = False  # mean and log-variance from one token through a Linear, instead of two sets of tokens
+    logvar_bias: float = 0.0  # start of that Linear's log-variance half; -4 starts the posterior narrow
+    recons_loss: Literal["smooth_l1", "mse"] = "smooth_l1"  # reconstruction loss: the code's, or the paper's wording
+    lambda_rec: float = 1.0  # weight of the loss on features
+    lambda_joint: float = 1.0  # weight of the same loss on joints recovered from them
+    lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
+
+
+@dataclass
+class TextEncoderConfig:
+    kind: Literal["clip", "scratch"] = "clip"  # the frozen CLIP tower at assets.clip_path, or a small one trained here
+    last_hidden_state: bool = False  # condition on every token's hidden state instead of the pooled one
+    width: int = 128  # width of the small tower
+    layers: int = 2  # layers of the small tower
+    heads: int = 4  # attention heads of the small tower
+    context_length: int = 77  # longest prompt in tokens, start and end tokens included
+    word_dropout: float = 0.1  # share of words that training replaces by the unknown word, so that new words do no harm
+
+
+@dataclass
+class DenoiserConfig:
+    condition: Literal["text", "action", "none"] = "text"  # what guides the diffusion
+    arch: Literal["trans_enc", "trans_dec"] = "trans_enc"  # condition as tokens beside the latent, or through cross-attention
+    skip_connect: bool = True  # long skip connections between mirrored layers
+    latent_dim: int = 256  # width; the VAE's latent_dim, where there is a VAE
+    ff_size: int = 1024  # width of the feed-forward layers
+    num_layers: int = 9  # odd with skip connections
+    num_heads: int = 4  # attention heads
+    dropout: float = 0.1  # dropout in every layer
+    attention_dropout: float = 0.1  # dropout on attention probabilities
+    activation: Literal["gelu", "relu"] = "gelu"  # of the feed-forward layers
+    normalize_before: bool = False  # pre-norm layers (the published ones are post-norm)
+    position_embedding: Literal["learned", "sine"] = "learned"  # positions of tokens
+    max_positions: int = 500  # rows of the position table
+    text_encoded_dim: int = 768  # width of the text encoder's output (768 for CLIP ViT-L/14)
+    num_actions: int = 0  # number of action labels; 0 = as many as the dataset has
+    condition_dropout: float = 0.1  # share of training samples whose condition is dropped (classifier-free guidance)
+    flip_sin_to_cos: bool = True  # order of the timestep embedding's halves
+    freq_shift: float = 0.0  # shift of the timestep embedding's frequencies
+    normalize_latents: bool = False  # diffuse latents normalised by the training set's mean and std
+    final_linear: bool = False  # a Linear after the last layer norm, which alone cannot change its output's size
+    mask_padding: bool = True  # diffusion on frames: padded frames are no attention keys (the published code lets them be)
+
+
+@dataclass
+class DiffusionConfig:
+    num_train_timesteps: int = 1000  # T, noise levels
+    beta_start: float = 0.00085  # variance of the first noise step
+    beta_end: float = 0.012  # variance of the last noise step
+    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"  # how it grows in between
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"  # what the denoiser predicts: noise, x0, or v
+    sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim"  # DPM-Solver++(2M) is dpm++
+    num_inference_steps: int = 50  # denoising steps of a sample
+    eta: float = 0.0  # noise put back in each DDIM step, 0 = deterministic, 1 = as much as DDPM
+    guidance_scale: float = 7.5  # s of classifier-free guidance; 1 = off
+    guidance_rescale: float = 0.0  # share of the guided prediction's std that is set back to the conditional one's
+    clip_sample: bool = False  # clip the predicted x0 to -1..1 in each step (published for HumanAct12 only)
+
+
+@dataclass
+class EvaluatorConfig:
+    kind: Literal["auto", "t2m", "own"] = "auto"  # published T2M evaluator, one trained here, or whichever is present
+    embed_dim: int = 512  # width of the shared text-motion space
+    width: int = 256  # width of our own evaluator
+    layers: int = 4  # layers of our own evaluator
+
+
+@dataclass
+class StageConfig:
+    steps: int = 100_000  # optimiser steps
+    batch_size: int = 64  # clips per step over all processes
+    lr: float = 2e-4  # peak learning rate of AdamW
+    min_lr_ratio: float = 0.01  # end of the cosine, as a share of lr
+    warmup: int = 1000  # steps of linear warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after warm-up
+    weight_decay: float = 0.01  # AdamW's, on matrices only
+    beta2: float = 0.999  # AdamW's second-moment decay
+    grad_clip: float = 1.0  # largest gradient norm; 0 = no clipping
+    accumulate: int = 1  # micro-batches per step
+    ema: float = 0.999  # decay of the weights' moving average, which is what gets sampled; 0 = none
+
+
+@dataclass
+class TrainConfig:
+    stage: Literal["all", "vae", "diffusion", "evaluator"] = "all"  # which part to train
+    out: str = "out"  # folder for checkpoints, logs and the report: out/NAME
+    name: str = ""  # name of the run; empty = the dataset's
+    vae_checkpoint: str = ""  # trained VAE for stage diffusion; empty = the one that stage vae left in the run's folder
+    seed: int = 1234  # seed of weights, order of clips, crops and noise
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    threads: int = 0  # CPU threads per process; 0 = torch's choice
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # autocast type; fp16 (with loss scaling) on GPUs only
+    compile: bool = False  # torch.compile the training step
+    cache_latents: int = 4  # stage diffusion: crops per clip whose posteriors are encoded once; 0 = encode every batch
+    log_every: int = 10  # steps between lines of log.jsonl
+    eval_every: int = 500  # steps between validations (and checks of the sampled latents)
+    save_every: int = 500  # steps between checkpoints
+    sample_every: int = 2000  # steps between sample motions rendered to the player; 0 = at the end only
+
+
+@dataclass
+class EvalConfig:
+    replications: int = 20  # repetitions behind each confidence interval
+    batch_size: int = 32  # group size of R-precision, and motions generated at once
+    diversity_pairs: int = 300  # pairs behind Diversity
+    mm_texts: int = 100  # texts behind MultiModality
+    mm_samples: int = 30  # motions per text
+    mm_pairs: int = 10  # pairs per text
+    split: Literal["train", "val", "test"] = "test"  # clips to evaluate on
+    seed: int = 1234  # seed of everything drawn
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+
+
+@dataclass
+class Config:
+    assets: AssetsConfig = field(default_factory=AssetsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    train_vae: StageConfig = field(default_factory=StageConfig)
+    train_diffusion: StageConfig = field(default_factory=StageConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Changing and checking settings
+
+
+def convert(value, kind, name):
+    """Turn `value` (text from the command line, or a Python literal) into type `kind`; raise SettingError if it is not one."""
+    wrong = SettingError(f"{name} must be {describe(kind)}, got {value!r}.")
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise wrong
+        return value
+    if kind is bool:
+        table = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if str(value).lower() not in table:
+            raise wrong
+        return table[str(value).lower()]
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong
+        return value
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise wrong
+    return kind(number)
+
+
+def describe(kind):
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def set_value(config, key, value):
+    """Set `section.key` of `config` to `value`, checked against the field's type."""
+    section, _, name = key.partition(".")
+    known = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.endswith("." + (name or key))]
+        raise SettingError(f"Unknown setting {key!r}." + (f" Did you mean {near[0]}?" if near else " See --help for all of them."))
+    part = getattr(config, section)
+    setattr(part, name, convert(value, inspect.get_annotations(type(part))[name], key))
+
+
+def pack_path(config):
+    """Where the packed dataset of this config lies: data_root/NAME/NAME.pack."""
+    return os.path.join(config.assets.data_root, config.data.dataset, config.data.dataset + ".pack")
+
+
+def validate(config):
+    """Raise SettingError for combinations that cannot work; return the config."""
+    c = config
+
+    def need(condition, text):
+        if not condition:
+            raise SettingError(text)
+
+    stacks = [("denoiser", c.denoiser, c.denoiser.skip_connect)]
+    if c.vae.arch != "none":
+        stacks.append(("vae", c.vae, c.vae.arch != "actor"))
+        need(c.denoiser.latent_dim == c.vae.latent_dim or c.train.stage == "vae",
+             f"denoiser.latent_dim is {c.denoiser.latent_dim} but vae.latent_dim is {c.vae.latent_dim}; they must be equal.")
+        need(1 <= c.vae.latent_size <= 10, f"vae.latent_size must be 1 to 10, got {c.vae.latent_size}.")
+        need(c.vae.arch != "actor" or c.vae.latent_size == 1, "The ACTOR-style VAE has one latent token; set vae.latent_size=1.")
+        need(c.data.max_frames + 2 * c.vae.latent_size <= c.vae.max_positions,
+             f"vae.max_positions ({c.vae.max_positions}) must hold data.max_frames ({c.data.max_frames}) and 2 x vae.latent_size.")
+    else:
+        need(c.train.stage != "vae", "train.stage is vae, but vae.arch is none: there is no VAE to train.")
+        need(not c.train.cache_latents, "train.cache_latents needs a VAE; set train.cache_latents=0 with vae.arch none.")
+        need(c.data.max_frames + 2 <= c.denoiser.max_positions,
+             f"denoiser.max_positions ({c.denoiser.max_positions}) must hold data.max_frames ({c.data.max_frames}) and two tokens.")
+    for name, part, skips in stacks:
+        need(part.num_layers > 0 and part.num_heads > 0 and part.latent_dim > 0 and part.ff_size > 0,
+             f"{name}: num_layers, num_heads, latent_dim and ff_size must be positive.")
+        need(not skips or part.num_layers % 2 == 1, f"{name}.num_layers must be odd for the skip connections, got {part.num_layers}.")
+        need(part.latent_dim % part.num_heads == 0, f"{name}.num_heads ({part.num_heads}) must divide {name}.latent_dim ({part.latent_dim}).")
+        need(part.latent_dim % 2 == 0, f"{name}.latent_dim must be even, got {part.latent_dim}.")
+        need(0 <= part.dropout < 1 and 0 <= part.attention_dropout < 1, f"{name}.dropout and {name}.attention_dropout must be in 0..1.")
+    need(c.text.width % c.text.heads == 0, f"text.heads ({c.text.heads}) must divide text.width ({c.text.width}).")
+    need(0 <= c.text.word_dropout < 1 and 0 <= c.denoiser.condition_dropout <= 1, "text.word_dropout and denoiser.condition_dropout must be in 0..1.")
+    need(c.text.kind != "scratch" or c.denoiser.condition != "text" or c.denoiser.text_encoded_dim == c.text.width,
+         f"denoiser.text_encoded_dim ({c.denoiser.text_encoded_dim}) must equal text.width ({c.text.width}) for the small text tower.")
+    need(1 <= c.data.min_length < c.data.max_length, f"data.min_length ({c.data.min_length}) must be below data.max_length ({c.data.max_length}).")
+    need(1 <= c.data.unit_length <= c.data.min_length, f"data.unit_length must be 1 to data.min_length, got {c.data.unit_length}.")
+    need(c.data.max_frames % c.data.unit_length == 0, f"data.max_frames ({c.data.max_frames}) must be a multiple of data.unit_length ({c.data.unit_length}).")
+    need(c.data.fps > 0, f"data.fps must be positive, got {c.data.fps}.")
+    d = c.diffusion
+    need(0 < d.beta_start < d.beta_end < 1, f"diffusion.beta_start ({d.beta_start}) and beta_end ({d.beta_end}) must grow within 0..1.")
+    need(1 <= d.num_inference_steps <= d.num_train_timesteps,
+         f"diffusion.num_inference_steps must be 1 to diffusion.num_train_timesteps ({d.num_train_timesteps}), got {d.num_inference_steps}.")
+    need(d.guidance_scale >= 0 and 0 <= d.guidance_rescale <= 1 and 0 <= d.eta <= 1,
+         "diffusion.guidance_scale must not be negative; guidance_rescale and eta must be in 0..1.")
+    for name in ("train_vae", "train_diffusion"):
+        s = getattr(c, name)
+        need(s.steps > 0 and s.batch_size > 0 and s.accumulate > 0 and s.lr > 0 and s.warmup >= 0,
+             f"{name}: steps, batch_size, accumulate and lr must be positive, warmup not negative.")
+        need(s.batch_size % s.accumulate == 0, f"{name}.accumulate ({s.accumulate}) must divide {name}.batch_size ({s.batch_size}).")
+        need(0 <= s.ema < 1 and 0 <= s.beta2 < 1, f"{name}.ema and {name}.beta2 must be in 0..1.")
+    return c
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Config <-> plain data, and the one way files are written
+
+
+def to_dict(config):
+    """Config -> {section: {key: value}}, plain data fit for JSON and for checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data):
+    """Inverse of to_dict, with every key and type checked: a checkpoint of another version is refused, not guessed at."""
+    config = Config()
+    for section, values in data.items():
+        for key, value in values.items():
+            set_value(config, f"{section}.{key}", value)
+    return validate(config)
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """`with atomic_write(path) as f`: the file appears under its name whole, or not at all (an old one stays as it was)."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".", suffix=".part")
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
