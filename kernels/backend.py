@@ -1,0 +1,26 @@
+"""`triton` and `tl` for the kernel files: the real modules where kernels can run, plain stand-ins elsewhere.
+
+Importing Triton costs a third of a second and is impossible on macOS and Windows, so it happens only where a kernel may
+be launched: a GPU is there, or MLD_KERNELS=triton demands the kernels. The stand-ins let the kernel files be imported
+all the same; their torch twins need nothing more.
+"""
+import os
+from types import SimpleNamespace
+
+import torch
+
+MODE = os.environ.get("MLD_KERNELS", "auto")  # auto, triton or torch; fixed for the life of the process
+WHY_NOT = ""  # why Triton cannot be used here; empty when it can
+
+if MODE == "triton" or (MODE == "auto" and torch.cuda.is_available()):
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError as error:  # only absence is survivable: an error in a kernel must always be seen
+        WHY_NOT = f"triton cannot be imported ({error})"
+else:
+    WHY_NOT = "triton was not imported, since there is no GPU" if MODE == "auto" else f"MLD_KERNELS={MODE}"
+if WHY_NOT:
+    triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=object)
+
+INTERPRETED = not WHY_NOT and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # kernels run on the CPU, for tests
