@@ -1,0 +1,126 @@
+"""The motion VAE (paper, section 3.1): T frames -> N latent tokens of width D -> T frames.
+
+    mu, logvar = vae.encode(features, lengths)          # q(z | x^{1:L}), each (B, N, D)
+    z = reparameterize(mu, logvar)                      # mu + sigma * eps
+    features = vae.decode(z, lengths)                   # (B, T, F), zero on padding
+
+Features are normalised, (B, T, F), and zero on padding; lengths (B,) counts each motion's real frames, None means that
+all T are real. Parameters carry their published names, except that the ACTOR-style VAE's mu_token and logvar_token are
+the two rows of global_motion_token, its seqTransEncoder is `encoder`, its seqTransDecoder `decoder`. The published
+latents are laid out (N, B, D).
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from transformer import Positions, Stack, length_mask, zero_padding
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+class MotionVAE(nn.Module):
+    """MLD's VAE, or ACTOR's.
+
+    arch encoder_decoder  frames come out of queries (positions alone) that attend to the latent tokens
+         all_encoder      latent tokens and queries go through one encoder
+         actor            encoder_decoder with sinusoidal positions, no skip connections, no norm at the ends of the stacks
+    """
+
+    def __init__(self, cfg, nfeats):
+        super().__init__()
+        D, actor = cfg.latent_dim, cfg.arch == "actor"
+        if actor and (cfg.latent_size != 1 or cfg.mlp_dist):
+            raise ValueError("The ACTOR-style VAE has one latent token and no mlp_dist; set vae.latent_size=1, vae.mlp_dist=false.")
+        self.latent_size, self.latent_dim, self.nfeats = cfg.latent_size, D, nfeats
+        self.cross = cfg.arch != "all_encoder"
+        self.global_motion_token = nn.Parameter(torch.randn(cfg.latent_size * (1 if cfg.mlp_dist else 2), D))
+        self.skel_embedding = nn.Linear(nfeats, D)
+        learned = cfg.position_embedding == "learned" and not actor
+        self.query_pos_encoder = Positions(cfg.max_positions, D, learned)
+        self.query_pos_decoder = Positions(cfg.max_positions, D, learned)
+        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation, cfg.normalize_before)
+        self.encoder = Stack(*sizes, skip=not actor, final_norm=not actor)
+        self.decoder = Stack(*sizes, skip=not actor, final_norm=not actor, cross=self.cross)
+        self.final_layer = nn.Linear(D, nfeats)
+        self.dist_layer = nn.Linear(D, 2 * D) if cfg.mlp_dist else None
+        if cfg.mlp_dist:
+            nn.init.constant_(self.dist_layer.bias[D:], cfg.logvar_bias)
+
+    def encode(self, features, lengths=None):
+        """features (B, T, F) -> mu, logvar (B, N, D) of the posterior. ValueError for a wrong width or too many frames."""
+        if features.shape[-1] != self.nfeats:
+            raise ValueError(f"The VAE takes {self.nfeats} features per frame, found {features.shape[-1]}.")
+        x = self.skel_embedding(zero_padding(features, lengths))
+        tokens = self.global_motion_token.to(x.dtype).expand(len(x), -1, -1)
+        n = tokens.shape[1]
+        x = self.query_pos_encoder(torch.cat((tokens, x), 1))  # (B, n + T, D)
+        dist = self.encoder(x, None if lengths is None else lengths + n)[:, :n]
+        if self.dist_layer is not None:
+            return self.dist_layer(dist).chunk(2, -1)
+        return dist.chunk(2, 1)
+
+    def decode(self, z, lengths=None, max_length=None):
+        """z (B, N, D) -> features (B, T, F), zero on padding; T is max_length, or the longest of the lengths.
+        ValueError for latents of another shape, or more frames than positions."""
+        if z.dim() != 3 or z.shape[1:] != (self.latent_size, self.latent_dim):
+            raise ValueError(f"The VAE decodes latents of shape (B, {self.latent_size}, {self.latent_dim}), found {tuple(z.shape)}.")
+        if max_length is None:
+            if lengths is None:
+                raise ValueError("decode needs lengths or max_length: a latent does not say how long its motion is.")
+            max_length = int(lengths.max())
+        queries = z.new_zeros(len(z), max_length, self.latent_dim)
+        if self.cross:
+            x = self.decoder(self.query_pos_decoder(queries), lengths, memory=z)
+        else:
+            n = self.latent_size
+            x = self.query_pos_decoder(torch.cat((z, queries), 1))
+            x = self.decoder(x, None if lengths is None else lengths + n)[:, n:]
+        return zero_padding(self.final_layer(x), lengths)
+
+
+def reparameterize(mu, logvar, generator=None):
+    """z = mu + sigma * eps with eps ~ N(0, I), so that gradients reach mu and sigma; any shape. The generator draws eps."""
+    eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+    return mu + (0.5 * logvar).exp() * eps
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loss
+
+
+def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
+    """The VAE's objective (section 3.1): a reconstruction term and a small pull of the posterior to the unit Gaussian,
+
+        L = lambda_rec d(x, x') + lambda_joint d(J(x), J(x')) + lambda_kl KL(N(mu, sigma^2) || N(0, I))
+        KL = 1/2 (mu^2 + sigma^2 - log sigma^2 - 1), the mean over the latent's numbers
+
+    d is smooth-L1 as in the published code, or the squared error that the paper speaks of; J recovers the joints.
+    The published code averages d over padding too, so that a batch's loss depends on how it was padded. Ours is the mean
+    over a clip's own frames, then over clips: a clip weighs the same in any batch, and the mean of two half batches'
+    losses is the whole batch's, on any number of processes.
+
+    features, recon (B, T, F) normalised; mu, logvar (B, N, D); lengths (B,) or None; cfg: VAEConfig;
+    to_joints: normalised features (B, T, F) -> joints (B, T, J, 3) in metres, may be None if lambda_joint is 0.
+    Returns {"loss", "features", "joints", "kl"}, scalars.
+    """
+    distance = F.smooth_l1_loss if cfg.recons_loss == "smooth_l1" else F.mse_loss
+    features = zero_padding(features, lengths)
+    losses = {"features": clip_mean(distance(recon.float(), features, reduction="none"), lengths),
+              "kl": 0.5 * (mu.square() + logvar.exp() - logvar - 1).float().mean()}
+    total = cfg.lambda_rec * losses["features"] + cfg.lambda_kl * losses["kl"]
+    if cfg.lambda_joint:
+        joints = distance(to_joints(recon.float()), to_joints(features), reduction="none").flatten(2)
+        losses["joints"] = clip_mean(joints, lengths)
+        total = total + cfg.lambda_joint * losses["joints"]
+    return {"loss": total, **losses}
+
+
+def clip_mean(error, lengths, per_clip=False):
+    """Mean of error (B, T, *) over each clip's own frames, then (unless per_clip) over the clips."""
+    error = error.flatten(2).mean(2)  # (B, T)
+    if lengths is None:
+        error = error.mean(1)
+    else:
+        error = torch.where(length_mask(lengths, error.shape[1]), error, 0.0).sum(1) / lengths
+    return error if per_clip else error.mean()
