@@ -4,6 +4,7 @@ Importing Triton costs a third of a second and is impossible on macOS and Window
 be launched: a GPU is there, or MLD_KERNELS=triton demands the kernels. The stand-ins let the kernel files be imported
 all the same; their torch twins need nothing more.
 """
+import functools
 import os
 from types import SimpleNamespace
 
@@ -24,3 +25,12 @@ if WHY_NOT:
     triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=object)
 
 INTERPRETED = not WHY_NOT and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # kernels run on the CPU, for tests
+
+
+@functools.lru_cache
+def architecture(device):
+    """What the tiles are chosen for: 80, 90, ... (CUDA's compute capability times 10); 0 for other makes."""
+    if torch.device(device).type != "cuda" or torch.version.cuda is None:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -1,0 +1,43 @@
+"""How big a tile each kernel works on: plain functions, so that a reader sees every choice and a test can compile them all.
+
+No autotuning: a run would start slower, differ from the next, and could pick what no test has compiled. The choices are
+what ptxas keeps in registers (no spill) within a block's shared memory, for sm_80 and sm_90: docs/kernels.md has the table.
+"""
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """One launch's constants: BM queries and BN keys in a tile, warps of 32 threads, software-pipeline stages."""
+    BM: int
+    BN: int
+    warps: int
+    stages: int
+
+
+def power_of_two(n):
+    """The least power of two that is at least n, and 16, the least side of a tensor-core product."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def attention_tiles(Lq, Lk, D, dtype, arch, programs=1, dropout=False):
+    """Tiles for Lq queries and Lk keys of head width D, for `programs` = batch * heads.
+
+    Returns {"forward": Tile, "queries": Tile, "keys": Tile} for the forward and the two backward phases, or with "whole" in
+    place of the two where the one-pass backward fits: 16-bit numbers on sm_90 or later."""
+    BD, length = power_of_two(D), max(Lq, Lk)
+    if dtype == torch.float32:  # exact float32 has no tensor cores: small tiles, the products run on the plain units
+        side = 16 if length <= 16 or BD > 64 else 32
+        forward, backward = Tile(side, side, 4, 2), Tile(16, 16, 4, 2)
+        return {"forward": forward, "queries": backward, "keys": backward}
+    if length <= 16:
+        forward = queries = keys = Tile(16, 16, 1, 2)
+    else:
+        forward, queries, keys = Tile(64, 64 if BD <= 64 else 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64 if BD <= 64 else 32, 4, 2)
+    BN = max(64, power_of_two(Lk))
+    if arch >= 90 and length > 16 and BN * BD <= 256 * 64 and BN <= 256 and (BN == 64 or programs >= 128):
+        # all keys on chip; from 128 keys on a chip of 132 processors needs that many (batch, head) pairs to be busy
+        BM = 16 if BN * BD == 256 * 64 and dropout or BD > 64 else 32
+        return {"forward": forward, "whole": Tile(BM, BN, 4 if BN == 64 else 8, 1)}
+    return {"forward": forward, "queries": queries, "keys": keys}
