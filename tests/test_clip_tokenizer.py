@@ -1,0 +1,64 @@
+"""CLIP's tokenizer: equal to the published one on awkward texts; truncation, batches, decoding, bad input."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from clip_tokenizer import Tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CASES = json.loads((ROOT / "tests" / "golden" / "clip_tokenizer.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer()
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_equal_to_the_published_tokenizer(tokenizer, case):
+    assert tokenizer.encode(case["text"]) == case["ids"]
+    assert tokenizer.decode(case["ids"]) == case["decoded"]
+
+
+def test_vocabulary(tokenizer):
+    assert len(tokenizer) == 49408 and (tokenizer.start, tokenizer.end) == (49406, 49407)
+    assert len(set(tokenizer.tokens)) == 49408 - (len(tokenizer.tokens) - len(tokenizer.number))
+
+
+def test_batches_are_padded_to_the_longest_or_as_asked(tokenizer):
+    ids = tokenizer(["a man jumps", ""])
+    assert ids.tolist() == [[49406, 320, 786, 18911, 49407], [49406, 49407, 0, 0, 0]]
+    assert tokenizer(["a man jumps"], pad_to=77).shape == (1, 77)
+    assert tokenizer([]).shape == (0, 2)
+
+
+def test_truncation_keeps_the_end_token(tokenizer):
+    ids = tokenizer(["word " * 500])
+    assert ids.shape == (1, 77) and ids[0, -1] == tokenizer.end and (ids[0, 1:-1] == tokenizer.encode("word")[0]).all()
+
+
+@pytest.mark.parametrize("text", ["", "   ", "🕺🏽🤸", "他在跳舞", "прыгает вверх", "\x00\x01", "<|endoftext|>", "‍", "&amp;amp;amp;"])
+def test_any_text_is_tokens_and_comes_back_stable(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert all(0 <= i < len(tokenizer) for i in ids)
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+def test_special_tokens_written_out_are_those_tokens(tokenizer):
+    assert tokenizer.encode("a <|endoftext|> b")[1] == tokenizer.end
+
+
+def test_what_is_no_text_is_refused(tokenizer):
+    with pytest.raises(TypeError, match="A prompt must be text, found int"):
+        tokenizer([3])
+    with pytest.raises(TypeError, match="list of prompts"):
+        tokenizer("a man jumps")
+
+
+def test_as_a_program():
+    out = subprocess.run([sys.executable, "clip_tokenizer.py", "a man"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert out.stdout.strip() == "[(320, 'a</w>'), (786, 'man</w>')]"
