@@ -23,8 +23,11 @@ def length_mask(lengths, size):
 
 
 def zero_padding(x, lengths):
-    """x (B, T, F) with exact zeros from lengths[i] on, whatever stood there, NaN included; lengths None leaves x as it is."""
-    return x if lengths is None else torch.where(length_mask(lengths, x.shape[1])[:, :, None], x, 0.0)
+    """x (B, T, ...) with exact zeros from lengths[i] on, whatever stood there, NaN included; lengths None leaves x as it is."""
+    if lengths is None:
+        return x
+    mask = length_mask(lengths, x.shape[1])
+    return torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, 0.0)
 
 
 def sinusoid(positions, dim, shift=0.0):
@@ -59,11 +62,11 @@ class Positions(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of x on itself, or on a memory."""
 
-    def __init__(self, dim, heads, dropout=0.0):
+    def __init__(self, dim, heads, dropout=0.0, one_key_shortcut=True):
         super().__init__()
         if dim % heads:
             raise ValueError(f"{heads} attention heads do not divide the width {dim}.")
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.one_key_shortcut = heads, dropout, one_key_shortcut
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # rows: query, key, value
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
@@ -74,7 +77,7 @@ class Attention(nn.Module):
         """x (B, L, D), memory (B, M, D) or None -> (B, L, D); lengths (B,): how many keys count, from the first one on."""
         B, L, D = x.shape
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        if memory is not None and memory.shape[1] == 1 and lengths is None:
+        if self.one_key_shortcut and memory is not None and memory.shape[1] == 1 and lengths is None:
             # The softmax over a single key is 1, so every query receives the value itself: exact, and free of (B, L) work.
             return self.out_proj(F.linear(memory, weight[2 * D:], bias[2 * D:])).expand(B, L, D)
 
@@ -100,7 +103,8 @@ class Layer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(dim, ff), nn.Linear(ff, dim)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         if cross:
-            self.multihead_attn = Attention(dim, heads, attention_dropout)
+            # pre-norm feeds norm2 to nothing but the query: it would get no gradient, which DDP takes for an error
+            self.multihead_attn = Attention(dim, heads, attention_dropout, one_key_shortcut=not pre_norm)
             self.norm3 = nn.LayerNorm(dim)
 
     def feed_forward(self, x):

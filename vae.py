@@ -79,10 +79,9 @@ class MotionVAE(nn.Module):
         return zero_padding(self.final_layer(x), lengths)
 
 
-def reparameterize(mu, logvar, generator=None):
-    """z = mu + sigma * eps with eps ~ N(0, I), so that gradients reach mu and sigma; any shape. The generator draws eps."""
-    eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
-    return mu + (0.5 * logvar).exp() * eps
+def reparameterize(mu, logvar, eps=None):
+    """z = mu + sigma * eps, eps ~ N(0, I) of the same shape (None draws it), so that gradients reach mu and sigma."""
+    return mu + (0.5 * logvar).exp() * (torch.randn_like(mu) if eps is None else eps)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -106,11 +105,12 @@ def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
     """
     distance = F.smooth_l1_loss if cfg.recons_loss == "smooth_l1" else F.mse_loss
     features = zero_padding(features, lengths)
-    losses = {"features": clip_mean(distance(recon.float(), features, reduction="none"), lengths),
-              "kl": 0.5 * (mu.square() + logvar.exp() - logvar - 1).float().mean()}
+    recon, mu, logvar = (t.to(features.dtype) for t in (recon, mu, logvar))  # the sums in float32, whatever autocast did
+    losses = {"features": clip_mean(distance(recon, features, reduction="none"), lengths),
+              "kl": 0.5 * (mu.square() + logvar.exp() - logvar - 1).mean()}
     total = cfg.lambda_rec * losses["features"] + cfg.lambda_kl * losses["kl"]
     if cfg.lambda_joint:
-        joints = distance(to_joints(recon.float()), to_joints(features), reduction="none").flatten(2)
+        joints = distance(to_joints(recon), to_joints(features), reduction="none").flatten(2)
         losses["joints"] = clip_mean(joints, lengths)
         total = total + cfg.lambda_joint * losses["joints"]
     return {"loss": total, **losses}

@@ -1,0 +1,309 @@
+"""The denoiser, and MLD itself: condition -> latent diffusion -> VAE decoder -> motion.
+
+The denoiser's tokens, in this order (N latent tokens, one time token, L condition tokens; N = L = 1 as published):
+
+| form      | diffusion on | self-attention over                       | cross-attention to | read off          |
+| --------- | ------------ | ----------------------------------------- | ------------------ | ----------------- |
+| trans_enc | latents      | [latent tokens, time, condition] + pos    |                    | the latent tokens |
+| trans_enc | frames       | [time, condition, frames] + pos           |                    | the frames        |
+| trans_dec | either       | [latent tokens, or frames] + pos          | [time, cond.] + pos | all of them      |
+
+    model = MLD(config, text_encoder)
+    features, joints = model.generate(texts=["a man jumps"], lengths=[80], seed=1)
+
+Parameters carry their published names, except the action embedding (emb_proj.action_embedding there, emb_proj.weight
+here) and final_linear, which is ours.
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import motion
+from diffusion import add_noise, draw_noise, guide, make_schedule, sample, training_target
+from transformer import Positions, Stack, sinusoid, zero_padding
+from vae import MotionVAE, clip_mean
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The denoiser
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal embedding of the noise level, then Linear, SiLU, Linear."""
+
+    def __init__(self, dim_in, dim, flip_sin_to_cos=True, freq_shift=0.0):
+        super().__init__()
+        self.dim_in, self.flip, self.shift = dim_in // 2 * 2, flip_sin_to_cos, freq_shift
+        self.linear_1, self.linear_2 = nn.Linear(self.dim_in, dim), nn.Linear(dim, dim)
+
+    def forward(self, timesteps):
+        """timesteps (B,) -> (B, D)"""
+        angles = sinusoid(timesteps, self.dim_in, self.shift)
+        halves = (angles.cos(), angles.sin()) if self.flip else (angles.sin(), angles.cos())
+        return self.linear_2(F.silu(self.linear_1(torch.cat(halves, -1).to(self.linear_1.weight.dtype))))
+
+
+class Denoiser(nn.Module):
+    """epsilon_theta(x_t, t, condition) of the paper's section 3.2: predicts the noise (or x0, or v) in noised latents
+    (B, N, D); with `nfeats`, in noised frames (B, T, nfeats)."""
+
+    def __init__(self, cfg, nfeats=None):
+        super().__init__()
+        D, self.cfg, self.nfeats = cfg.latent_dim, cfg, nfeats
+        # the published width of the time sinusoid is the text's, or the latent's where there is no text
+        self.time_embedding = TimestepEmbedding(cfg.text_encoded_dim if cfg.condition == "text" else D, D, cfg.flip_sin_to_cos, cfg.freq_shift)
+        if cfg.condition == "text":
+            self.emb_proj = nn.Sequential(nn.ReLU(), nn.Linear(cfg.text_encoded_dim, D))
+        elif cfg.condition == "action":
+            if cfg.num_actions < 1:
+                raise ValueError("denoiser.condition is action, but denoiser.num_actions is 0; set it to the dataset's number of actions.")
+            self.emb_proj = nn.Embedding(cfg.num_actions, D)
+            nn.init.xavier_uniform_(self.emb_proj.weight)
+        self.query_pos = Positions(cfg.max_positions, D, cfg.position_embedding == "learned")
+        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation, cfg.normalize_before)
+        if cfg.arch == "trans_dec":
+            self.mem_pos = Positions(cfg.max_positions, D, cfg.position_embedding == "learned")
+            self.decoder = Stack(*sizes, cross=True, skip=cfg.skip_connect)
+        else:  # a plain stack of post-norm layers already ends in a norm, and the published one adds none
+            self.encoder = Stack(*sizes, skip=cfg.skip_connect, final_norm=cfg.skip_connect or cfg.normalize_before)
+        if nfeats:
+            self.pose_embd, self.pose_proj = nn.Linear(nfeats, D), nn.Linear(D, nfeats)
+        self.final_linear = nn.Linear(D, D) if cfg.final_linear and not nfeats else None
+
+    def condition_tokens(self, timesteps, condition, batch):
+        """The time token, and behind it the condition's, (B, 1 + L, D)."""
+        time = self.time_embedding(timesteps.reshape(-1)).expand(batch, -1)[:, None]
+        if self.cfg.condition == "none":
+            return time
+        if self.cfg.condition == "text":
+            return torch.cat((time, self.emb_proj(condition)), 1)
+        action = self.emb_proj(condition.clamp(min=0))  # -1, "no action", is embedded as zero
+        return torch.cat((time, torch.where(condition[:, None] < 0, 0.0, action)[:, None]), 1)
+
+    def forward(self, x_t, timesteps, condition=None, lengths=None):
+        """x_t (B, N, D) latents or (B, T, F) frames; timesteps (B,) or one for all; condition (B, L, E) text embeddings,
+        or (B,) action numbers, -1 for none; lengths (B,) of frames. Returns x_t's shape, padded frames zero.
+        ValueError for latents or frames of another width."""
+        width = self.nfeats or self.cfg.latent_dim
+        if x_t.dim() != 3 or x_t.shape[-1] != width:
+            raise ValueError(f"The denoiser takes (B, {'T' if self.nfeats else 'N'}, {width}), found {tuple(x_t.shape)}.")
+        tokens = self.condition_tokens(timesteps, condition, len(x_t))
+        keys = lengths if self.nfeats and self.cfg.mask_padding else None
+        x = self.pose_embd(zero_padding(x_t, keys)) if self.nfeats else x_t
+        n, c = x.shape[1], tokens.shape[1]
+        if self.cfg.arch == "trans_dec":
+            x = self.decoder(self.query_pos(x), keys, memory=self.mem_pos(tokens))
+        elif self.nfeats:
+            x = self.encoder(self.query_pos(torch.cat((tokens, x), 1)), None if keys is None else keys + c)[:, c:]
+        else:
+            x = self.encoder(self.query_pos(torch.cat((x, tokens), 1)))[:, :n]
+        if self.nfeats:
+            return zero_padding(self.pose_proj(x), lengths)
+        return x if self.final_linear is None else self.final_linear(x)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# MLD
+
+
+class MLD(nn.Module):
+    """Everything between a prompt and a motion. Latents z (B, N, D) are the VAE's; where there is no VAE they are the
+    normalised frames themselves, (B, T, F), and encode_motion and decode_latent refuse.
+
+    config        Config
+    text_encoder  module: list of B strings -> (B, L, E); for denoiser.condition "text"
+    mean, std     (F,) of the training set's features; rest (24, 3): the rest pose of the "smpl" skeleton, in metres
+    """
+
+    def __init__(self, config, text_encoder=None, mean=None, std=None, rest=None):
+        super().__init__()
+        self.config, nfeats = config, config.data.nfeats
+        self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
+        self.denoiser = Denoiser(config.denoiser, None if self.vae else nfeats)
+        self.text_encoder = text_encoder
+        d = config.diffusion
+        self.schedule = make_schedule(d.beta_schedule, d.num_train_timesteps, d.beta_start, d.beta_end, d.prediction_type)
+
+        def buffer(name, value, default):
+            self.register_buffer(name, default if value is None else torch.as_tensor(value, dtype=torch.float32).clone())
+
+        buffer("mean", mean, torch.zeros(nfeats))
+        buffer("std", std, torch.ones(nfeats))
+        if config.data.skeleton == "smpl":
+            buffer("rest", rest, torch.zeros(24, 3))
+        if config.denoiser.normalize_latents:  # set by train.py, from the training set's latents
+            buffer("latent_mean", None, torch.zeros(config.vae.latent_size, config.vae.latent_dim))
+            buffer("latent_std", None, torch.ones(config.vae.latent_size, config.vae.latent_dim))
+
+    # --- motion <-> latents ---
+
+    @property
+    def max_frames(self):
+        """The longest motion that the position tables have rows for."""
+        if self.vae is None:
+            return self.config.denoiser.max_positions - 2
+        return self.config.vae.max_positions - 2 * self.config.vae.latent_size
+
+    def check_lengths(self, lengths, count=None, limit=None):
+        """Lengths, a list or tensor of ints -> (B,) int64 on the model's device; ValueError for any that cannot be."""
+        lengths, limit = torch.as_tensor(lengths), min(self.max_frames, limit or self.max_frames)
+        if lengths.dim() != 1 or not len(lengths) or lengths.is_floating_point() or count not in (None, len(lengths)):
+            raise ValueError(f"lengths must be {count or ''} whole numbers of frames, one per motion, found {lengths.tolist()}.")
+        for n in lengths.tolist():
+            if not 1 <= n <= limit:
+                raise ValueError(f"A motion must have 1 to {limit} frames here, found {n} (the position tables hold {self.max_frames}).")
+        return lengths.to(self.mean.device, torch.int64)
+
+    def to_joints(self, features):
+        """Normalised features (..., T, F) -> joints (..., T, J, 3) in metres. Differentiable: it sits in the VAE's loss."""
+        features = features * self.std + self.mean
+        if self.config.data.skeleton in motion.SKELETONS:
+            skeleton = motion.SKELETONS[self.config.data.skeleton]
+            return motion.features_to_joints(features, skeleton) * skeleton.unit
+        if not (torch.compiler.is_compiling() or self.rest.any()):
+            raise ValueError("The smpl skeleton's features are rotations: joints need a rest pose (24, 3); give MLD `rest`, from the pack or the SMPL model.")
+        rows = features.unflatten(-1, (25, 6))  # 24 rotations and the root's place
+        rotations = motion.matrix_from_6d(rows[..., :24, :]).mT  # ACTOR's six numbers are rows of the matrix
+        offsets = self.rest - self.rest[[max(p, 0) for p in motion.SMPL_PARENTS]]
+        return motion.forward_kinematics(rotations, rows[..., 24, :3], offsets, motion.SMPL_PARENTS)
+
+    def finish(self, features, lengths):
+        """Normalised features (B, T, F) -> features as they were before, and joints; zero on padding."""
+        return zero_padding(features * self.std + self.mean, lengths), zero_padding(self.to_joints(features), lengths)
+
+    @torch.inference_mode()
+    def encode_motion(self, features, lengths=None):
+        """Features (B, T, F), not normalised -> the posterior's mean, z (B, N, D)."""
+        self.need_vae()
+        if features.shape[-1] != len(self.mean):
+            raise ValueError(f"This model takes {len(self.mean)} features per frame, found {features.shape[-1]}.")
+        if lengths is not None:
+            lengths = self.check_lengths(lengths, len(features), features.shape[1])
+        return self.vae.encode((features.to(self.mean) - self.mean) / self.std, lengths)[0]
+
+    @torch.inference_mode()
+    def decode_latent(self, z, lengths):
+        """z (B, N, D) and B lengths -> features (B, T, F), not normalised, and joints (B, T, J, 3) in metres; T is the
+        longest length, and both are zero behind each motion's own."""
+        self.need_vae()
+        lengths = self.check_lengths(lengths, len(z))
+        T, lengths = int(lengths.max()), None if len(lengths.unique()) == 1 else lengths
+        return self.finish(self.vae.decode(z, lengths, T), lengths)
+
+    @staticmethod
+    def interpolate(z_a, z_b, n):
+        """n latents on the line from z_a (N, D) to z_b, both ends included -> (n, N, D). A line, not a great circle: the
+        KL weight is far too small to put the latents on a sphere."""
+        weights = torch.linspace(0, 1, n, device=z_a.device, dtype=z_a.dtype)
+        return torch.lerp(z_a, z_b, weights.view(-1, 1, 1))
+
+    def need_vae(self):
+        if self.vae is None:
+            raise ValueError("This model diffuses frames and has no VAE (vae.arch is none), so there are no latents to encode or decode.")
+
+    # --- conditions ---
+
+    def conditions(self, texts, actions, count):
+        """What the denoiser takes, with and without the condition: (B, L, E) embeddings of the texts and of the empty text,
+        or (B,) action numbers and -1, or None twice. Neither texts nor actions: both are "without". ValueError for what
+        this model does not know."""
+        kind, device = self.config.denoiser.condition, self.mean.device
+        if texts is not None and kind != "text" or actions is not None and kind != "action":
+            raise ValueError(f"This model takes {'texts' if kind == 'text' else 'actions' if kind == 'action' else 'no condition'}, "
+                             f"but was given {'texts' if texts is not None else 'actions'}.")
+        given = texts if kind == "text" else actions
+        if isinstance(given, str) or given is not None and len(given) != count:
+            raise ValueError(f"Expected a list of {count} {kind}s, one per motion, found {given!r}.")
+        if kind == "none":
+            return None, None
+        if kind == "action":
+            uncond = torch.full((count,), -1, device=device)
+            actions = uncond if actions is None else torch.as_tensor(actions, device=device)
+            return actions, uncond
+        if self.text_encoder is None:
+            raise ValueError("This model takes texts, but has no text encoder; give MLD a text_encoder.")
+        texts = [""] * count if texts is None else list(texts)
+        unique = {text: i for i, text in enumerate(dict.fromkeys([*texts, ""]))}
+        table = self.text_encoder(list(unique))
+        return table[[unique[text] for text in texts]], table[unique[""]].expand(count, -1, -1)
+
+    # --- generation ---
+
+    @torch.inference_mode()
+    def generate(self, texts=None, actions=None, *, lengths, guidance_scale=None, guidance_rescale=None, sampler=None,
+                 num_inference_steps=None, eta=None, seed=None, x_T=None, callback=None, progress=False):
+        """Motions for B texts or B action numbers (or neither: unconditional), of B lengths in frames.
+
+        guidance_scale ... eta  as in DiffusionConfig, which has their defaults; 1 = without guidance, 0 = without condition
+        seed      whole number s: motion i draws all its noise from its own generator, seeded s + i, so that it comes out the
+                  same alone and in any batch; or a list of B; None = torch's global generator
+        x_T       the noise to start from, (B, N, D) or, without a VAE, (B, T, F); callback, progress: see diffusion.sample
+        Returns features (B, T, F), not normalised, and joints (B, T, J, 3) in metres, zero behind each motion's length.
+        ValueError for lengths, texts, actions or settings that cannot be.
+        """
+        if self.denoiser.training or self.vae and self.vae.training:
+            raise ValueError("generate would run with dropout; call model.eval() first.")
+        d, c = self.config.diffusion, self.config.denoiser
+        lengths = self.check_lengths(lengths)
+        B, T, device = len(lengths), int(lengths.max()), self.mean.device
+        cond, uncond = self.conditions(texts, actions, B)
+        if c.condition == "action" and actions is not None and (cond.is_floating_point() or not 0 <= cond.min() <= cond.max() < c.num_actions):
+            raise ValueError(f"Unknown action: this model knows the actions 0 to {c.num_actions - 1}, found {cond.tolist()}.")
+
+        def setting(name, value):
+            return getattr(d, name) if value is None else value
+
+        scale, rescale = setting("guidance_scale", guidance_scale), setting("guidance_rescale", guidance_rescale)
+        if cond is None or (texts is None and actions is None):
+            scale = 1.0
+        generator = None
+        if seed is not None:
+            seeds = [seed + i for i in range(B)] if isinstance(seed, int) else seed
+            generator = [torch.Generator().manual_seed(s) for s in seeds]
+        ragged = None if len(lengths.unique()) == 1 else lengths
+        frames = None if self.vae else lengths.cpu()  # how many rows of noise each sample draws
+        shape = (B, self.config.vae.latent_size, c.latent_dim) if self.vae else (B, T, len(self.mean))
+        if x_T is None:
+            x_T = draw_noise(shape, generator, device, self.mean.dtype, frames)
+        elif x_T.shape != shape:
+            raise ValueError(f"x_T must have shape {shape}, found {tuple(x_T.shape)}.")
+
+        if scale in (0, 1):
+            def denoise(x, t):
+                return self.denoiser(x, t, cond if scale else uncond, ragged)
+        else:  # with and without the condition in one pass
+            both, twice = torch.cat((uncond, cond)), None if ragged is None else ragged.repeat(2)
+
+            def denoise(x, t):
+                without, having = self.denoiser(x.repeat(2, 1, 1), t.repeat(2), both, twice).chunk(2)
+                return guide(without, having, scale, rescale, frames)
+        x = sample(denoise, x_T.to(device), self.schedule, setting("sampler", sampler), setting("num_inference_steps", num_inference_steps),
+                   setting("eta", eta), d.clip_sample, generator, frames, callback, progress)
+        if self.vae:
+            x = x * self.latent_std + self.latent_mean if c.normalize_latents else x
+            x = self.vae.decode(x, ragged, T)
+        return self.finish(x, ragged)
+
+    # --- training ---
+
+    def diffusion_loss(self, x0, lengths=None, texts=None, actions=None, t=None, eps=None, dropped=None):
+        """The denoiser's loss (section 3.2): |output - target|^2, target eps, x0 or v, at a level t per sample; the
+        condition is dropped for some samples, so that one network learns both sides of guidance.
+
+        x0 (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F) with their lengths; actions of -1 are
+        unknown; t (B,) int64, eps like x0, dropped (B,) bool: drawn here where None, from torch's global generator.
+        Returns {"loss": scalar, "error": (B,) each sample's loss, without gradient}; over frames a clip's mean is over its own.
+        """
+        c, B, device = self.config.denoiser, len(x0), x0.device
+        lengths = None if self.vae else lengths
+        if c.normalize_latents:
+            x0 = (x0 - self.latent_mean) / self.latent_std
+        t = torch.randint(len(self.schedule), (B,), device=device) if t is None else t
+        eps = torch.randn_like(x0) if eps is None else eps
+        cond, uncond = self.conditions(texts, actions, B)
+        if cond is not None:
+            dropped = torch.rand(B, device=device) < c.condition_dropout if dropped is None else dropped
+            cond = torch.where(dropped.view(-1, *[1] * (cond.dim() - 1)), uncond, cond)
+        output = self.denoiser(add_noise(self.schedule, x0, eps, t), t, cond, lengths)
+        error = output.to(x0.dtype) - training_target(self.schedule, x0, eps, t)
+        error = clip_mean(error.square(), lengths, per_clip=True)
+        return {"loss": error.mean(), "error": error.detach()}

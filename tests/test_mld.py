@@ -1,0 +1,394 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import motion
+from config import Config, DenoiserConfig
+from conftest import GOLDEN
+from mld import MLD, Denoiser
+from test_vae import check_gradients, published_weights, relative
+
+TINY = {"latent_dim": 8, "ff_size": 12, "num_layers": 3, "num_heads": 2, "max_positions": 64}
+LENGTHS = [20, 13, 1]
+
+
+class Words(torch.nn.Module):
+    """A stand-in for the text encoder: each text its own random embedding."""
+
+    def __init__(self, table=None, width=6, tokens=1):
+        super().__init__()
+        self.table, self.width, self.tokens, self.calls = table or {}, width, tokens, []
+
+    def forward(self, texts):
+        self.calls.append(texts)
+        for text in texts:
+            seed = torch.Generator().manual_seed(sum(map(ord, text)))
+            self.table.setdefault(text, torch.randn(self.tokens, self.width, generator=seed))
+        return torch.stack([self.table[text] for text in texts])
+
+
+def settings(**values):
+    config = Config()
+    for part in (config.vae, config.denoiser):
+        for key, value in TINY.items():
+            setattr(part, key, value)
+    config.denoiser.text_encoded_dim, config.diffusion.num_inference_steps = 6, 5
+    for key, value in values.items():
+        section, name = key.split("__")
+        assert hasattr(getattr(config, section), name)
+        setattr(getattr(config, section), name, value)
+    return config
+
+
+def make(config=None, **values):
+    torch.manual_seed(0)
+    config = config or settings(**values)
+    mean, std = torch.randn(config.data.nfeats) * 0.1, torch.rand(config.data.nfeats) * 0.1 + 0.05
+    model = MLD(config, Words(width=config.denoiser.text_encoded_dim), mean, std,
+                torch.randn(24, 3) if config.data.skeleton == "smpl" else None).eval()
+    if config.denoiser.normalize_latents:
+        model.latent_mean.copy_(torch.randn(model.latent_mean.shape))
+        model.latent_std.copy_(torch.rand(model.latent_std.shape) + 0.5)
+    return model
+
+
+NOVAE = dict(vae__arch="none", denoiser__skip_connect=False, diffusion__sampler="ddpm")
+MODELS = [dict(), dict(vae__latent_size=3, denoiser__normalize_latents=True, denoiser__final_linear=True, diffusion__eta=1.0),
+          dict(denoiser__condition="action", denoiser__num_actions=4, diffusion__sampler="ddpm", vae__arch="actor", data__skeleton="smpl"),
+          dict(denoiser__condition="none", vae__arch="all_encoder", denoiser__arch="trans_dec", diffusion__sampler="dpm++"),
+          NOVAE | dict(denoiser__arch="trans_dec"), NOVAE | dict(denoiser__arch="trans_enc", denoiser__skip_connect=True)]
+
+
+def condition(model, count=3):
+    if model.config.denoiser.condition == "text":
+        return {"texts": ["walk", "jump", "🕺 dance"][:count]}
+    return {"actions": [1, 0, 3][:count]} if model.config.denoiser.condition == "action" else {}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The published networks
+
+
+@pytest.mark.parametrize("name", ["text", "text_latent4", "text_noskip", "text_dec", "action", "novae_trans_enc", "novae_trans_dec"])
+def test_equals_the_published_denoiser(name):
+    arrays = np.load(GOLDEN / f"denoiser_{name}.npz")
+    meta = json.loads(str(arrays["meta"]))
+    meta["num_actions"] = meta.pop("nclasses", 0)
+    known = {k: v for k, v in meta.items() if hasattr(DenoiserConfig, k)}
+    state = published_weights(arrays)
+    if meta["arch"] == "trans_enc":
+        state.pop("mem_pos.pe")  # a table that this form never reads
+    else:
+        known["skip_connect"] = False  # the published decoder form has none, whatever its setting says
+    if "emb_proj.action_embedding" in state:
+        state["emb_proj.weight"] = state.pop("emb_proj.action_embedding")
+    denoiser = Denoiser(DenoiserConfig(max_positions=64, mask_padding=False, **known), meta.get("nfeats")).eval()
+    denoiser.load_state_dict(state)
+
+    given = torch.from_numpy(arrays["condition"])
+    if name == "action":
+        given = given[:, 0].long()
+        given[:2] = -1  # the unconditional half
+    lengths = torch.from_numpy(arrays["lengths"]) if "lengths" in arrays else None
+    with torch.inference_mode():
+        output = denoiser(torch.from_numpy(arrays["sample"]), torch.from_numpy(arrays["timesteps"]), given, lengths)
+    assert relative(output, torch.from_numpy(arrays["output"])) < 1e-5
+
+
+def test_equals_the_published_pipeline():
+    arrays = np.load(GOLDEN / "pipeline_ddim50_cfg7.5.npz")
+    state = {k: v[:, 0] if k.endswith(".pe") else v for k, v in ((k[6:], torch.from_numpy(v)) for k, v in arrays.items() if k.startswith("state/"))}
+    state.pop("denoiser.mem_pos.pe")
+    config = Config()
+    for part in (config.vae, config.denoiser):
+        part.latent_dim, part.ff_size, part.num_layers, part.num_heads, part.max_positions = 32, 64, 5, 4, 64
+    config.denoiser.text_encoded_dim = 48
+    embeddings = torch.from_numpy(arrays["embeddings_uncond_then_cond"])
+    model = MLD(config, Words({"": embeddings[0], "a": embeddings[3], "b": embeddings[4], "c": embeddings[5]})).eval()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert sorted(missing) == ["mean", "std"] and not unexpected
+    trajectory = []
+    features, joints = model.generate(["a", "b", "c"], lengths=arrays["lengths"].tolist(), x_T=torch.from_numpy(arrays["noise"]),
+                                      callback=lambda i, t, x, x0: trajectory.append((t, x)))
+    assert [t for t, _ in trajectory] == arrays["timesteps"].tolist()
+    assert torch.equal(embeddings[0], embeddings[2])  # one empty text for the whole batch, then
+    for i in (0, 1, 10, 30, 49):
+        assert relative(trajectory[i][1], torch.from_numpy(arrays["latent_trajectory"][i])) < 1e-4
+    assert relative(features, torch.from_numpy(arrays["features"])) < 1e-4
+    assert joints.shape == (3, 40, 22, 3)
+
+
+def test_size_of_the_published_denoiser(shared):
+    ours = {k: list(v.shape) for k, v in Denoiser(DenoiserConfig()).state_dict().items()}
+    published = json.loads((shared / "golden" / "official_checkpoint_keys.json").read_text())["hub_denoiser_humanml3d"]
+    assert sum(np.prod(shape) for shape in published.values()) == 8_349_184
+    assert published.pop("mem_pos.pe") == [500, 1, 256]  # 0.13 M of the published 8.35 M are a table that is never read
+    assert ours.keys() == published.keys() and all(ours[k] == [n for n in published[k] if n != 1] for k in ours)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The denoiser
+
+
+DENOISERS = [dict(), dict(condition="action", num_actions=4, skip_connect=False), dict(condition="none", final_linear=True),
+             dict(arch="trans_dec", skip_connect=True, normalize_before=True), dict(arch="trans_dec", condition="none"),
+             dict(skip_connect=False, normalize_before=True, position_embedding="sine")]
+
+
+def tiny_denoiser(nfeats=None, **values):
+    torch.manual_seed(0)
+    return Denoiser(DenoiserConfig(**TINY | {"text_encoded_dim": 6} | values), nfeats).eval()
+
+
+def denoiser_inputs(denoiser, dtype=torch.float32, T=5):
+    x = torch.randn(2, T if denoiser.nfeats else 2, denoiser.nfeats or 8, dtype=dtype)
+    given = {"text": torch.randn(2, 3, 6, dtype=dtype), "action": torch.tensor([2, -1]), "none": None}[denoiser.cfg.condition]
+    return x, torch.tensor([3, 900]), given
+
+
+@pytest.mark.parametrize("nfeats", [None, 7])
+@pytest.mark.parametrize("values", DENOISERS, ids=str)
+def test_gradients_match_finite_differences(values, nfeats):
+    denoiser = tiny_denoiser(nfeats, **values).double()
+    x, t, given = denoiser_inputs(denoiser, torch.float64)
+    lengths = torch.tensor([5, 2]) if nfeats else None
+    target = torch.randn_like(x)
+    # float32 inside the time sinusoid is a constant to every parameter
+    check_gradients(lambda: (denoiser(x, t, given, lengths) - target).square().mean(), denoiser.named_parameters())
+
+
+@pytest.mark.parametrize("arch", ["trans_enc", "trans_dec"])
+def test_frames_behind_a_length_are_no_keys(arch):
+    denoiser = tiny_denoiser(7, arch=arch)
+    x, t, given = denoiser_inputs(denoiser, T=9)
+    lengths = torch.tensor([9, 4])
+    y = denoiser(x, t, given, lengths)
+    x[1, 4:] = torch.nan
+    assert torch.equal(denoiser(x, t, given, lengths), y) and not y[1, 4:].any()
+    torch.testing.assert_close(denoiser(x[1:, :4], t[1:], given[1:])[0], y[1, :4], rtol=1e-5, atol=1e-5)
+
+
+def test_one_level_for_all_or_one_each():
+    denoiser = tiny_denoiser()
+    x, t, given = denoiser_inputs(denoiser)
+    torch.testing.assert_close(denoiser(x, torch.tensor(7), given), denoiser(x, torch.tensor([7, 7]), given))
+    assert (denoiser(x, t, given) - denoiser(x, torch.tensor(7), given)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("nfeats", [None, 7])
+def test_compiles_without_graph_breaks(nfeats):
+    """torch.compile of the denoiser, on the CPU; over frames at two lengths. Slow."""
+    denoiser = tiny_denoiser(nfeats, arch="trans_enc")
+    torch.compiler.reset()
+    compiled = torch.compile(denoiser, fullgraph=True, dynamic=True)
+    with torch.inference_mode():
+        for T in (5, 9):
+            x, t, given = denoiser_inputs(denoiser, T=T)
+            lengths = torch.tensor([T, 3]) if nfeats else None
+            torch.testing.assert_close(compiled(x, t, given, lengths), denoiser(x, t, given, lengths), rtol=1e-4, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Generation
+
+
+@pytest.mark.parametrize("values", MODELS, ids=str)
+def test_a_motion_is_the_same_alone_and_in_a_batch(values):
+    model = make(**values)
+    features, joints = model.generate(**condition(model), lengths=LENGTHS, seed=5, guidance_scale=2.0)
+    assert features.shape == (3, 20, model.config.data.nfeats) and joints.shape == (3, 20, 24 if values.get("data__skeleton") else 22, 3)
+    assert features.isfinite().all() and joints.isfinite().all()
+    for i, n in enumerate(LENGTHS):
+        one = {key: [value[i]] for key, value in condition(model).items()}
+        alone, alone_joints = model.generate(**one, lengths=[n], seed=5 + i, guidance_scale=2.0)
+        assert relative(features[i, :n], alone[0]) < 1e-5 and relative(joints[i, :n], alone_joints[0]) < 1e-5
+        assert not features[i, n:].any() and not joints[i, n:].any()
+    assert (features[0, 0] - features[1, 0]).abs().max() > 1e-4
+
+
+def test_joints_are_those_of_the_features():
+    model = make()
+    features, joints = model.generate(["walk"], lengths=[20], seed=0)
+    torch.testing.assert_close(joints, motion.features_to_joints(features, motion.T2M))
+    kit = make(data__skeleton="kit")
+    features, joints = kit.generate(["walk"], lengths=[20], seed=0)
+    torch.testing.assert_close(joints, motion.features_to_joints(features, motion.KIT) / 1000)
+
+
+def test_smpl_joints_stand_on_the_rest_pose():
+    model = make(**MODELS[2])
+    still = torch.zeros(1, 2, 150)
+    still[..., :144] = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(24)
+    still[..., 144:147] = torch.tensor([1.0, 2.0, 3.0])
+    joints = model.to_joints((still - model.mean) / model.std)
+    expected = model.rest - model.rest[0] + torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(joints[0, 1], expected)
+
+
+def test_seeds():
+    model = make()
+    run = lambda **named: model.generate(["walk", "walk"], lengths=[10, 10], **named)[0]  # noqa: E731
+    assert torch.equal(run(seed=3), run(seed=3)) and torch.equal(run(seed=3), run(seed=[3, 4]))
+    assert not torch.equal(run(seed=3)[0], run(seed=3)[1]) and torch.equal(run(seed=[3, 3])[0], run(seed=[3, 3])[1])
+    torch.manual_seed(1)
+    first = run()
+    torch.manual_seed(1)
+    assert torch.equal(first, run()) and not torch.equal(first, run())
+
+
+def test_guidance_scales():
+    model = make()
+    run = lambda **named: model.generate(lengths=[10, 10], seed=0, **named)[0]  # noqa: E731
+    texts = ["walk", "jump"]
+    torch.testing.assert_close(run(texts=texts, guidance_scale=0), run())  # 0: the condition plays no part
+    nearly = run(texts=texts, guidance_scale=1 + 1e-6)
+    torch.testing.assert_close(run(texts=texts, guidance_scale=1), nearly, rtol=1e-4, atol=1e-4)
+    assert (run(texts=texts, guidance_scale=7.5) - nearly).abs().max() > 1e-3
+    assert torch.equal(run(texts=texts), run(texts=texts, guidance_scale=7.5))
+    rescaled = run(texts=texts, guidance_scale=7.5, guidance_rescale=0.7)
+    assert rescaled.isfinite().all() and not torch.equal(rescaled, run(texts=texts))
+    batches = []
+    model.denoiser.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    for scale, rows in ((7.5, 4), (1, 2), (0, 2)):
+        batches.clear()
+        run(texts=texts, guidance_scale=scale)
+        assert batches == [rows] * 5
+
+
+def test_each_text_is_encoded_once():
+    model = make()
+    model.generate(["walk", "jump", "walk", ""], lengths=[5] * 4)
+    assert model.text_encoder.calls == [["walk", "jump", ""]]
+
+
+def test_encode_decode_and_interpolate():
+    model = make(vae__latent_size=2)
+    features = torch.randn(3, 20, 263)
+    for i, n in enumerate(LENGTHS):
+        features[i, n:] = torch.nan
+    z = model.encode_motion(features, LENGTHS)
+    for i, n in enumerate(LENGTHS):
+        torch.testing.assert_close(model.encode_motion(features[i:i + 1, :n])[0], z[i], rtol=1e-5, atol=1e-5)
+    decoded, joints = model.decode_latent(z, LENGTHS)
+    assert decoded.shape == (3, 20, 263) and joints.shape == (3, 20, 22, 3) and joints.isfinite().all()
+    alone, _ = model.decode_latent(z[1:2], [13])
+    torch.testing.assert_close(decoded[1, :13], alone[0], rtol=1e-5, atol=1e-5)
+    path = model.interpolate(z[0], z[1], 5)
+    assert path.shape == (5, 2, 8) and torch.equal(path[0], z[0])
+    torch.testing.assert_close(path[4], z[1])
+    torch.testing.assert_close(path[2], (z[0] + z[1]) / 2)
+    assert model.decode_latent(path, [10] * 5)[0].shape == (5, 10, 263)
+
+
+def test_normalised_latents_come_back_as_the_vaes():
+    """A denoiser that always answers x0 = 0 stands for the mean latent."""
+    model = make(denoiser__normalize_latents=True, denoiser__final_linear=True, diffusion__prediction_type="sample")
+    torch.nn.init.zeros_(model.denoiser.final_linear.weight)
+    torch.nn.init.zeros_(model.denoiser.final_linear.bias)
+    features, _ = model.generate(["walk"], lengths=[10], sampler="ddpm", seed=0)
+    torch.testing.assert_close(features, model.decode_latent(model.latent_mean[None], [10])[0])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("values", MODELS, ids=str)
+def test_loss_of_a_batch_is_the_mean_of_its_clips(values, prediction_type):
+    model = make(**values | dict(diffusion__prediction_type=prediction_type))
+    frames = model.vae is None
+    x0 = torch.randn(3, 20, 263) if frames else torch.randn(3, model.config.vae.latent_size, 8)
+    t, eps, dropped = torch.tensor([3, 500, 999]), torch.randn_like(x0), torch.tensor([False, True, False])
+    batch = dict(lengths=torch.tensor(LENGTHS), t=t, eps=eps, dropped=dropped, **condition(model))
+    loss = model.diffusion_loss(x0, **batch)
+    for i, n in enumerate(LENGTHS):
+        one = {key: value[i:i + 1] for key, value in batch.items()}
+        n = n if frames else None
+        one["eps"], one["lengths"] = one["eps"][:, :n], None
+        torch.testing.assert_close(loss["error"][i], model.diffusion_loss(x0[i:i + 1, :n], **one)["loss"].detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss["loss"].detach(), loss["error"].mean())
+    if frames:
+        x0[1, 13:] = torch.nan
+        torch.testing.assert_close(model.diffusion_loss(x0, **batch)["loss"], loss["loss"], rtol=0, atol=0)
+
+
+def test_dropped_conditions():
+    model = make()
+    x0, t = torch.randn(2, 1, 8), torch.tensor([10, 10])
+    eps = torch.randn_like(x0)
+    run = lambda texts, *dropped: model.diffusion_loss(x0, texts=texts, t=t, eps=eps, dropped=torch.tensor(dropped))["error"]  # noqa: E731
+    kept, empty = run(["walk", "jump"], False, False), run(["", ""], False, False)
+    torch.testing.assert_close(run(["walk", "jump"], False, True), torch.stack((kept[0], empty[1])))
+    assert (kept - empty).abs().min() > 1e-5
+    action = make(**MODELS[2])
+    assert action.diffusion_loss(x0, actions=torch.tensor([2, -1]))["loss"].isfinite()  # unlabelled clips train the unconditional side
+
+
+def test_share_of_dropped_conditions():
+    model = make(denoiser__condition="action", denoiser__num_actions=4, denoiser__condition_dropout=0.25)
+    seen = []
+    model.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    model.diffusion_loss(torch.randn(4000, 1, 8), actions=torch.ones(4000, dtype=torch.int64))
+    assert abs((seen[0] == -1).float().mean() - 0.25) < 0.03
+
+
+@pytest.mark.parametrize("values", MODELS, ids=str)
+def test_every_parameter_of_the_denoiser_learns(values):
+    model = make(**values).train()
+    x0 = torch.randn(3, 20, 263) if model.vae is None else torch.randn(3, model.config.vae.latent_size, 8)
+    model.diffusion_loss(x0, lengths=torch.tensor(LENGTHS), **condition(model))["loss"].backward()
+    assert all(p.grad is not None for p in model.denoiser.parameters())
+    assert model.vae is None or all(p.grad is None for p in model.vae.parameters())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What cannot be
+
+
+@pytest.mark.parametrize("values, arguments, message", [
+    (dict(), dict(texts=["walk"], lengths=[0]), "1 to 62 frames here, found 0"),
+    (dict(), dict(texts=["walk"], lengths=[-3]), "1 to 62 frames here, found -3"),
+    (dict(), dict(texts=["walk"], lengths=[63]), "1 to 62 frames here, found 63"),
+    (dict(), dict(texts=["walk"], lengths=[2.5]), "whole numbers of frames"),
+    (dict(), dict(texts=["walk"], lengths=[]), "whole numbers of frames"),
+    (dict(), dict(texts=["walk"], lengths=5), "whole numbers of frames"),
+    (dict(), dict(texts=["walk"], lengths=[5, 6]), "list of 2 texts"),
+    (dict(), dict(texts="walk", lengths=[5, 6, 7, 8]), "list of 4 texts"),
+    (dict(), dict(actions=[0], lengths=[5]), "takes texts, but was given actions"),
+    (MODELS[2], dict(texts=["walk"], lengths=[5]), "takes actions, but was given texts"),
+    (MODELS[2], dict(actions=[4], lengths=[5]), r"Unknown action: this model knows the actions 0 to 3, found \[4\]"),
+    (MODELS[2], dict(actions=[1, -1], lengths=[5, 5]), "Unknown action"),
+    (MODELS[2], dict(actions=[0.5], lengths=[5]), "Unknown action"),
+    (MODELS[3], dict(texts=["walk"], lengths=[5]), "takes no condition, but was given texts"),
+    (dict(), dict(texts=["walk"], lengths=[5], guidance_scale=-1), "guidance_scale must be"),
+    (dict(), dict(texts=["walk"], lengths=[5], guidance_scale=float("nan")), "guidance_scale must be"),
+    (dict(), dict(texts=["walk"], lengths=[5], num_inference_steps=0), "num_inference_steps must be"),
+    (dict(), dict(texts=["walk"], lengths=[5], sampler="ddmi"), "sampler must be one of"),
+    (dict(), dict(texts=["walk"], lengths=[5], seed=[1, 2]), "one per sample"),
+    (dict(), dict(texts=["walk"], lengths=[5], x_T=torch.zeros(1, 1, 9)), r"x_T must have shape \(1, 1, 8\), found \(1, 1, 9\)"),
+])
+def test_refusals_of_generate(values, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**values).generate(**arguments)
+
+
+@pytest.mark.parametrize("values, call, message", [
+    (dict(), lambda m: m.decode_latent(torch.zeros(1, 1, 9), [5]), r"latents of shape \(B, 1, 8\), found \(1, 1, 9\)"),
+    (dict(), lambda m: m.decode_latent(torch.zeros(1, 1, 8), [63]), "found 63"),
+    (dict(), lambda m: m.encode_motion(torch.zeros(1, 5, 262)), "takes 263 features per frame, found 262"),
+    (dict(), lambda m: m.encode_motion(torch.zeros(1, 5, 263), [6]), "1 to 5 frames here, found 6"),
+    (dict(), lambda m: m.denoiser(torch.zeros(1, 1, 9), torch.tensor(0), torch.zeros(1, 1, 6)), r"\(B, N, 8\), found \(1, 1, 9\)"),
+    (MODELS[4], lambda m: m.denoiser(torch.zeros(1, 1, 8), torch.tensor(0), torch.zeros(1, 1, 6)), r"\(B, T, 263\), found \(1, 1, 8\)"),
+    (MODELS[4], lambda m: m.encode_motion(torch.zeros(1, 5, 263)), "has no VAE"),
+    (MODELS[4], lambda m: m.decode_latent(torch.zeros(1, 1, 8), [5]), "has no VAE"),
+    (dict(), lambda m: m.train().generate(["walk"], lengths=[5]), "model.eval"),
+    (dict(), lambda m: MLD(m.config).eval().generate(["walk"], lengths=[5]), "has no text encoder"),
+    (MODELS[2], lambda m: MLD(m.config).to_joints(torch.zeros(1, 2, 150)), "need a rest pose"),
+    (dict(), lambda m: Denoiser(DenoiserConfig(condition="action")), "num_actions is 0"),
+])
+def test_refusals(values, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make(**values))
