@@ -1,34 +1,37 @@
 """Skeletons; joints <-> the numbers per frame that the networks see; rotations.
 
-The features of one frame (HumanML3D, Guo et al., "Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022):
+The features of one frame ("Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022):
 
-| part                  | T2M, 22 joints | KIT, 21 joints | numbers   | meaning                                                          |
-| --------------------- | -------------- | -------------- | --------- | ---------------------------------------------------------------- |
-| root_angular_velocity | 0:1            | 0:1            | 1         | HALF the turn about Y from this frame to the next, radians       |
-| root_linear_velocity  | 1:3            | 1:3            | 2         | root's step in X and Z to the next frame, seen from that frame   |
-| root_height           | 3:4            | 3:4            | 1         | Y of the root over the floor                                     |
-| positions             | 4:67           | 4:64           | (J-1) x 3 | joints 1..J-1 seen from the body: XZ relative to the root, Y not |
-| rotations             | 67:193         | 64:184         | (J-1) x 6 | rotation of bone 1..J-1 against the bone before it in its chain  |
-| velocities            | 193:259        | 184:247        | J x 3     | every joint's step to the next frame, seen from the body         |
-| contacts              | 259:263        | 247:251        | 4         | left ankle, left toe, right ankle, right toe: 1 if it stands     |
+| part                  | T2M 22 joints | KIT 21 joints | numbers | meaning                                                  |
+| --------------------- | ------------- | ------------- | ------- | -------------------------------------------------------- |
+| root_angular_velocity | 0:1           | 0:1           | 1       | HALF the turn to the next frame, radians, + to the right |
+| root_linear_velocity  | 1:3           | 1:3           | 2       | root's step in X, Z to the next frame, seen from there   |
+| root_height           | 3:4           | 3:4           | 1       | Y of the root over the floor                             |
+| positions             | 4:67          | 4:64          | (J-1)x3 | joints 1..J-1 seen from the body; Y is over the floor    |
+| rotations             | 67:193        | 64:184        | (J-1)x6 | bone 1..J-1 against the bone before it in its chain      |
+| velocities            | 193:259       | 184:247       | J x 3   | every joint's step to the next frame, seen from the body |
+| contacts              | 259:263       | 247:251       | 4       | left ankle, toe, right ankle, toe: 1 if it stands        |
 
-"Seen from the body" means turned about Y so that the person faces +Z. T frames of joints give T-1 frames of features.
-T2M is in metres at 20 frames a second; KIT is in millimetres at 12.5. `FEATURE_SLICES(skeleton)` is this table as slices.
+"Seen from the body": turned about Y so that the person faces +Z; positions are relative to the root in X and Z.
+T frames of joints give T-1 frames of features. T2M is in metres at 20 frames a second, KIT in millimetres at 12.5.
+`FEATURE_SLICES(skeleton)` is this table as slices.
 
 The heading is odd in three ways, kept because published features and weights contain them:
-it is the normal of (shoulder line MINUS hip line), smoothed over about +-2 s; frame 0 is always called "facing +Z", whatever the
-smoothing says, so the first turn of a clip is often large; and a chain that starts at the chest counts rotations from the root.
-One thing is not kept: where the heading passes 180 degrees the published code turns the wrong way for one frame, which bends the
-rest of the path. Ours takes the short way round, so joints come back exactly.
+- it is the normal of the shoulder line MINUS the hip line, smoothed over some two seconds to each side;
+- frame 0 always counts as facing +Z, whatever the smoothing says, so the first turn of a clip is often large;
+- a chain that starts at the chest counts its rotations from the root.
+One is not kept: where the heading passes 180 degrees, the published code turns the wrong way for one frame, which bends
+the rest of the path. Ours goes the short way round, so the joints come back.
 """
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
+from itertools import accumulate
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Skeletons
 
 X, Y, Z = np.eye(3)
@@ -37,17 +40,17 @@ SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """Joints, chains and directions. `offsets_dir (J, 3)` are the unit directions parent -> joint that count as "no rotation"."""
+    """A body's joints. `offsets_dir (J, 3)`: the unit directions from parent to joint that count as "no rotation"."""
     name: str
     joint_names: tuple
-    chains: tuple        # kinematic chains of joint numbers, each from where it branches off
+    chains: tuple  # kinematic chains of joint numbers, each from where it branches off
     offsets_dir: np.ndarray
-    face_joints: tuple   # right hip, left hip, right shoulder, left shoulder
-    feet: tuple          # (right ankle, right toe), (left ankle, left toe)
-    leg: tuple           # the two bones whose length scales the root's path when the skeleton is changed
-    feet_threshold: float  # a foot stands if it moves less than the root of this in one frame
+    face_joints: tuple  # right hip, left hip, right shoulder, left shoulder
+    feet: tuple  # (right ankle, right toe), (left ankle, left toe)
+    leg: tuple  # the two bones whose length scales the root's path when the bone lengths are changed
+    feet_threshold: float  # a foot stands where its squared step is below this
     fps: float
-    unit: float          # metres in one unit of length
+    unit: float  # metres in one unit of length
 
     @property
     def num_joints(self):
@@ -65,7 +68,7 @@ class Skeleton:
 
     @cached_property
     def rotation_parents(self):
-        """The bone against which each bone's rotation counts: `parents`, but every chain counts from the root's rotation."""
+        """The bone against which each bone's rotation counts: its parent, but for a chain's first bone the root."""
         first = {chain[1] for chain in self.chains}
         return tuple(0 if j in first else p for j, p in enumerate(self.parents))
 
@@ -76,29 +79,21 @@ class Skeleton:
         names = ['_'.join(swap.get(word, word) for word in name.split('_')) for name in self.joint_names]
         return tuple(self.joint_names.index(name) for name in names)
 
-    @cached_property
-    def ancestors(self):
-        """(J, J) 0/1: row j marks the bones from the root to joint j, so `ancestors @ bones` are positions."""
-        rows = np.eye(self.num_joints)
-        for j, p in enumerate(self.parents):
-            rows[j] += rows[p] if p >= 0 else 0
-        return rows
-
 
 T2M = Skeleton(
     name='t2m',
-    joint_names=('pelvis', 'left_hip', 'right_hip', 'spine1', 'left_knee', 'right_knee', 'spine2', 'left_ankle', 'right_ankle',
-                 'spine3', 'left_foot', 'right_foot', 'neck', 'left_collar', 'right_collar', 'head', 'left_shoulder',
-                 'right_shoulder', 'left_elbow', 'right_elbow', 'left_wrist', 'right_wrist'),
+    joint_names=('pelvis', 'left_hip', 'right_hip', 'spine1', 'left_knee', 'right_knee', 'spine2', 'left_ankle',
+                 'right_ankle', 'spine3', 'left_foot', 'right_foot', 'neck', 'left_collar', 'right_collar', 'head',
+                 'left_shoulder', 'right_shoulder', 'left_elbow', 'right_elbow', 'left_wrist', 'right_wrist'),
     chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21), (9, 13, 16, 18, 20)),
     offsets_dir=np.array([0 * X, X, -X, Y, -Y, -Y, Y, -Y, -Y, Y, Z, Z, Y, X, -X, Z, -Y, -Y, -Y, -Y, -Y, -Y]),
     face_joints=(2, 1, 17, 16), feet=((8, 11), (7, 10)), leg=(5, 8), feet_threshold=0.002, fps=20.0, unit=1.0)
 
 KIT = Skeleton(
     name='kit',
-    joint_names=('pelvis', 'belly', 'thorax', 'neck', 'head', 'right_shoulder', 'right_elbow', 'right_wrist', 'left_shoulder',
-                 'left_elbow', 'left_wrist', 'right_hip', 'right_knee', 'right_ankle', 'right_midfoot', 'right_toe',
-                 'left_hip', 'left_knee', 'left_ankle', 'left_midfoot', 'left_toe'),
+    joint_names=('pelvis', 'belly', 'thorax', 'neck', 'head', 'right_shoulder', 'right_elbow', 'right_wrist',
+                 'left_shoulder', 'left_elbow', 'left_wrist', 'right_hip', 'right_knee', 'right_ankle',
+                 'right_midfoot', 'right_toe', 'left_hip', 'left_knee', 'left_ankle', 'left_midfoot', 'left_toe'),
     chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10)),
     offsets_dir=np.array([0 * X, Y, Y, Y, Y, X, -Y, -Y, -X, -Y, -Y, X, -Y, -Y, Z, Z, -X, -Y, -Y, Z, Z]),
     face_joints=(11, 16, 5, 8), feet=((14, 15), (19, 20)), leg=(17, 18), feet_threshold=0.05, fps=12.5, unit=0.001)
@@ -108,20 +103,24 @@ SKELETONS = {'t2m': T2M, 'kit': KIT}
 # The one body on which HumanML3D puts everybody: bone lengths in metres, measured on its published example clip.
 T2M_OFFSETS = T2M.offsets_dir * np.array([
     0.0, 0.1030740, 0.1098834, 0.1315682, 0.3936232, 0.3901882, 0.1431902, 0.4324330, 0.4256434, 0.0573647, 0.1433817,
-    0.1494190, 0.2193600, 0.1374868, 0.1433828, 0.1030392, 0.1316140, 0.1229844, 0.2568399, 0.2630918, 0.2660118, 0.2698763])[:, None]
+    0.1494190, 0.2193600, 0.1374868, 0.1433828, 0.1030392, 0.1316140, 0.1229844, 0.2568399, 0.2630918, 0.2660118,
+    0.2698763])[:, None]
+
+
+def _feature_sizes(skeleton):
+    j = skeleton.num_joints
+    return {'root_angular_velocity': 1, 'root_linear_velocity': 2, 'root_height': 1, 'positions': 3 * (j - 1),
+            'rotations': 6 * (j - 1), 'velocities': 3 * j, 'contacts': 4}
 
 
 def FEATURE_SLICES(skeleton):
     """Name -> slice of the last axis of the features; the table at the top of this file."""
-    j = skeleton.num_joints
-    sizes = {'root_angular_velocity': 1, 'root_linear_velocity': 2, 'root_height': 1, 'positions': 3 * (j - 1),
-             'rotations': 6 * (j - 1), 'velocities': 3 * j, 'contacts': 4}
-    ends = np.cumsum(list(sizes.values())).tolist()
-    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends)}
+    sizes = _feature_sizes(skeleton)
+    return {name: slice(end - sizes[name], end) for name, end in zip(sizes, accumulate(sizes.values()))}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rotations. Column vectors, right-handed; quaternions are (w, x, y, z). All differentiable, with finite gradients at zero.
+# ----------------------------------------------------------------------------------------------------------------------
+# Rotations of column vectors; quaternions are (w, x, y, z). All differentiable, with finite gradients at zero.
 
 def _numpy_too(function):
     """Let a torch function take a numpy array as its first argument, and then answer in numpy."""
@@ -129,14 +128,12 @@ def _numpy_too(function):
     def either(first, *rest, **named):
         if isinstance(first, torch.Tensor):
             return function(first, *rest, **named)
-        first = np.asarray(first)
-        first = first if first.dtype in (np.float32, np.float64) else first.astype(np.float64)
-        return function(torch.from_numpy(np.array(first)), *rest, **named).numpy()
+        array = np.array(first)
+        return function(torch.from_numpy(array.astype(np.result_type(array, np.float32))), *rest, **named).numpy()
     return either
 
 
-# Products are written as sums because matrix products may be rounded to bfloat16 or TF32 inside a training step, which
-# is centimetres at the end of an arm.
+# Products are written as sums: inside a training step matrix products may be rounded to bfloat16, which is centimetres.
 def _apply(matrix, vector):
     return (matrix * vector[..., None, :]).sum(-1)
 
@@ -146,7 +143,7 @@ def _compose(a, b):
 
 
 def _unit(vector):
-    return vector * (vector.square().sum(-1, keepdim=True) + 1e-12).rsqrt()  # no square root of 0: the gradient stays finite
+    return vector * (vector.square().sum(-1, keepdim=True) + 1e-12).rsqrt()  # no root of 0: finite gradient
 
 
 @_numpy_too
@@ -156,7 +153,7 @@ def axis_angle_to_matrix(axis_angle):
     small = square < 1e-8
     angle = torch.where(small, torch.ones_like(square), square).sqrt()
     a = torch.where(small, 1 - square / 6, angle.sin() / angle)
-    b = torch.where(small, 0.5 - square / 24, (1 - angle.cos()) / angle.square())
+    b = torch.where(small, 0.5 - square / 24, 2 * ((angle / 2).sin() / angle).square())  # (1 - cos) / angle^2
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)
     k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
@@ -200,13 +197,13 @@ def matrix_to_quaternion(matrix):
 
 @_numpy_too
 def matrix_to_6d(matrix):
-    """(..., 3, 3) -> (..., 6): the first two COLUMNS (Zhou et al., CVPR 2019), as HumanML3D has them. ACTOR's files have rows."""
+    """(..., 3, 3) -> (..., 6): the first two COLUMNS (Zhou et al., CVPR 2019), as in HumanML3D; ACTOR takes ROWS."""
     return matrix[..., :2].mT.flatten(-2)
 
 
 @_numpy_too
 def matrix_from_6d(numbers):
-    """(..., 6), any numbers -> (..., 3, 3) rotations: the first column's direction, then the second's made perpendicular to it."""
+    """(..., 6), any numbers -> (..., 3, 3): the first column's direction, the second made perpendicular to it."""
     x = _unit(numbers[..., :3])
     z = _unit(torch.linalg.cross(x, numbers[..., 3:]))
     return torch.stack([x, torch.linalg.cross(z, x), z], dim=-1)
@@ -216,8 +213,8 @@ def matrix_from_6d(numbers):
 def forward_kinematics(rotations, root, offsets, parents):
     """Joint positions of a tree of rotations, as SMPL and BVH mean it (joint j turns the bones that leave it).
 
-    rotations (..., J, 3, 3) relative to the parent; root (..., 3); offsets (J, 3) from the parent in the rest pose, row 0 unused;
-    parents (J,), each before its children, the root's negative -> (..., J, 3) in the unit of root and offsets.
+    rotations (..., J, 3, 3) relative to the parent; root (..., 3); offsets (J, 3) from the parent in the rest pose,
+    row 0 unused; parents (J,), each before its children -> (..., J, 3) in the unit of root and offsets.
     """
     root, offsets = (torch.as_tensor(a, dtype=rotations.dtype, device=rotations.device) for a in (root, offsets))
     turned, positions = [rotations[..., 0, :, :]], [root.expand(rotations.shape[:-3] + (3,))]
@@ -227,97 +224,99 @@ def forward_kinematics(rotations, root, offsets, parents):
     return torch.stack(positions, dim=-2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Joints -> features (numpy, one clip, float64 inside)
 
 def _turn(angle, points):
     """Turn `points (..., 3)` about Y by `angle`, which broadcasts against points[..., 0]."""
     c, s = np.cos(angle), np.sin(angle)
-    x, y, z = points[..., 0], points[..., 1], points[..., 2]
-    return np.stack([c * x + s * z, y + 0 * c, c * z - s * x], axis=-1)
+    x, y, z = np.moveaxis(points, -1, 0)
+    return np.stack(np.broadcast_arrays(c * x + s * z, y, c * z - s * x), axis=-1)
 
 
 def _refuse(clip, reason):
     raise ValueError(f'{f"clip {clip}" if clip else "this motion"}: {reason}')
 
 
+def _refuse_frames(bad, clip, reason):
+    if bad.any():  # (T, ...)
+        _refuse(clip, f'{reason} in frame {np.argwhere(bad)[0, 0]}')
+
+
 def _checked(joints, skeleton, clip):
     """Joints as float64, or a ValueError that names the clip: features of a degenerate pose would be NaN or noise."""
     if joints.ndim != 3 or joints.shape[1:] != (skeleton.num_joints, 3):
-        _refuse(clip, f'the {skeleton.name} skeleton needs joints (T, {skeleton.num_joints}, 3), found shape {joints.shape}')
+        _refuse(clip, f'{skeleton.name} joints must have shape (T, {skeleton.num_joints}, 3), found {joints.shape}')
     if len(joints) < 2:
         _refuse(clip, f'features need at least 2 frames, found {len(joints)}')
-    if not np.isfinite(joints).all():
-        t, j, _ = np.argwhere(~np.isfinite(joints))[0]
-        _refuse(clip, f'joint {skeleton.joint_names[j]} is not a finite number in frame {t}')
     joints, names, parents = joints.astype(np.float64), skeleton.joint_names, skeleton.parents
+    _refuse_frames(~np.isfinite(joints), clip, 'joint positions are not finite numbers')
     size = np.abs(joints - joints[:, :1]).max()
     if np.abs(joints - joints[0]).max() <= 1e-7 * size:
         _refuse(clip, f'all {len(joints)} frames are the same pose, and a motion must move')
-    short = np.linalg.norm(joints[:, 1:] - joints[:, parents[1:]], axis=-1) <= 1e-6 * size  # (T, J-1)
-    if short.any():
-        t, j = np.argwhere(short)[0]
-        _refuse(clip, f'joints {names[parents[j + 1]]} and {names[j + 1]} are at the same place in frame {t}')
+    for j, p in enumerate(parents[1:], start=1):
+        length = np.linalg.norm(joints[:, j] - joints[:, p], axis=-1)
+        _refuse_frames(length <= 1e-6 * size, clip, f'joints {names[p]} and {names[j]} are in the same place')
     centred = joints - joints.mean(axis=1, keepdims=True)
     spread = np.linalg.eigvalsh(centred.swapaxes(1, 2) @ centred)  # (T, 3) ascending
-    line = spread[:, 1] <= 1e-8 * spread[:, 2]
-    if line.any():
-        _refuse(clip, f'all joints lie on one line in frame {line.argmax()}')
+    _refuse_frames(spread[:, 1] <= 1e-8 * spread[:, 2], clip, 'all joints lie on one line')
     return joints
 
 
-def _facing(forward, clip, where):
-    """Angle about Y from +Z to `forward (..., 3)`, in (-pi, pi]."""
-    if (np.hypot(forward[..., 0], forward[..., 2]) < 1e-6).any():
-        _refuse(clip, f'hips and shoulders do not tell where the person faces {where}')
-    return np.arctan2(forward[..., 0], forward[..., 2])
+def _facing(across, clip):
+    """Angle about Y from +Z to the direction faced, given lines from left to right (T, 3); in (-pi, pi]."""
+    x, _, z = across.T
+    _refuse_frames(np.hypot(x, z) < 1e-9, clip, 'the lines through hips and shoulders do not tell where the person faces')
+    return np.arctan2(z, -x)  # of the cross product Y x across
 
 
 def _sides(joints, skeleton):
-    """The lines from left to right through hips and through shoulders, (..., 3) each."""
-    hip_r, hip_l, shoulder_r, shoulder_l = np.moveaxis(joints[..., list(skeleton.face_joints), :], -2, 0)
+    """The lines from left to right (T, 3) through the hips and through the shoulders."""
+    hip_r, hip_l, shoulder_r, shoulder_l = joints[:, list(skeleton.face_joints)].swapaxes(0, 1)
     return hip_r - hip_l, shoulder_r - shoulder_l
 
 
-def canonical_joints(joints, skeleton, target_offsets=None, clip=''):
-    """Put a motion on the floor at the origin, facing +Z in frame 0, with the bone lengths of `target_offsets (J, 3)` if given.
+def _unit_rows(vectors):
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
-    joints (T, J, 3), Y up, in the skeleton's unit -> (T, J, 3). ValueError naming `clip` for joints that are degenerate.
+
+def canonical_joints(joints, skeleton, target_offsets=None, clip=''):
+    """Put a motion on the floor, at the origin, facing +Z in frame 0; on the body of `target_offsets (J, 3)` if given.
+
+    joints (T, J, 3), Y up, in the skeleton's unit -> (T, J, 3). ValueError naming `clip` if they are degenerate.
     """
     joints = np.asarray(joints)
     dtype, joints = np.result_type(joints.dtype, np.float32), _checked(joints, skeleton, clip)
     if target_offsets is not None:
         # inverse and then forward kinematics, as published, come to this: bones keep directions and change lengths
-        bones = joints[:, 1:] - joints[:, skeleton.parents[1:]]
-        lengths, target = np.linalg.norm(bones, axis=-1, keepdims=True), np.linalg.norm(target_offsets, axis=-1)
-        scale = target[list(skeleton.leg)].sum() / sum(lengths[0, j - 1, 0] for j in skeleton.leg)
-        joints = skeleton.ancestors @ np.concatenate([joints[:, :1] * scale, bones / lengths * target[1:, None]], axis=1)
+        target = np.linalg.norm(target_offsets, axis=-1)
+        bones = joints - joints[:, (0, *skeleton.parents[1:])]
+        lengths = np.linalg.norm(bones, axis=-1)
+        joints *= sum(target[j] for j in skeleton.leg) / sum(lengths[0, j] for j in skeleton.leg)
+        for j, p in enumerate(skeleton.parents[1:], start=1):
+            joints[:, j] = joints[:, p] + bones[:, j] * (target[j] / lengths[:, j, None])
     joints = joints - joints[0, 0] * (X + Z) - joints[..., 1].min() * Y
-    across = sum(_sides(joints[0], skeleton))
-    forward = np.cross(Y, across / max(np.linalg.norm(across), 1e-9))
-    return _turn(-_facing(forward, clip, 'in frame 0'), joints).astype(dtype)
-
-
-def _smooth(values, sigma=20):
-    """Gaussian filter over axis 0 of (T, C), cut at 4 sigma, the ends repeated."""
-    radius = 4 * sigma
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    padded = np.pad(values, ((radius, radius), (0, 0)), mode='edge')
-    return np.stack([np.convolve(column, weights / weights.sum(), mode='valid') for column in padded.T], axis=1)
+    across = _unit_rows(sum(_sides(joints[:1], skeleton)))
+    return _turn(-_facing(across, clip), joints).astype(dtype)
 
 
 def _body_turn(joints, skeleton, clip):
     """Angle about Y (T,) that takes each frame to the body's view; 0 for frame 0, as published."""
     hips, shoulders = _sides(joints, skeleton)
     across = shoulders - hips  # the published code meant the sum, but reads its joints in another order
-    across /= np.maximum(np.linalg.norm(across, axis=-1, keepdims=True), 1e-9)
-    angle = -_facing(_smooth(np.cross(Y, across)), clip, 'around some frame')
+    size = np.linalg.norm(across, axis=-1)
+    _refuse_frames(size < 1e-5 * np.linalg.norm(shoulders, axis=-1), clip, 'shoulders are only as wide as hips')
+    # Gaussian filter, sigma 20 frames, cut at 4 sigma, the ends repeated
+    weights = np.exp(-0.5 * (np.arange(-80, 81) / 20) ** 2)
+    padded = np.pad(across / size[:, None], ((80, 80), (0, 0)), mode='edge')
+    across = np.stack([np.convolve(column, weights / weights.sum(), mode='valid') for column in padded.T], axis=1)
+    angle = -_facing(across, clip)
     angle[0] = 0
     return angle
 
 
 def _rotation_between(u, v):
-    """The shortest rotation from unit vectors u to v, both (..., 3) -> (..., 3, 3): I - 2 h h^T + 2 v u^T, h half-way."""
+    """The shortest rotation from unit vector u to v, (..., 3) -> (..., 3, 3): I - 2 h h^T + 2 v u^T with h half-way."""
     half = u + v
     size = np.linalg.norm(half, axis=-1, keepdims=True)
     opposite = size < 1e-9  # then half a turn about a coordinate axis that is perpendicular to u
@@ -329,7 +328,7 @@ def joints_to_features(joints, skeleton, target_offsets=None, clip=''):
     """Joints (T, J, 3), Y up, in the skeleton's unit -> features (T-1, 12 J - 1); see the table at the top.
 
     target_offsets (J, 3): the body to put the motion on (HumanML3D: `T2M_OFFSETS`); None keeps its own.
-    ValueError naming `clip` for a wrong shape, one frame, NaN, a pose that never changes, joints in one place or on one line.
+    ValueError naming `clip` for a wrong shape, one frame, NaN, a pose that never changes, joints in one place or line.
     """
     dtype = np.result_type(np.asarray(joints).dtype, np.float32)
     joints = canonical_joints(np.asarray(joints, np.float64), skeleton, target_offsets, clip)
@@ -343,7 +342,7 @@ def joints_to_features(joints, skeleton, target_offsets=None, clip=''):
 
     # bones turned in the world, then each against the one before it
     bones = joints[:-1, 1:] - joints[:-1, skeleton.parents[1:]]
-    world = _rotation_between(skeleton.offsets_dir[1:], bones / np.linalg.norm(bones, axis=-1, keepdims=True))
+    world = _rotation_between(skeleton.offsets_dir[1:], _unit_rows(bones))
     root = _turn(-turn[:-1, None], np.eye(3))[:, None]  # rows turned by -turn: the matrix that turns columns by turn
     world = np.concatenate([root, world], axis=1)  # (T-1, J, 3, 3)
     rotations = world[:, skeleton.rotation_parents[1:]].swapaxes(-1, -2) @ world[:, 1:]
@@ -354,24 +353,27 @@ def joints_to_features(joints, skeleton, target_offsets=None, clip=''):
     return np.concatenate([part.reshape(frames, -1) for part in parts], axis=1).astype(dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Features -> joints (torch, batched, differentiable: it sits in the VAE's loss)
 
-def _root_path(features, skeleton):
-    """The body's turn (..., T) and the root's position as x, y, z (..., T), summed up from the root's steps."""
+def _unpack(features, skeleton):
+    """Cosine and sine of the body's turn, the root's x, y, z (..., T each), positions and rotations (..., T, J-1, 3 | 6)."""
     if features.shape[-1] != skeleton.num_features:
-        raise ValueError(f'the {skeleton.name} skeleton has {skeleton.num_features} features per frame, found {features.shape[-1]}')
-    turn = 2 * F.pad(features[..., :-1, 0], (1, 0)).cumsum(dim=-1)
+        raise ValueError(f'the {skeleton.name} skeleton has {skeleton.num_features} features per frame, '
+                         f'found {features.shape[-1]}')
+    features = features if features.dtype == torch.float64 else features.float()  # long sums
+    angular, linear, height, positions, rotations, _, _ = features.split(list(_feature_sizes(skeleton).values()), dim=-1)
+    turn = 2 * F.pad(angular[..., :-1, 0], (1, 0)).cumsum(dim=-1)  # a step leads to the next frame
     c, s = turn.cos(), turn.sin()
-    vx, vz = F.pad(features[..., :-1, 1:3], (0, 0, 1, 0)).unbind(-1)
-    return c, s, ((c * vx - s * vz).cumsum(dim=-1), features[..., 3], (s * vx + c * vz).cumsum(dim=-1))
+    vx, vz = F.pad(linear[..., :-1, :], (0, 0, 1, 0)).unbind(-1)
+    root = (c * vx - s * vz).cumsum(dim=-1), height[..., 0], (s * vx + c * vz).cumsum(dim=-1)
+    return c, s, root, positions.unflatten(-1, (-1, 3)), rotations.unflatten(-1, (-1, 6))
 
 
 def features_to_joints(features, skeleton):
-    """Features (..., T, F) torch, not normalised -> joints (..., T, J, 3), from the positions ("ric"), starting over the origin."""
-    features = features if features.dtype == torch.float64 else features.float()  # sums over time need more than 16 bits
-    c, s, root = _root_path(features, skeleton)
-    x, y, z = features[..., FEATURE_SLICES(skeleton)['positions']].unflatten(-1, (-1, 3)).unbind(-1)  # (..., T, J-1)
+    """Features (..., T, F), not normalised -> joints (..., T, J, 3) from the positions ("ric"); starts at the origin."""
+    c, s, root, positions, _ = _unpack(features, skeleton)
+    x, y, z = positions.unbind(-1)  # (..., T, J-1)
     c, s = c[..., None], s[..., None]
     joints = torch.stack([c * x - s * z + root[0][..., None], y, s * x + c * z + root[2][..., None]], dim=-1)
     return torch.cat([torch.stack(root, dim=-1)[..., None, :], joints], dim=-2)
@@ -379,12 +381,11 @@ def features_to_joints(features, skeleton):
 
 def features_to_joints_from_rotations(features, skeleton, offsets):
     """As `features_to_joints`, but from the rotations, on a body with these offsets (J, 3): bone lengths are exact."""
-    features = features if features.dtype == torch.float64 else features.float()
-    c, s, root = _root_path(features, skeleton)
+    c, s, root, _, rotations = _unpack(features, skeleton)
     zero, one = torch.zeros_like(c), torch.ones_like(c)
     turned = [torch.stack([c, zero, s, zero, one, zero, -s, zero, c], dim=-1).unflatten(-1, (3, 3))]
-    rotations = matrix_from_6d(features[..., FEATURE_SLICES(skeleton)['rotations']].unflatten(-1, (-1, 6)))
-    offsets = torch.as_tensor(offsets, dtype=features.dtype, device=features.device)
+    rotations = matrix_from_6d(rotations)
+    offsets = torch.as_tensor(offsets, dtype=c.dtype, device=c.device)
     joints = [torch.stack(root, dim=-1)]
     for j in range(1, skeleton.num_joints):  # unlike in SMPL, joint j turns the bone that leads to it
         turned.append(_compose(turned[skeleton.rotation_parents[j]], rotations[..., j - 1, :, :]))
@@ -392,12 +393,12 @@ def features_to_joints_from_rotations(features, skeleton, offsets):
     return torch.stack(joints, dim=-2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Mirror: left becomes right
 
 @_numpy_too
 def mirror_joints(joints, skeleton):
-    """Joints (..., J, 3), numpy or torch -> the same motion with left and right exchanged: x to -x, and sides renamed."""
+    """Joints (..., J, 3), numpy or torch -> the motion with left and right exchanged: x to -x, and sides renamed."""
     return joints[..., list(skeleton.mirror), :] * joints.new_tensor([-1, 1, 1])
 
 
@@ -421,6 +422,6 @@ def _mirror_table(skeleton):
 
 @_numpy_too
 def mirror_features(features, skeleton):
-    """Features (..., F), not normalised, numpy or torch -> features of the mirrored motion (on a body with its sides exchanged)."""
+    """Features (..., F), not normalised, numpy or torch -> those of the mirrored motion, on the mirrored body."""
     source, sign = _mirror_table(skeleton)
     return features[..., torch.from_numpy(source).to(features.device)] * features.new_tensor(sign)
