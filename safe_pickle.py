@@ -1,0 +1,286 @@
+"""Reading other people's pickles and torch files without running anything in them.
+
+A pickle is a small program: its opcodes name any importable function and call it. Here every name is looked up in a
+short table of harmless builders (arrays, tensors, dicts); any other name becomes an inert `Foreign` placeholder
+(load_torch), or the file is refused (load_pickle). Nothing named by a file is ever imported or called.
+
+    load_pickle("humanact12poses.pkl")     -> lists, dicts, strings, numbers, numpy arrays
+    load_torch("mld_humanml3d.ckpt")       -> the same with tensors, memory-mapped; the file's own classes are inert
+    named_tensors(load_torch("ViT-L-14.pt"))  -> {"transformer.resblocks.0.ln_1.weight": tensor, ...}
+"""
+import collections
+import mmap
+import pickle
+import re
+import struct
+import zipfile
+
+import numpy as np
+import torch
+
+READ_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, ValueError, TypeError, KeyError,
+               IndexError, AttributeError, RuntimeError, RecursionError, OverflowError, MemoryError, NotImplementedError)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a name in a pickle stands for
+
+
+class Foreign:
+    """Stands for an object of a class that is not ours to run: keeps what the pickle gave it, does nothing with it."""
+    name = ""  # module.class in the file, set on a subclass per name
+
+    def __new__(cls, *args, **kwargs):
+        self = object.__new__(cls)
+        self.args, self.state, self.items = args, {}, []
+        return self
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def append(self, item):
+        self.items.append(item)
+
+    def __setitem__(self, key, value):
+        self.items.append((key, value))
+
+    def __repr__(self):
+        return f"<{self.name}, not loaded>"
+
+
+class Builder:
+    """A function that a pickle may call and, unlike a bare function, whose attributes it cannot set."""
+    __slots__ = ("function",)
+
+    def __init__(self, function):
+        object.__setattr__(self, "function", function)
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __setattr__(self, *_):
+        raise pickle.UnpicklingError("an attribute of a builder was to be set")
+
+    def __setstate__(self, state):
+        self.__setattr__()
+
+
+class Dtype:
+    """numpy.dtype as pickles build it; only plain numbers, strings and objects, since a crafted one breaks memory."""
+
+    def __init__(self, code, *_):
+        if not re.fullmatch(r"[<>|=]?(\?|[bhilqBHILQefdgFDO]|[biufcO]\d{1,2}|[SUa]\d{0,9})", code):
+            raise pickle.UnpicklingError(f"arrays of type {code!r} are not read")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state):
+        if state[1] in ("<", ">"):
+            self.value = self.value.newbyteorder(state[1])
+
+
+class Array(np.ndarray):
+    def __setstate__(self, state):
+        version, shape, dtype, fortran, data = state
+        super().__setstate__((version, shape, dtype.value, fortran, data))
+
+
+def numpy_scalar(dtype, data):
+    if dtype.value.hasobject:
+        raise pickle.UnpicklingError("a numpy scalar that holds an object")
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.value, 1)[0]
+
+
+def instance(cls, *_):
+    if not (isinstance(cls, type) and issubclass(cls, Foreign)):
+        raise pickle.UnpicklingError(f"an instance of {cls!r} was to be made")
+    return cls()
+
+
+def tensor(storage, offset, size, stride, *_):
+    return storage.as_strided(size, stride, offset)
+
+
+PLAIN = {("collections", "OrderedDict"): collections.OrderedDict, ("collections", "defaultdict"): Builder(lambda *_: {}),
+         ("_codecs", "encode"): Builder(lambda text, coding="latin1": text.encode("latin1"))}
+for module in ("builtins", "__builtin__"):
+    PLAIN |= {(module, kind.__name__): kind for kind in (set, frozenset, list, dict, complex, object)}
+    PLAIN[module, "bytes"] = Builder(lambda: b"")  # how old protocols write empty bytes
+for module in ("numpy.core", "numpy._core"):
+    PLAIN |= {(module + ".multiarray", "_reconstruct"): Builder(lambda *_: np.ndarray.__new__(Array, 0)),
+              (module + ".multiarray", "scalar"): Builder(numpy_scalar),
+              (module + ".numeric", "_frombuffer"): Builder(
+                  lambda data, dtype, shape, order: np.frombuffer(bytes(data), dtype.value).reshape(shape, order=order))}
+PLAIN |= {("numpy", "ndarray"): Array, ("numpy", "dtype"): Dtype}
+for module in ("copyreg", "copy_reg"):
+    PLAIN |= {(module, "_reconstructor"): Builder(instance), (module, "__newobj__"): Builder(instance)}
+
+STORAGES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+            "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+            "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
+TENSORS = {("torch", name): dtype for name, dtype in STORAGES.items()}
+TENSORS |= {("torch", str(dtype).split(".")[1]): dtype for dtype in STORAGES.values()}
+TENSORS |= {("torch._utils", "_rebuild_tensor"): Builder(tensor), ("torch._utils", "_rebuild_tensor_v2"): Builder(tensor),
+            ("torch._utils", "_rebuild_parameter"): Builder(lambda data, *_: data), ("torch", "Size"): Builder(tuple)}
+
+
+class Reader(pickle.Unpickler):
+    def __init__(self, file, table, refuse_foreign, storage=None):
+        super().__init__(file, encoding="latin1")  # Python 2's strings
+        self.table, self.refuse_foreign, self.storage = table, refuse_foreign, storage
+
+    def find_class(self, module, name):
+        if (module, name) in self.table:
+            return self.table[module, name]
+        # SMPL's own files keep arrays in these two packages' objects: harmless as placeholders, see `dense`
+        if self.refuse_foreign and module.split(".")[0] not in ("scipy", "chumpy"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data and is not run")
+        return type("Foreign", (Foreign,), {"name": f"{module}.{name}"})
+
+    def persistent_load(self, pid):
+        if self.storage is None or not isinstance(pid, tuple) or pid[0] != "storage":
+            raise pickle.UnpicklingError("it refers to data outside itself")
+        return self.storage(*pid[1:])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plain pickles
+
+
+def load_pickle(path):
+    """Read a pickle of plain data: dicts, lists, strings, numbers, numpy arrays (Python 2's too).
+
+    Objects of scipy and chumpy come out as Foreign placeholders. Raises ValueError, and runs nothing, if the file names
+    anything else or is no whole pickle.
+    """
+    with open(path, "rb") as file:
+        try:
+            return base_arrays(Reader(file, PLAIN, True).load())
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} cannot be read as a pickle of plain data: {error or type(error).__name__}. "
+                             "Use the file as its authors published it.") from None
+
+
+def base_arrays(data, seen=None):
+    """The same data, changed in place, with plain ndarrays for the reader's own kind."""
+    seen = {} if seen is None else seen
+    if id(data) in seen:
+        return seen[id(data)][0]
+    if isinstance(data, Array):
+        result = data.view(np.ndarray)
+    elif isinstance(data, (tuple, frozenset)):
+        result = type(data)(base_arrays(v, seen) for v in data)
+    else:
+        result = data
+    seen[id(data)] = result, data  # `data` is kept alive, for its id
+    items = data.state if isinstance(data, Foreign) else result
+    if isinstance(items, dict):
+        for key in items:
+            items[key] = base_arrays(items[key], seen)
+    elif isinstance(items, list) or (isinstance(items, np.ndarray) and items.dtype == object):
+        flat = items if isinstance(items, list) else items.reshape(-1)
+        for i, value in enumerate(flat):
+            flat[i] = base_arrays(value, seen)
+    return result
+
+
+def dense(value):
+    """An entry of an SMPL file as an array: an ndarray as it is, a chumpy object's value, a scipy csc matrix filled in."""
+    if not isinstance(value, Foreign):
+        return np.asarray(value)
+    state = value.state
+    if "x" in state:
+        return np.asarray(state["x"])
+    if "indptr" not in state or not value.name.rsplit(".", 1)[-1].startswith("csc"):
+        raise ValueError(f"A {value.name} object was found where an array was expected.")
+    matrix = np.zeros(state.get("_shape", state.get("shape")), state["data"].dtype)
+    columns = np.repeat(np.arange(matrix.shape[1]), np.diff(state["indptr"]))
+    np.add.at(matrix, (state["indices"], columns), state["data"])
+    return matrix
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Torch files
+
+
+def load_torch(path):
+    """Read what torch.save wrote (zip, or the format before 1.6), or a TorchScript archive's data.
+
+    Tensors are on the CPU, of their stored type, and mapped from the file: what is not touched is not read; writing to
+    one does not change the file. Objects of classes other than torch's tensors and plain data are Foreign placeholders.
+    Raises ValueError if the file is of another kind or cut short.
+    """
+    with open(path, "rb") as file:
+        try:
+            # private mapping: the tensors may be written to, the file stays
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return (read_zip if memory[:4] == b"PK\x03\x04" else read_legacy)(file, memory)
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} is not a whole torch file ({error or type(error).__name__}); it is of another kind "
+                             "or was cut short: get or write it again.") from None
+
+
+def mapped(memory, start, numel, dtype):
+    """numel numbers of the mapped file as a tensor (numel,)."""
+    size = numel * dtype.itemsize
+    if numel < 0 or start + size > len(memory):
+        raise EOFError(f"{size} bytes of a tensor were expected at byte {start} of {len(memory)}")
+    return torch.frombuffer(memory, dtype=dtype, count=numel, offset=start) if numel else torch.empty(0, dtype=dtype)
+
+
+def read_zip(file, memory):
+    with zipfile.ZipFile(file) as archive:
+        entries = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
+        if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
+            raise ValueError("its numbers are big-endian")
+
+        def storage(dtype, key, location, numel, *_):
+            info = entries[f"data/{key}"]
+            if info.compress_type != zipfile.ZIP_STORED:
+                return torch.frombuffer(bytearray(archive.read(info)), dtype=dtype, count=numel)
+            name, extra = struct.unpack_from("<HH", memory, info.header_offset + 26)
+            if numel * dtype.itemsize > info.file_size:
+                raise EOFError(f"storage {key} is too short")
+            return mapped(memory, info.header_offset + 30 + name + extra, numel, dtype)
+
+        with archive.open(entries["data.pkl"]) as pickled:
+            return Reader(pickled, TENSORS | PLAIN, False, storage).load()
+
+
+def read_legacy(file, memory):
+    """Five pickles (magic, protocol, system, the object, the storages' keys), then each storage: its length, its numbers."""
+    if Reader(file, PLAIN, True).load() != 0x1950a86a20f9469cfc6c:
+        raise ValueError("it has no torch header")
+    for _ in range(2):
+        Reader(file, PLAIN, True).load()
+    # the numbers come behind the object that they belong to: read past it once, then read it with them
+    start, dtypes = file.tell(), {}
+
+    def skip(dtype, key, location, numel, *_):
+        dtypes[key] = dtype
+        return torch.empty(0, dtype=dtype)
+
+    Reader(file, TENSORS | PLAIN | {key: Builder(lambda *_: None) for key in TENSORS if key[0] == "torch._utils"}, False, skip).load()
+    keys, place, found = Reader(file, PLAIN, True).load(), file.tell(), {}
+    for key in keys:
+        numel, = struct.unpack_from("<q", memory, place)
+        found[key] = mapped(memory, place + 8, numel, dtypes[key])
+        place += 8 + numel * dtypes[key].itemsize
+
+    def storage(dtype, key, location, numel, view=None):
+        return found[key] if view is None else found[key][view[1]:view[1] + view[2]]
+
+    file.seek(start)
+    return Reader(file, TENSORS | PLAIN, False, storage).load()
+
+
+def named_tensors(data, prefix=""):
+    """{dotted name: tensor} of every tensor in nested dicts and in placeholders' states (a TorchScript archive's modules)."""
+    if isinstance(data, torch.Tensor):
+        return {prefix: data}
+    data = data.state if isinstance(data, Foreign) else data
+    found = {}
+    for key, value in data.items() if isinstance(data, dict) else ():
+        found |= named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
