@@ -1,0 +1,266 @@
+"""Datasets as they lie on disk -> clips. Every reader yields Clips, and says in `found` what it leaves out and why.
+
+HumanML3D and KIT-ML (and any set in their layout), HumanAct12 and UESTC (the files that ACTOR publishes), BVH files with captions.
+"""
+import hashlib
+import os
+import re
+
+import numpy as np
+
+import bvh
+import motion
+import safe_pickle
+from pack import Caption, Clip
+
+# ----------------------------------------------------------------------------------------------------------------------
+# HumanML3D and KIT-ML: loose files
+
+
+def need(folder, *names):
+    """Raise unless `folder` exists and has all these files and folders."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder} is not a folder; give the folder of the dataset.")
+    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; expected {', '.join(names)} in it.")
+
+
+def load_npy(path, shape):
+    """A finite-or-not float array of this shape (None = any length), or ValueError that names the file."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable .npy file of numbers: {error}.") from None
+    if array.dtype.kind != "f" or array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
+        wanted = " x ".join("frames" if n is None else str(n) for n in shape)
+        raise ValueError(f"{path}: expected {wanted} floating-point numbers, found {array.dtype} of shape {array.shape}; "
+                         "263 numbers a frame go with `prepare.py humanml3d`, 251 with `prepare.py kit`.")
+    return array
+
+
+def read_texts(path):
+    """A file of lines `caption#word/TAG word/TAG#from#to` -> list[Caption]; from and to in seconds, 0 and 0 for the whole clip."""
+    captions = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                text, tokens, start, end = line.strip().rsplit("#", 3)
+                captions.append(Caption(text, tokens, *(float(np.nan_to_num(float(x))) for x in (start, end))))  # some are nan
+            except ValueError:
+                raise ValueError(f"{path}, line {number}: expected `caption#word/TAG word/TAG#from#to`, found {line.strip()!r}.") from None
+    return captions
+
+
+def read_layout(folder, nfeats, min_length, max_length, found):
+    """Yield the clips of a folder in HumanML3D's layout; what is left out goes into `found`: {reason: [ids]}."""
+    splits = {}
+    for split in ("train", "val", "test"):
+        path = os.path.join(folder, split + ".txt")
+        with open(path, encoding="utf-8") as file:
+            for id in dict.fromkeys(file.read().split()):
+                if splits.setdefault(id, split) != split:
+                    raise ValueError(f"{path}: id {id} is also in {splits[id]}.txt; a clip must be in one split only.")
+    if not splits:
+        raise ValueError(f"{folder}: train.txt, val.txt and test.txt name no clip; the dataset is empty.")
+    vectors, texts = os.path.join(folder, "new_joint_vecs"), os.path.join(folder, "texts")
+    for name in sorted(os.listdir(vectors)):
+        id = name.removesuffix(".npy")
+        if id not in splits and name.endswith(".npy"):  # HumanML3D's 007975 and M007975
+            finite = np.isfinite(load_npy(os.path.join(vectors, name), (None, nfeats))).all()
+            found["in no split list" if finite else "in no split list, and not finite"].append(id)
+    for id, split in splits.items():
+        path, words = os.path.join(vectors, id + ".npy"), os.path.join(texts, id + ".txt")
+        if not os.path.exists(path) or not os.path.exists(words):
+            found["without motion" if os.path.exists(words) else "without text"].append(id)
+            continue
+        features = load_npy(path, (None, nfeats))
+        if not np.isfinite(features).all():
+            found["not finite"].append(id)
+        elif not min_length <= len(features) < max_length:
+            found[f"outside {min_length}..{max_length - 1} frames"].append(id)
+        else:
+            yield Clip(id, read_texts(words), split, features=features)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# HumanAct12 and UESTC: pickles of SMPL poses
+
+
+HUMANACT12 = ("warm_up", "walk", "run", "jump", "drink", "lift_dumbbell", "sit", "eat", "turn steering wheel", "phone", "boxing", "throw")
+UESTC_TRAIN = (1, 2, 6, 12, 13, 16, 21, 24, 28, 29, 30, 31, 33, 35, 39, 41, 42, 45, 47, 50, 52, 54, 55, 57, 59, 61, 63, 64, 67, 69, 70, 71,
+               73, 77, 81, 84, 86, 87, 88, 90, 91, 93, 96, 99, 102, 103, 104, 107, 108, 112, 113)  # of the 118 people; the others are test
+FRAMES = 60  # of a training sample; shorter sequences stand still in their last pose
+
+# Joint positions (24, 3) in metres of a T pose, where no SMPL file is given: our own figure, 1.7 m tall, with the proportions of
+# HumanML3D's body. Only pictures and joint losses depend on it; the features are rotations.
+DEFAULT_REST = np.array([
+    (0, 0, 0), (.06, -.09, 0), (-.06, -.09, 0), (0, .12, -.02), (.10, -.48, 0), (-.10, -.48, 0), (0, .26, 0), (.09, -.90, -.04),
+    (-.09, -.90, -.04), (0, .32, .02), (.12, -.96, .09), (-.12, -.96, .09), (0, .53, -.03), (.08, .44, -.02), (-.08, .44, -.02),
+    (0, .62, .02), (.18, .47, -.03), (-.18, .47, -.03), (.44, .46, -.05), (-.44, .46, -.05), (.70, .46, -.06), (-.70, .46, -.06),
+    (.79, .45, -.07), (-.79, .45, -.07)])
+
+
+def rest_joints(path):
+    """(24, 3) rest joints of an SMPL file (.pkl or .npz), the pelvis at the origin; DEFAULT_REST if `path` is None."""
+    if path is None:
+        return DEFAULT_REST
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not a file; expected an SMPL body model, .pkl or .npz.")
+    model = np.load(path, allow_pickle=False) if path.endswith(".npz") else safe_pickle.load_pickle(path)
+    try:
+        joints = model["J"] if "J" in model else np.asarray(model["J_regressor"]) @ np.asarray(model["v_template"])
+        joints = np.asarray(joints, np.float64)[:24]
+        return joints.reshape(24, 3) - joints[0]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} has no 24 rest joints (J, or J_regressor and v_template); expected an SMPL body model.") from None
+
+
+def pose_features(id, poses, roots):
+    """SMPL poses (T, 72) axis-angle and root positions (T, 3) -> (T', 150), T' >= 60: ACTOR's 25 rows of six numbers a frame.
+
+    Rows 0..23: each joint's rotation, the first two ROWS of its matrix. Row 24: the root's path from the first frame, three zeros.
+    """
+    poses, roots = np.asarray(poses), np.asarray(roots)
+    if poses.ndim != 2 or poses.shape[1] != 72 or roots.shape != (len(poses), 3) or not len(poses):
+        raise ValueError(f"clip {id}: expected poses (frames, 72) and as many root positions, found {poses.shape} and {roots.shape}.")
+    matrices = motion.axis_angle_to_matrix(poses.reshape(-1, 24, 3).astype(np.float64))
+    path = np.concatenate([roots - roots[0], np.zeros_like(roots)], axis=1)  # (T, 6)
+    rows = np.concatenate([motion.matrix_to_6d(matrices.swapaxes(-1, -2)), path[:, None]], axis=1)  # (T, 25, 6)
+    return np.pad(rows.reshape(-1, 150), ((0, max(0, FRAMES - len(rows))), (0, 0)), mode="edge").astype(np.float32)
+
+
+def load_lists(path, *keys):
+    """The dict of lists in a published pickle, with these keys, all of one length; ValueError names what is missing."""
+    data = safe_pickle.load_pickle(path)
+    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}; expected a pickled dict with {', '.join(keys)}.")
+    lengths = [len(data[key]) for key in keys]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        raise ValueError(f"{path}: {', '.join(keys)} should be lists of one length, found {', '.join(map(str, lengths))}.")
+    return [data[key] for key in keys]
+
+
+def read_humanact12(folder, found):
+    """-> (clips, action names, source files, {what: count}). All sequences are train: the set is published without a split."""
+    need(folder, "humanact12poses.pkl")
+    path = os.path.join(folder, "humanact12poses.pkl")
+    poses, joints, labels = load_lists(path, "poses", "joints3D", "y")
+
+    def clips():
+        for i, label in enumerate(labels):
+            id, places = f"{i:04d}", np.asarray(joints[i])
+            if not 0 <= int(label) < len(HUMANACT12) or places.ndim != 3 or places.shape[1:] != (24, 3):
+                raise ValueError(f"{path}, sequence {i}: expected an action of 0..11 and joints (frames, 24, 3), found {label} and {places.shape}.")
+            if keep(id, poses[i], places, found):
+                yield Clip(id, action=HUMANACT12[int(label)], features=pose_features(id, poses[i], places[:, 0]))
+    return clips(), HUMANACT12, [path], {"sequences": len(labels), "actions": len({int(label) for label in labels})}
+
+
+def read_uestc(folder, found):
+    """-> (clips, action names, source files, {what: count}); train and test by person, as published, all views turned to the front."""
+    need(folder, "vibe_cache_refined.pkl", "info")
+    info = os.path.join(folder, "info")
+    need(info, "action_classes.txt", "num_frames_min.txt", "names.txt")
+    actions, frames, names = (open(os.path.join(info, f + ".txt"), encoding="utf-8").read().splitlines()
+                              for f in ("action_classes", "num_frames_min", "names"))
+    path = os.path.join(folder, "vibe_cache_refined.pkl")
+    poses, joints, cameras = load_lists(path, "pose", "joints3d", "orig_cam")
+    if not len(names) == len(frames) == len(poses):
+        raise ValueError(f"{folder}: {len(names)} names, {len(frames)} lengths and {len(poses)} poses should be the same number.")
+    parsed = [re.match(r"a(\d+)_d(\d+)_p(\d+)_c(\d+)", name) for name in names]
+    if None in parsed or max(int(m[1]) for m in parsed) >= len(actions):
+        wrong = next(name for name, m in zip(names, parsed) if not m or int(m[1]) >= len(actions))
+        raise ValueError(f"{info}/names.txt: cannot read {wrong!r}; expected a<action>_d<view>_p<person>_c<side> with an action of 0..{len(actions) - 1}.")
+
+    def clips():
+        for i, (action, view, person, side) in enumerate(tuple(map(int, m.groups())) for m in parsed):
+            id, length, split = parsed[i][0], min(int(frames[i]), len(poses[i])), "train" if person in UESTC_TRAIN else "test"
+            if side != 1 and view == 8:
+                found["of the moving camera"].append(id)
+                continue
+            if not length or (split == "train" and length < FRAMES * 3 / 4):
+                found[f"shorter than {FRAMES * 3 // 4} frames"].append(id)
+                continue
+            pose, places, camera = (np.asarray(a[i][:length], np.float64) for a in (poses, joints, cameras))
+            if not keep(id, pose, places, found):
+                continue
+            # VIBE gives a weak-perspective camera (scale, scale, x, y); depth follows from scale for its 540 pixels and focal length 500
+            roots = places[:, 8 if places.shape[1] > 24 else 0] + np.stack([camera[:, 2], camera[:, 3], 500 / (270 * camera[:, 0])], axis=1)
+            if side != 1:
+                turn = motion.axis_angle_to_matrix(np.array([0, -view * np.pi / 4, 0]))
+                pose[:, :3] = motion.matrix_to_axis_angle(turn @ motion.axis_angle_to_matrix(pose[:, :3]))
+                roots = roots @ turn.T
+            yield Clip(id, split=split, action=actions[action], features=pose_features(id, pose, roots))
+    people = {int(m[3]) for m in parsed}
+    return clips(), actions, [path], {"sequences": len(names), "actions": len(actions), "train subjects": len(people & set(UESTC_TRAIN)),
+                                      "test subjects": len(people - set(UESTC_TRAIN))}
+
+
+def keep(id, pose, joints, found):
+    finite = np.isfinite(pose).all() and np.isfinite(joints).all()
+    if not finite:
+        found["not finite"].append(id)
+    return finite
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One's own motion capture: BVH files and a file of captions
+
+
+FEW = 20  # with fewer files than this, all are train
+
+
+def read_captions(path, folder):
+    """{bvh file, relative to the folder: [captions]} from a captions file; see prepare.py for its form."""
+    captions = {}
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not a file; expected lines `file name: caption`.")
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            match = re.match(r"\s*([^\t]+?)\s*\t\s*(\S.*)", line) or re.match(r"\s*(.+?)\s*:\s+(\S.*)", line)
+            if not match:
+                raise ValueError(f"{path}, line {number}: expected `file name: caption` or `file name<TAB>caption`, found {line.strip()!r}.")
+            name = match[1] if match[1].lower().endswith(".bvh") else match[1] + ".bvh"
+            if not os.path.isfile(os.path.join(folder, name)):
+                raise FileNotFoundError(f"{path}, line {number}: there is no {name} in {folder}.")
+            captions.setdefault(os.path.normpath(name), []).append(match[2].strip())
+    if not captions:
+        raise ValueError(f"{path} holds no caption; expected lines `file name: caption`.")
+    return captions
+
+
+def swap_sides(text):
+    """The caption of the mirrored motion: left for right, clockwise for counterclockwise."""
+    pairs = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
+    return re.sub(r"\b(left|right|clockwise|counterclockwise)\b", lambda word: pairs[word[0]], text)
+
+
+def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, rig=None, unit=None, up="y"):
+    """Yield clips, with their mirrored copies (prefix M) if `mirror`. A recording of max_length frames or more becomes windows of
+    equal length. Windows and copies of one file are in one split, drawn by a hash of its name: 80% train, 5% val, 15% test."""
+    table = bvh.RIGS.get(rig) or (bvh.read_table(rig) if rig else None)
+    for name, texts in sorted(captions.items()):
+        id = os.path.splitext(name)[0].replace(os.sep, "/").replace(" ", "_")
+        joints = bvh.to_t2m_joints(bvh.read_bvh(os.path.join(folder, name)), table, unit, up)
+        draw = int(hashlib.sha256(id.encode()).hexdigest(), 16) % 100
+        split = "train" if draw < 80 or len(captions) < FEW else "val" if draw < 85 else "test"
+        frames = len(joints) - 1  # features are one frame shorter
+        if frames < min_length:
+            found[f"shorter than {min_length} frames"].append(id)
+            continue
+        windows = -(-frames // (max_length - 1))
+        cuts = np.linspace(0, frames, windows + 1).round().astype(int).tolist()
+        for number, (first, last) in enumerate(zip(cuts, cuts[1:])):
+            part, window = f"{id}_{number}" if windows > 1 else id, joints[first:last + 1]
+            copies = [(part, window, texts)]
+            if mirror:
+                copies.append(("M" + part, motion.mirror_joints(window, motion.T2M), [swap_sides(text) for text in texts]))
+            for copy, places, sentences in copies:
+                features = motion.joints_to_features(places, motion.T2M, motion.T2M_OFFSETS, clip=copy)
+                yield Clip(copy, [Caption(text) for text in sentences], split, features=features.astype(np.float32))
