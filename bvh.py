@@ -2,6 +2,7 @@
 
     bvh = read_bvh("walk.bvh")                # names, parents, and world positions of every joint
     joints = to_t2m_joints(bvh)               # (T, 22, 3) metres at 20 frames a second; the rig is recognised by its names
+    write_bvh("out.bvh", joints)              # metres, 20 frames a second
 
 CMU, Mixamo, LaFAN1 and Bandai-Namco rigs are known. For another rig write a small text file, one line per joint, and
 give it to `read_table`:
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from motion import T2M
+from config import atomic_write
+from motion import T2M, _rotation_between, _unit_rows
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -284,3 +286,98 @@ def to_t2m_joints(bvh, mapping=None, unit=None, up="y"):
     if up == "z":
         joints = joints[..., [0, 2, 1]] * (1, 1, -1)
     return resample(joints * UNITS[unit or find_unit(joints, bvh.path)], bvh.fps, T2M.fps)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing
+
+# At rest the written body stands in a T-pose: the directions of T2M, but with the head up and the arms to the sides.
+T_POSE = T2M.offsets_dir.copy()
+T_POSE[15] = T_POSE[12]
+T_POSE[[16, 18, 20]], T_POSE[[17, 19, 21]] = T_POSE[1], T_POSE[2]
+# Where three bones leave a joint: left, right, upward. Pelvis and spine3, whose rotation all three follow.
+FORKS = {0: (1, 2, 3), 9: (13, 14, 12)}
+NAMES = tuple(RIGS["mixamo"][joint][0] for joint in T2M.joint_names)  # names that retargeting tools know
+CHILDREN = {j: [c for c, parent in enumerate(T2M.parents) if parent == j] for j in range(T2M.num_joints)}
+SLACK = 0.0005  # metres; a bone that stretches by more gets position channels
+
+
+def _frame_of_fork(bones):
+    """bones (T, 3, 3), one row each to left, right and up -> rotations (T, 3, 3): columns to the left, up, forward."""
+    across = _unit_rows(bones[:, 0] - bones[:, 1])
+    forward = _unit_rows(np.cross(across, bones[:, 2] - (bones[:, 0] + bones[:, 1]) / 2))
+    frame = np.stack([across, np.cross(forward, across), forward], axis=-1)
+    return np.where(np.linalg.det(frame)[:, None, None] > 0.5, frame, np.eye(3))  # no turn for bones in one line
+
+
+def _rotations_and_offsets(joints):
+    """Inverse kinematics, joint by joint from the root, all frames at once.
+
+    joints (T, 22, 3) -> rotations in the world (T, 22, 3, 3), OFFSETs (22, 3), positions in the parent's frame (T, 22, 3)
+    and whether these move, so that OFFSET alone would not do (22,).
+    """
+    rotations = np.tile(np.eye(3), (len(joints), 22, 1, 1))
+    offsets, local, moves = np.zeros((22, 3)), joints.copy(), np.arange(22) == 0
+    placed = joints.copy()  # where the file's own forward kinematics will put the joints
+    for j, parent in enumerate(T2M.parents):
+        before = rotations[:, max(parent, 0)]
+        if parent >= 0:
+            local[:, j] = np.einsum("tji,tj->ti", before, joints[:, j] - placed[:, parent])
+            length = np.median(np.linalg.norm(local[:, j], axis=-1))
+            offsets[j] = np.median(local[:, j], axis=0) if parent in FORKS else T_POSE[j] * length
+            moves[j] = np.linalg.norm(local[:, j] - offsets[j], axis=-1).max() > SLACK
+            if not moves[j]:
+                placed[:, j] = placed[:, parent] + before @ offsets[j]
+        rotations[:, j] = before  # head, wrists and toes have no bone of their own to show a rotation
+        if j in FORKS:
+            rotations[:, j] = _frame_of_fork(joints[:, FORKS[j]] - placed[:, j, None])
+        elif CHILDREN[j]:
+            rest = T_POSE[CHILDREN[j][0]]
+            bone = np.einsum("tji,tj->ti", before, joints[:, CHILDREN[j][0]] - placed[:, j])
+            rotations[:, j] = before @ _rotation_between(rest, _unit_rows(bone + 1e-8 * rest))  # no turn for no bone
+    return rotations, offsets, local, moves
+
+
+def _zxy_degrees(matrix):
+    """R = Rz(a) Rx(b) Ry(c), (T, 3, 3) -> degrees a, b, c (T, 3), without jumps of 360 from frame to frame."""
+    b = np.arcsin(np.clip(matrix[:, 2, 1], -1, 1))
+    locked = np.abs(np.cos(b)) < 1e-6  # then a and c turn about the same axis: all of it goes to a
+    a = np.where(locked, np.arctan2(matrix[:, 1, 0], matrix[:, 0, 0]), np.arctan2(-matrix[:, 0, 1], matrix[:, 1, 1]))
+    c = np.where(locked, 0, np.arctan2(-matrix[:, 2, 0], matrix[:, 2, 2]))
+    return np.degrees(np.unwrap(np.stack([a, b, c], axis=-1), axis=0))
+
+
+def write_bvh(path, joints, fps=T2M.fps):
+    """joints (T, 22, 3), metres, Y up -> a BVH file in metres with Mixamo's joint names and a T-pose at rest.
+
+    The file's own forward kinematics gives the joints back within 1 mm. Bones of constant length have rotations only; where
+    a generated body's bones stretch by more than 0.5 mm, their joints have position channels, which replace OFFSET.
+    ValueError for another shape or for numbers that are not finite.
+    """
+    joints = np.asarray(joints, dtype=np.float64)
+    if joints.ndim != 3 or joints.shape[1:] != (22, 3) or not len(joints) or not np.isfinite(joints).all():
+        bad = "" if np.isfinite(joints).all() else " with NaN or infinity"
+        raise ValueError(f"{path}: BVH export needs joints of shape (frames, 22, 3), all finite; found {joints.shape}{bad}")
+    rotations, offsets, local, moves = _rotations_and_offsets(joints)
+    lines, columns = ["HIERARCHY"], []
+
+    def write_joint(j, pad):
+        parent = T2M.parents[j]
+        world, before = rotations[:, j], rotations[:, parent] if parent >= 0 else np.eye(3)[None]
+        columns.extend(([local[:, j]] if moves[j] else []) + [_zxy_degrees(before.swapaxes(-1, -2) @ world)])
+        position = "Xposition Yposition Zposition " if moves[j] else ""
+        lines.extend([f"{pad}{'ROOT' if parent < 0 else 'JOINT'} {NAMES[j]}", pad + "{",
+                      f"{pad}  OFFSET {offsets[j, 0]:.6f} {offsets[j, 1]:.6f} {offsets[j, 2]:.6f}",
+                      f"{pad}  CHANNELS {6 if moves[j] else 3} {position}Zrotation Xrotation Yrotation"])
+        for child in CHILDREN[j]:
+            write_joint(child, pad + "  ")
+        if not CHILDREN[j]:
+            x, y, z = 0.1 * T_POSE[j]
+            lines.extend([pad + "  End Site", pad + "  {", f"{pad}    OFFSET {x:.6f} {y:.6f} {z:.6f}", pad + "  }"])
+        lines.append(pad + "}")
+
+    write_joint(0, "")
+    lines += ["MOTION", f"Frames: {len(joints)}", f"Frame Time: {1 / fps:.8f}"]
+    lines += [" ".join(f"{number:.6f}" for number in row) for row in np.concatenate(columns, axis=1)]
+    with atomic_write(path, "w") as file:
+        file.write("\n".join(lines) + "\n")
