@@ -98,6 +98,8 @@ class Layer(nn.Module):
 
     def __init__(self, dim, heads, ff, dropout=0.0, attention_dropout=0.0, activation="gelu", pre_norm=False, cross=False):
         super().__init__()
+        if activation not in ("gelu", "relu", "quick_gelu"):
+            raise ValueError(f"The activation must be gelu, relu or quick_gelu, got {activation!r}.")
         self.dropout, self.activation, self.pre_norm, self.cross = dropout, activation, pre_norm, cross
         self.self_attn = Attention(dim, heads, attention_dropout)
         self.linear1, self.linear2 = nn.Linear(dim, ff), nn.Linear(ff, dim)

@@ -122,5 +122,7 @@ def test_refusals():
         Stack(4, 8, 2, 16, skip=True)
     with pytest.raises(ValueError, match="3 attention heads do not divide the width 8"):
         Layer(8, 3, 16)
+    with pytest.raises(ValueError, match="gelu, relu or quick_gelu, got 'gelu_new'"):
+        Layer(8, 2, 16, activation="gelu_new")
     with pytest.raises(ValueError, match="11 tokens does not fit the position table of 10 rows"):
         Positions(10, 4)(torch.zeros(1, 11, 4))
