@@ -7,30 +7,37 @@
     import kernels
     o = kernels.attention(q, k, v, lengths)
     with kernels.expect("triton"): ...   # fails if another path, or nothing, ran inside
+    print(kernels.summary())             # which path ran, how often
+
+The Triton path is checked in Triton's interpreter and compiled for sm_80 and sm_90, but has not run on a GPU yet.
 """
 import contextlib
 from collections import Counter
 
 import torch
+import torch.nn.functional as F
 
+from kernels import attention as attention_kernels  # before the function of the same name takes its place below
 from kernels import backend
-from kernels.attention import torch_attention
-from kernels.gelu import torch_linear_gelu
-from kernels.layer_norm import torch_add_layer_norm
+from kernels import gelu as gelu_kernels
+from kernels import layer_norm as layer_norm_kernels
+from kernels.backend import calls
 
-calls = Counter()  # (operation, path) -> times it ran
+if not backend.WHY_NOT:
+    from kernels import operators
 
 
 def attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
     """Multi-head attention, softmax(q k^T / sqrt(D)) v.
 
     q (B, H, Lq, D), k and v (B, H, Lk, D): any strides, so slices of one fused projection need no copy.
-    lengths (B,) int: how many of the first keys are there; the others are never read, whatever they hold. None = all.
+    lengths (B,) int: how many of the first keys are there; the others count for nothing, whatever they hold. None = all.
     causal: query i sees keys 0..i. dropout_p: share of the probabilities that is dropped (0 outside training).
     Returns (B, H, Lq, D) whose memory is (B, Lq, H, D): `.transpose(1, 2).reshape(B, Lq, H * D)` is free. A query
     without any key gives 0."""
-    _count("attention", "torch")
-    return torch_attention(q, k, v, lengths, causal, dropout_p)
+    if path("attention", q, attention_kernels.unsupported, k, v, lengths) == "torch":
+        return attention_kernels.torch_attention(q, k, v, lengths, causal, dropout_p)
+    return operators.attention(q, k, v, lengths, operators.new_seed(q, dropout_p), causal, dropout_p)[0]
 
 
 def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_sum=False):
@@ -38,32 +45,55 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_su
 
     x and residual (..., C), residual may be None; weight and bias (C,).
     Returns LN(s) (..., C), and s as well if `return_sum` (for layers that normalise first)."""
-    _count("add_layer_norm", "torch")
-    y, s = torch_add_layer_norm(x, residual, weight, bias, eps, dropout_p)
+    if path("add_layer_norm", x, layer_norm_kernels.unsupported, residual, weight, bias) == "torch":
+        y, s = layer_norm_kernels.torch_add_layer_norm(x, residual, weight, bias, eps, dropout_p)
+    else:
+        changed = residual is not None or dropout_p > 0  # else s is x itself
+        training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, residual, weight, bias))
+        dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else layer_norm_kernels.sum_type(x, residual)
+        y, s, _, _ = operators.add_layer_norm(x, residual, weight, bias, operators.new_seed(x, dropout_p), eps, dropout_p,
+                                              changed and (return_sum or training), dtype)
+        s = s if changed else x
     return (y, s) if return_sum else y
 
 
-def linear_gelu(x, weight, bias):
-    """gelu(x weight^T + bias) with the exact (erf) GELU: x (..., C), weight (F, C), bias (F,) -> (..., F)."""
-    _count("linear_gelu", "torch")
-    return torch_linear_gelu(x, weight, bias)
+def linear_gelu(x, weight, bias, dropout_p=0.0):
+    """dropout(gelu(x weight^T + bias)) with the exact (erf) GELU: x (..., C), weight (F, C), bias (F,) -> (..., F)."""
+    if path("linear_gelu", x, gelu_kernels.unsupported, weight, bias) == "torch":
+        return gelu_kernels.torch_linear_gelu(x, weight, bias, dropout_p)
+    return operators.bias_gelu(F.linear(x, weight), bias, operators.new_seed(x, dropout_p), dropout_p)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which path ran
+# Which path to take, and which ran
 
 
-def _count(operation, path):
-    if not torch.compiler.is_compiling():  # a compiled graph counts its Triton launches as they happen, torch's never
-        calls[operation, path] += 1
+def path(operation, x, unsupported, *others):
+    """-> 'triton' or 'torch' for these tensors; raises where MLD_KERNELS=triton demands what cannot be."""
+    if backend.MODE not in ("auto", "triton", "torch"):
+        raise ValueError(f"MLD_KERNELS must be auto, triton or torch, not '{backend.MODE}'.")
+    why_not = backend.WHY_NOT
+    if not why_not and not (x.is_cuda or backend.INTERPRETED):
+        why_not = f"its tensors are on {x.device}, not on a GPU"
+    why_not = why_not or unsupported(x, *others)
+    if why_not and backend.MODE == "triton":
+        raise RuntimeError(f"MLD_KERNELS=triton, but {operation} cannot run as a Triton kernel: {why_not}.")
+    if why_not and not torch.compiler.is_compiling():  # a compiled graph counts its Triton launches, as they happen
+        calls[operation, "torch"] += 1
+    return "torch" if why_not else "triton"
+
+
+def summary():
+    """-> what ran so far, e.g. 'add_layer_norm torch x18, attention torch x9'."""
+    return ", ".join(f"{operation} {path} x{count}" for (operation, path), count in sorted(calls.items())) or "nothing ran"
 
 
 @contextlib.contextmanager
-def expect(path):
-    """Fail unless at least one operation ran in the block, and every one of them on `path` ('triton' or 'torch')."""
+def expect(wanted):
+    """Fail unless at least one operation ran in the block, and every one of them on the path `wanted` ('triton' or 'torch')."""
     before = Counter(calls)
     yield
     ran = calls - before
-    wrong = {key: count for key, count in ran.items() if key[1] != path}
+    wrong = {key: count for key, count in ran.items() if key[1] != wanted}
     if wrong or not ran:
-        raise AssertionError(f"expected the {path} path, but {f'these ran: {wrong}' if wrong else 'nothing ran'}")
+        raise AssertionError(f"expected the {wanted} path, but " + (f"these ran: {wrong}" if wrong else "nothing ran"))

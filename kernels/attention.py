@@ -27,9 +27,9 @@ checked in Triton's interpreter and compiled for sm_80 and sm_90 (docs/kernels.m
 import torch
 import torch.nn.functional as F
 
-from kernels import tiles
 from kernels.backend import architecture, tl, triton
 from kernels.dropout import kept, row_keys, threshold_and_scale
+from kernels.tiles import attention_tiles, power_of_two
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The plain torch twin
@@ -265,3 +265,65 @@ def backward_whole(q, k, v, o, do, lse, dq, dk, dv, lengths, seed, qb, qh, ql, k
     own = (b * Lk * H + h) * D
     store_tile(dk + own, H * D, j, Lk, dk_tile * scale, D, BD)
     store_tile(dv + own, H * D, j, Lk, dv_tile, D, BD)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Launches
+
+
+def unsupported(q, k, v, lengths):
+    """Why these tensors cannot go through the kernels; empty if they can."""
+    B, H, Lq, D = q.shape
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v must all be float32, float16 or bfloat16, not {q.dtype}, {k.dtype}, {v.dtype}"
+    if not 16 <= D <= 128:
+        return f"the head width must be 16 to 128, not {D}"
+    if not (1 <= Lq <= 512 and 1 <= k.shape[2] <= 512):
+        return f"1 to 512 queries and keys are supported, not {Lq} and {k.shape[2]}"
+    if not 1 <= B * H <= 65535:
+        return f"1 to 65535 (batch, head) pairs are supported, not {B * H}"
+    if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
+        return f"the last dimension of q, k and v must be contiguous, strides are {q.stride()}, {k.stride()}, {v.stride()}"
+    return ""
+
+
+def flags(lengths, seed, causal, D):
+    """The compile-time arguments that do not depend on the tile."""
+    return dict(D=D, HAS_LENGTHS=lengths is not None, CAUSAL=causal, DROPOUT=seed is not None, BD=power_of_two(D))
+
+
+def launch_forward(q, k, v, lengths, seed, causal, dropout_p):
+    """-> o (B, H, Lq, D) whose memory is (B, Lq, H, D), lse (B, H, Lq) float32."""
+    (B, H, Lq, D), Lk = q.shape, k.shape[2]
+    o = q.new_empty(B, Lq, H, D)
+    lse = q.new_empty(B, H, Lq, dtype=torch.float32)
+    t = attention_tiles(Lq, Lk, D, q.dtype, architecture(q.device))["forward"]
+    forward[(triton.cdiv(Lq, t.BM), B * H)](
+        q, k, v, o, lse, lengths, seed, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        H, Lq, Lk, D**-0.5, *threshold_and_scale(dropout_p),
+        **flags(lengths, seed, causal, D), BM=t.BM, BN=t.BN, STAGES=t.stages, num_warps=t.warps, num_stages=t.stages)
+    return o.transpose(1, 2), lse
+
+
+def launch_backward(q, k, v, o, lse, do, lengths, seed, causal, dropout_p):
+    """-> dq, dk, dv, shaped and laid out in memory as o is."""
+    (B, H, Lq, D), Lk = q.shape, k.shape[2]
+    do = do if do.stride(3) == 1 else do.contiguous()
+    o = o.transpose(1, 2).contiguous()  # free: this is its memory's order
+    dq, dk, dv = q.new_empty(B, Lq, H, D), q.new_empty(B, Lk, H, D), q.new_empty(B, Lk, H, D)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
+    rest = (lengths, seed, *strides, H, Lq, Lk, D**-0.5, *threshold_and_scale(dropout_p))
+    tiles = attention_tiles(Lq, Lk, D, q.dtype, architecture(q.device), B * H, seed is not None)
+
+    def launch(kernel, grid, t, *tensors):
+        kernel[grid](*tensors, *rest, **flags(lengths, seed, causal, D), BM=t.BM, BN=t.BN, STAGES=t.stages,
+                     num_warps=t.warps, num_stages=t.stages)
+
+    if "whole" in tiles:
+        launch(backward_whole, (B * H,), tiles["whole"], q, k, v, o, do, lse, dq, dk, dv)
+    else:
+        t, delta = tiles["queries"], torch.empty_like(lse)
+        launch(backward_queries, (triton.cdiv(Lq, t.BM), B * H), t, q, k, v, o, do, lse, delta, dq)
+        t = tiles["keys"]
+        launch(backward_keys, (triton.cdiv(Lk, t.BN), B * H), t, q, k, v, do, lse, delta, dk, dv)
+    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

@@ -6,6 +6,7 @@ all the same; their torch twins need nothing more.
 """
 import functools
 import os
+from collections import Counter
 from types import SimpleNamespace
 
 import torch
@@ -24,6 +25,7 @@ else:
 if WHY_NOT:
     triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=object)
 
+calls = Counter()  # (operation, "triton" or "torch") -> how often it ran
 INTERPRETED = not WHY_NOT and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # kernels run on the CPU, for tests
 
 

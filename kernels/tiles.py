@@ -28,16 +28,39 @@ def attention_tiles(Lq, Lk, D, dtype, arch, programs=1, dropout=False):
     place of the two where the one-pass backward fits: 16-bit numbers on sm_90 or later."""
     BD, length = power_of_two(D), max(Lq, Lk)
     if dtype == torch.float32:  # exact float32 has no tensor cores: small tiles, the products run on the plain units
-        side = 16 if length <= 16 or BD > 64 else 32
-        forward, backward = Tile(side, side, 4, 2), Tile(16, 16, 4, 2)
-        return {"forward": forward, "queries": backward, "keys": backward}
+        side, warps = 16 if length <= 16 else 32, 4 if BD <= 64 else 8
+        backward = Tile(16, 16, warps, 1)
+        return {"forward": Tile(side, side, warps, 1), "queries": backward, "keys": backward}
     if length <= 16:
-        forward = queries = keys = Tile(16, 16, 1, 2)
+        forward = queries = keys = Tile(16, 16, 1 if BD <= 64 else 2, 2)
     else:
-        forward, queries, keys = Tile(64, 64 if BD <= 64 else 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64 if BD <= 64 else 32, 4, 2)
+        BN = 64 if BD <= 64 else 32
+        forward, queries, keys = Tile(64, BN, 4, 2), Tile(64, 32, 4, 2), Tile(32, BN, 4, 2)
     BN = max(64, power_of_two(Lk))
     if arch >= 90 and length > 16 and BN * BD <= 256 * 64 and BN <= 256 and (BN == 64 or programs >= 128):
         # all keys on chip; from 128 keys on a chip of 132 processors needs that many (batch, head) pairs to be busy
         BM = 16 if BN * BD == 256 * 64 and dropout or BD > 64 else 32
         return {"forward": forward, "whole": Tile(BM, BN, 4 if BN == 64 else 8, 1)}
     return {"forward": forward, "queries": queries, "keys": keys}
+
+
+def row_tiles(R, C):
+    """Layer norm of (R, C) -> rows in a tile, columns rounded up, warps, programs of the backward.
+
+    At C = 256 a warp holds one row, 8 numbers a thread, so that a mean needs no exchange between warps. 512 programs
+    keep the memory busy, and their parts of the weight gradients (1 MB at C = 256) stay in the cache."""
+    BC = power_of_two(C)
+    rows = max(4, 1024 // BC)
+    return rows, BC, 4, min(-(-R // rows), 512)
+
+
+def gelu_tiles(R, C):
+    """GELU of (R, C) -> rows and columns in a tile, warps, programs along the rows in the backward."""
+    BC = min(power_of_two(C), 256)
+    rows = 2048 // BC
+    return rows, BC, 4, min(-(-R // rows), max(1, 512 * BC // power_of_two(C)))
+
+
+def denoiser_tiles(D, dtype):
+    """The few-token denoiser at width D -> hidden units a program, joined columns a program, warps."""
+    return 32 if D == 256 and dtype == torch.float32 else 64, 32, 8

@@ -1,0 +1,239 @@
+"""Few tokens, many layers: MLD's denoiser in two launches per layer, for sampling.
+
+With one latent token the denoiser sees 3 tokens (latent, time, condition), twice for guidance: 6 rows of 256 numbers. Its
+9 layers of plain torch are about 13 launches each, ~140 a step and ~7,000 a sample of 50 steps, and nearly all their time
+is waiting for launches: the work itself, reading 7.6 M weights (15.2 MB in bfloat16) once a step, has a floor of 5.1 us a step on
+an H100 (3.0 TB/s), 0.25 ms for 50 steps, and less once they lie in its 50 MB cache. So each layer becomes two launches, with
+everything in between kept on chip:
+
+    attention_half  one program per head         x = LN2(what the previous half left); q, k, v of this head; softmax;
+                                                 its share of the output projection -> parts (H, rows, D)
+    ffn_half        one program per BF hidden    x = LN1(x + parts + bias); its BF hidden units, GELU; their share of the
+                                                 second Linear -> parts (F / BF, rows, D)
+    join            per 64 columns               the skip stack's Linear([x, kept]) before an output block
+    finish          one program                  the last LN2, and the stack's own norm
+
+A sum over programs is left as parts in memory, and whoever reads next adds them up, in a fixed order: no atomics, no
+barrier across the chip, the same bits every time; every program repeats the cheap layer norm for itself. 9 layers and
+4 joins and 1 finish are 23 launches instead of ~140. The residual stream stays in float32 between launches.
+
+A launch from Python costs more than one of torch's own, so the gain comes with a CUDA graph around the whole loop: shapes
+are static and nothing here synchronises. Sequences are packed 16 // L to a tile of 16 rows, so any batch works.
+None of this has run on a GPU yet: it is checked in Triton's interpreter and compiled for sm_80 and sm_90.
+"""
+import torch
+
+from kernels.backend import calls, tl, triton
+from kernels.tiles import denoiser_tiles
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The plain torch twin
+
+
+def torch_denoiser_layers(x, stack):
+    """The same function in plain torch: the stack itself."""
+    return stack(x)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The kernels
+#
+# base (N, D), x_out, y_out (N, D): float32, N = B * L rows. parts (P, N, D) float32: what P programs of the launch before
+# left to be added to base. add_bias, norm_w, norm_b (D,). All weights row-major as torch's Linear has them, (out, in).
+# A program works on rows [tile * G * L, ...), G = 16 // L whole sequences, as a (16, D) block. The in-projection is
+# (3 D, D) with rows query, key, value.
+
+
+@triton.jit
+def rows_of(number, N, L: tl.constexpr):
+    """Rows of tile `number`, and which of them are there."""
+    r = tl.arange(0, 16)
+    per_tile: tl.constexpr = 16 // L * L
+    rows = number * per_tile + r
+    return rows, (r < per_tile) & (rows < N)
+
+
+@triton.jit
+def normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D: tl.constexpr, P: tl.constexpr):
+    """LN(base + sum of parts + add_bias) of these rows -> (16, D) float32; base itself if there are no parts, P = 0."""
+    d = tl.arange(0, D)
+    at = rows[:, None] * D + d[None, :]
+    mask = there[:, None]
+    x = tl.load(base + at, mask=mask, other=0.0).to(tl.float32)
+    if P > 0:
+        for p in range(0, P, 4):  # four reads under way at once
+            for more in tl.static_range(4):
+                x += tl.load(parts + (p + more) * N * D + at, mask=mask & (p + more < P), other=0.0)
+        x += tl.load(add_bias + d).to(tl.float32)[None, :]
+        x = layer_norm(x, norm_w, norm_b, eps, D)
+    return x
+
+
+@triton.jit
+def layer_norm(x, norm_w, norm_b, eps, D: tl.constexpr):
+    """x (16, D) float32 -> its layer norm."""
+    d = tl.arange(0, D)
+    x -= (tl.sum(x, 1) / D)[:, None]
+    x *= tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+    return x * tl.load(norm_w + d).to(tl.float32)[None, :] + tl.load(norm_b + d).to(tl.float32)[None, :]
+
+
+@triton.jit
+def product(x, w):
+    """x (16, K), w (OUT, K) of the same type -> x w^T (16, OUT) float32."""
+    if w.dtype == tl.float32:  # exact: row by row, since an unrolled float32 tl.dot of this depth does not fit the registers
+        row = tl.arange(0, 16)[:, None]
+        out = tl.zeros((16, w.shape[0]), tl.float32)
+        for r in range(16):
+            one = tl.sum(tl.where(row == r, x, 0.0), 0)  # (K,)
+            out = tl.where(row == r, tl.sum(w * one[None, :], 1)[None, :], out)
+        return out
+    return tl.dot(x, tl.trans(w))
+
+
+@triton.jit
+def weights(w, out, inside, STRIDE: tl.constexpr):
+    """Rows `out` and columns `inside` of a Linear's weights, (.., STRIDE) in memory."""
+    return tl.load(w + out[:, None] * STRIDE + inside[None, :])
+
+
+@triton.jit
+def row(b, out):
+    """Entries `out` of a bias as a row, float32."""
+    return tl.load(b + out).to(tl.float32)[None, :]
+
+
+@triton.jit
+def attention_half(base, parts, add_bias, norm_w, norm_b, in_w, in_b, out_w, x_out, parts_out, N, eps, scale,
+                   L: tl.constexpr, D: tl.constexpr, DH: tl.constexpr, P: tl.constexpr):
+    """Grid (H, tiles). x_out: the layer's input, written by head 0; parts_out (H, N, D)."""
+    h = tl.program_id(0)
+    rows, there = rows_of(tl.program_id(1), N, L)
+    x = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
+    at = rows[:, None] * D + tl.arange(0, D)[None, :]
+    if h == 0:
+        tl.store(x_out + at, x, mask=there[:, None])
+    dtype = in_w.dtype.element_ty
+    x = x.to(dtype)
+    d, mine = tl.arange(0, D), h * DH + tl.arange(0, DH)
+    q = (product(x, weights(in_w, mine, d, D)) + row(in_b, mine)).to(dtype)  # (16, DH)
+    k = (product(x, weights(in_w, D + mine, d, D)) + row(in_b, D + mine)).to(dtype)
+    v = (product(x, weights(in_w, 2 * D + mine, d, D)) + row(in_b, 2 * D + mine)).to(dtype)
+    s = product(q, k) * (scale * 1.4426950408889634)  # (16, 16)
+    sequence = tl.arange(0, 16) // L  # a row sees its own sequence; the rows behind the last one form a harmless one of zeros
+    s = tl.where(sequence[:, None] == sequence[None, :], s, float("-inf"))
+    p = tl.exp2(s - tl.max(s, 1)[:, None])
+    p = p / tl.sum(p, 1)[:, None]
+    o = product(p.to(dtype), tl.trans(v)).to(dtype)  # (16, DH)
+    tl.store(parts_out + h * N * D + at, product(o, weights(out_w, d, mine, D)), mask=there[:, None])
+
+
+@triton.jit
+def ffn_half(base, parts, add_bias, norm_w, norm_b, w1, b1, w2, y_out, parts_out, N, eps,
+             L: tl.constexpr, D: tl.constexpr, F: tl.constexpr, BF: tl.constexpr, P: tl.constexpr):
+    """Grid (F / BF, tiles). y_out: the feed-forward's input, written by program 0; parts_out (F / BF, N, D)."""
+    f = tl.program_id(0)
+    rows, there = rows_of(tl.program_id(1), N, L)
+    y = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
+    at = rows[:, None] * D + tl.arange(0, D)[None, :]
+    if f == 0:
+        tl.store(y_out + at, y, mask=there[:, None])
+    dtype = w1.dtype.element_ty
+    d, mine = tl.arange(0, D), f * BF + tl.arange(0, BF)
+    z = product(y.to(dtype), weights(w1, mine, d, D)) + row(b1, mine)  # (16, BF)
+    z = z * (0.5 + 0.5 * tl.erf(z * 0.7071067811865476))
+    tl.store(parts_out + f * N * D + at, product(z.to(dtype), weights(w2, d, mine, F)), mask=there[:, None])
+
+
+@triton.jit
+def join(base, parts, add_bias, norm_w, norm_b, kept, w, b, x_out, N, eps,
+         L: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr):
+    """Grid (D / BD, tiles): BD columns of Linear([x, kept]); kept (N, D) float32, w (D, 2 D), b (D,)."""
+    rows, there = rows_of(tl.program_id(1), N, L)
+    x = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
+    d, o = tl.arange(0, D), tl.program_id(0) * BD + tl.arange(0, BD)
+    old = tl.load(kept + rows[:, None] * D + d[None, :], mask=there[:, None], other=0.0)
+    dtype = w.dtype.element_ty
+    out = product(x.to(dtype), weights(w, o, d, 2 * D)) + product(old.to(dtype), weights(w, o, D + d, 2 * D)) + row(b, o)
+    tl.store(x_out + rows[:, None] * D + o[None, :], out, mask=there[:, None])
+
+
+@triton.jit
+def finish(base, parts, add_bias, norm_w, norm_b, last_w, last_b, x_out, N, eps,
+           L: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LAST_NORM: tl.constexpr):
+    """Grid (1, tiles): the last layer's norm, and the stack's own if LAST_NORM; x_out (N, D) of any type."""
+    rows, there = rows_of(tl.program_id(1), N, L)
+    x = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
+    if LAST_NORM:
+        x = layer_norm(x, last_w, last_b, eps, D)
+    tl.store(x_out + rows[:, None] * D + tl.arange(0, D)[None, :], x.to(x_out.dtype.element_ty), mask=there[:, None])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Launches
+
+
+def blocks_of(stack):
+    """The layers of a transformer.Stack in the order they run."""
+    return [*stack.input_blocks, stack.middle_block, *stack.output_blocks] if stack.skip else [*stack.layers]
+
+
+def unsupported(x, stack):
+    """Why `denoiser_layers` cannot run this stack on x (B, L, D); empty if it can."""
+    (B, L, D), layer = x.shape, blocks_of(stack)[0]
+    head, hidden, dtype = D // layer.self_attn.heads, layer.linear1.out_features, layer.linear1.weight.dtype
+    if layer.pre_norm or layer.cross or layer.activation != "gelu":
+        return "the layers must be post-norm self-attention layers with GELU"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the weights must be float32, float16 or bfloat16, not {dtype}"
+    if not 1 <= L <= 16:
+        return f"1 to 16 tokens are supported, not {L}"
+    if D not in (64, 128, 256) or head not in (16, 32, 64) or hidden % 64:
+        return f"widths of 64, 128, 256, heads of 16, 32, 64 and multiples of 64 hidden units are supported, not {D}, {head}, {hidden}"
+    if stack.training or torch.is_grad_enabled():
+        return "it has no backward and no dropout: call eval() on the stack, and run under torch.no_grad()"
+    return ""
+
+
+def denoiser_layers(x, stack):
+    """The whole of a `transformer.Stack` of post-norm layers, without dropout or mask, for sampling: the same as stack(x).
+
+    x (B, L, D), L <= 16 tokens, -> (B, L, D) of x's type. The stack's weights may be float32 (exact) or 16-bit (tensor
+    cores). Raises where `unsupported` gives a reason."""
+    why_not = unsupported(x, stack)
+    if why_not:
+        raise RuntimeError(f"denoiser_layers cannot run this stack: {why_not}.")
+    B, L, D = x.shape
+    N, blocks = B * L, blocks_of(stack)
+    heads, hidden = blocks[0].self_attn.heads, blocks[0].linear1.out_features
+    BF, BD, warps = denoiser_tiles(D, blocks[0].linear1.weight.dtype)
+    tiles = triton.cdiv(B, 16 // L)
+    calls["denoiser_layers", "triton"] += 1
+
+    def buffer(*shape):
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+    # what stands between two launches: base, parts, and how to make x of them: (base, parts, bias, norm weight, norm bias)
+    state, P, kept, joins = (x.contiguous().view(N, D), None, None, None, None), 0, [], list(stack.linear_blocks) if stack.skip else []
+    half = len(joins)
+    for number, layer in enumerate(blocks):
+        a, eps = layer.self_attn, layer.norm1.eps
+        if number > half and half:
+            linear_layer, x_out = joins[number - half - 1], buffer(N, D)
+            join[(D // BD, tiles)](*state, kept.pop(), linear_layer.weight, linear_layer.bias, x_out, N, eps,
+                                   L=L, D=D, BD=BD, P=P, num_warps=warps)
+            state, P = (x_out, None, None, None, None), 0
+        x_out, parts = buffer(N, D), buffer(heads, N, D)
+        attention_half[(heads, tiles)](*state, a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, x_out, parts, N, eps,
+                                       (D // heads)**-0.5, L=L, D=D, DH=D // heads, P=P, num_warps=warps)
+        if 0 < number <= half:
+            kept.append(x_out)  # what the input block before this one put out
+        y_out, parts_out = buffer(N, D), buffer(hidden // BF, N, D)
+        ffn_half[(hidden // BF, tiles)](x_out, parts, a.out_proj.bias, layer.norm1.weight, layer.norm1.bias,
+                                        layer.linear1.weight, layer.linear1.bias, layer.linear2.weight, y_out, parts_out,
+                                        N, eps, L=L, D=D, F=hidden, BF=BF, P=heads, num_warps=warps)
+        state, P = (y_out, parts_out, layer.linear2.bias, layer.norm2.weight, layer.norm2.bias), hidden // BF
+    out, last = torch.empty_like(x, memory_format=torch.contiguous_format), stack.norm
+    finish[(1, tiles)](*state, last and last.weight, last and last.bias, out, N, eps, L=L, D=D, P=P,
+                       LAST_NORM=last is not None, num_warps=warps)
+    return out
