@@ -103,7 +103,10 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
         file.write(bytes(PREFIX.size))
         for clip in clips:
             blob, features = _motion_of(clip, skeleton, encoding, nfeats)
-            dtype = dtype or ("<f2" if features.dtype == np.float16 else "<f4")
+            own = "<f2" if features.dtype == np.float16 else "<f4"
+            dtype = dtype or own
+            if dtype != own:
+                raise ValueError(f"clip {clip.id}: features are {features.dtype}, those before were not; one pack has one type.")
             kept = [item for item in items_of(clip, len(features), fps) if max(min_length, 1) <= item[2] < max_length]
             if not kept:
                 continue
@@ -307,7 +310,7 @@ def _remake(path):
 
 def features_to_joints(features, skeleton, rest=None):
     """(..., T, F) numpy -> (..., T, J, 3) metres; `rest (24, 3)` for "smpl", whose features are rotations."""
-    features = torch.as_tensor(np.asarray(features, np.float32))
+    features = torch.from_numpy(np.array(features, np.float32))
     if skeleton == "smpl":
         rows = features.unflatten(-1, (25, 6))
         parents = list(motion.SMPL_PARENTS)
