@@ -357,7 +357,7 @@ def joints_to_features(joints, skeleton, target_offsets=None, clip=''):
 # Features -> joints (torch, batched, differentiable: it sits in the VAE's loss)
 
 def _unpack(features, skeleton):
-    """Cosine and sine of the body's turn, the root's x, y, z (..., T each), positions and rotations (..., T, J-1, 3 | 6)."""
+    """Cosine and sine of the body's turn and the root's x, y, z (..., T); positions, rotations (..., T, J-1, 3 | 6)."""
     if features.shape[-1] != skeleton.num_features:
         raise ValueError(f'the {skeleton.name} skeleton has {skeleton.num_features} features per frame, '
                          f'found {features.shape[-1]}')
