@@ -61,8 +61,7 @@ def pack_layout(args):
     rows = {}
     for name in ("all.txt", "train.txt", "val.txt", "test.txt"):
         if os.path.exists(path := os.path.join(args.folder, name)):
-            with open(path) as file:
-                rows[f"ids in {name}"] = len(file.read().split())
+            rows[f"ids in {name}"] = len(set(readers.read_lines(path)) - {""})
     found = Found()
     clips = readers.read_layout(args.folder, nfeats, args.min_length, args.max_length, found)
     # The published loader cuts KIT's sub-clips at 20 frames a second, too; this one at the 12.5 that KIT has.
@@ -173,8 +172,8 @@ def open_named(name):
 
 
 def show(args):
-    import render
     pack, motions = open_named(args.dataset), []
+    import render
     for id in args.ids:
         i = pack.index(id)
         joints = pack.joints(i)

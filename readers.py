@@ -5,6 +5,7 @@ HumanML3D and KIT-ML (and any set in their layout), HumanAct12 and UESTC (the fi
 import hashlib
 import os
 import re
+import zipfile
 
 import numpy as np
 
@@ -26,6 +27,15 @@ def need(folder, *names):
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; expected {', '.join(names)} in it.")
 
 
+def read_lines(path):
+    """The lines of a UTF-8 text file, stripped; ValueError that names the file if it is no such text."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text.") from None
+
+
 def load_npy(path, shape):
     """A finite-or-not float array of this shape (None = any length), or ValueError that names the file."""
     try:
@@ -42,15 +52,13 @@ def load_npy(path, shape):
 def read_texts(path):
     """A file of lines `caption#word/TAG word/TAG#from#to` -> list[Caption]; from and to in seconds, 0 and 0 for the whole clip."""
     captions = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                text, tokens, start, end = line.strip().rsplit("#", 3)
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            if line:
+                text, tokens, start, end = line.rsplit("#", 3)
                 captions.append(Caption(text, tokens, *(float(np.nan_to_num(float(x))) for x in (start, end))))  # some are nan
-            except ValueError:
-                raise ValueError(f"{path}, line {number}: expected `caption#word/TAG word/TAG#from#to`, found {line.strip()!r}.") from None
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: expected `caption#word/TAG word/TAG#from#to`, found {line!r}.") from None
     return captions
 
 
@@ -59,10 +67,9 @@ def read_layout(folder, nfeats, min_length, max_length, found):
     splits = {}
     for split in ("train", "val", "test"):
         path = os.path.join(folder, split + ".txt")
-        with open(path, encoding="utf-8") as file:
-            for id in dict.fromkeys(file.read().split()):
-                if splits.setdefault(id, split) != split:
-                    raise ValueError(f"{path}: id {id} is also in {splits[id]}.txt; a clip must be in one split only.")
+        for id in filter(None, read_lines(path)):
+            if splits.setdefault(id, split) != split:
+                raise ValueError(f"{path}: id {id} is also in {splits[id]}.txt; a clip must be in one split only.")
     if not splits:
         raise ValueError(f"{folder}: train.txt, val.txt and test.txt name no clip; the dataset is empty.")
     vectors, texts = os.path.join(folder, "new_joint_vecs"), os.path.join(folder, "texts")
@@ -74,7 +81,7 @@ def read_layout(folder, nfeats, min_length, max_length, found):
     for id, split in splits.items():
         path, words = os.path.join(vectors, id + ".npy"), os.path.join(texts, id + ".txt")
         if not os.path.exists(path) or not os.path.exists(words):
-            found["without motion" if os.path.exists(words) else "without text"].append(id)
+            found["without text" if os.path.exists(path) else "without motion"].append(id)
             continue
         features = load_npy(path, (None, nfeats))
         if not np.isfinite(features).all():
@@ -109,99 +116,101 @@ def rest_joints(path):
         return DEFAULT_REST
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not a file; expected an SMPL body model, .pkl or .npz.")
-    model = np.load(path, allow_pickle=False) if path.endswith(".npz") else safe_pickle.load_pickle(path)
     try:
-        joints = model["J"] if "J" in model else np.asarray(model["J_regressor"]) @ np.asarray(model["v_template"])
-        joints = np.asarray(joints, np.float64)[:24]
+        model = np.load(path, allow_pickle=False) if path.endswith(".npz") else safe_pickle.load_pickle(path)
+        array = safe_pickle.dense
+        joints = array(model["J"]) if "J" in model else array(model["J_regressor"]) @ array(model["v_template"])
+        joints = joints.astype(np.float64).reshape(-1, 3)[:24]
         return joints.reshape(24, 3) - joints[0]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} has no 24 rest joints (J, or J_regressor and v_template); expected an SMPL body model.") from None
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not an SMPL body model with 24 rest joints (J, or J_regressor and v_template): {error}.") from None
 
 
-def pose_features(id, poses, roots):
+def pose_features(poses, roots):
     """SMPL poses (T, 72) axis-angle and root positions (T, 3) -> (T', 150), T' >= 60: ACTOR's 25 rows of six numbers a frame.
 
     Rows 0..23: each joint's rotation, the first two ROWS of its matrix. Row 24: the root's path from the first frame, three zeros.
     """
-    poses, roots = np.asarray(poses), np.asarray(roots)
-    if poses.ndim != 2 or poses.shape[1] != 72 or roots.shape != (len(poses), 3) or not len(poses):
-        raise ValueError(f"clip {id}: expected poses (frames, 72) and as many root positions, found {poses.shape} and {roots.shape}.")
-    matrices = motion.axis_angle_to_matrix(poses.reshape(-1, 24, 3).astype(np.float64))
+    matrices = motion.axis_angle_to_matrix(poses.reshape(-1, 24, 3))
     path = np.concatenate([roots - roots[0], np.zeros_like(roots)], axis=1)  # (T, 6)
     rows = np.concatenate([motion.matrix_to_6d(matrices.swapaxes(-1, -2)), path[:, None]], axis=1)  # (T, 25, 6)
     return np.pad(rows.reshape(-1, 150), ((0, max(0, FRAMES - len(rows))), (0, 0)), mode="edge").astype(np.float32)
 
 
-def load_lists(path, *keys):
-    """The dict of lists in a published pickle, with these keys, all of one length; ValueError names what is missing."""
+def load_lists(path, **shapes):
+    """Lists of arrays from a published pickle, {key: shape of one array after its frames}; ValueError names what does not fit."""
     data = safe_pickle.load_pickle(path)
-    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+    missing = [key for key in shapes if not isinstance(data, dict) or key not in data]
     if missing:
-        raise ValueError(f"{path} has no {', '.join(missing)}; expected a pickled dict with {', '.join(keys)}.")
-    lengths = [len(data[key]) for key in keys]
+        raise ValueError(f"{path} has no {', '.join(missing)}; expected a pickled dict with {', '.join(shapes)}.")
+    lengths = [len(data[key]) for key in shapes]
     if len(set(lengths)) > 1 or not lengths[0]:
-        raise ValueError(f"{path}: {', '.join(keys)} should be lists of one length, found {', '.join(map(str, lengths))}.")
-    return [data[key] for key in keys]
+        raise ValueError(f"{path}: {', '.join(shapes)} should be lists of one length, found {', '.join(map(str, lengths))}.")
+    for i, arrays in enumerate(zip(*(data[key] for key in shapes))):
+        for key, array in zip(shapes, arrays):
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or len(array) != len(arrays[0]) or \
+                    array.shape[1:][-len(shapes[key]):] != shapes[key]:
+                raise ValueError(f"{path}: {key}[{i}] should be {len(arrays[0])} frames of {shapes[key]} numbers, "
+                                 f"found {getattr(array, 'shape', type(array).__name__)}.")
+    return data
 
 
 def read_humanact12(folder, found):
     """-> (clips, action names, source files, {what: count}). All sequences are train: the set is published without a split."""
     need(folder, "humanact12poses.pkl")
     path = os.path.join(folder, "humanact12poses.pkl")
-    poses, joints, labels = load_lists(path, "poses", "joints3D", "y")
+    data = load_lists(path, poses=(72,), joints3D=(24, 3))
+    labels = data.get("y", [])
+    wrong = [label for label in labels if str(label) not in map(str, range(len(HUMANACT12)))]
+    if len(labels) != len(data["poses"]) or wrong:
+        raise ValueError(f"{path}: y should be {len(data['poses'])} actions of 0..11, found {len(labels)}{f' with {wrong[0]!r}' if wrong else ''}.")
 
     def clips():
-        for i, label in enumerate(labels):
-            id, places = f"{i:04d}", np.asarray(joints[i])
-            if not 0 <= int(label) < len(HUMANACT12) or places.ndim != 3 or places.shape[1:] != (24, 3):
-                raise ValueError(f"{path}, sequence {i}: expected an action of 0..11 and joints (frames, 24, 3), found {label} and {places.shape}.")
-            if keep(id, poses[i], places, found):
-                yield Clip(id, action=HUMANACT12[int(label)], features=pose_features(id, poses[i], places[:, 0]))
+        for i, (poses, joints) in enumerate(zip(data["poses"], data["joints3D"])):
+            if keep(f"{i:04d}", (poses, joints), found):
+                yield Clip(f"{i:04d}", action=HUMANACT12[int(labels[i])], features=pose_features(np.float64(poses), np.float64(joints[:, 0])))
     return clips(), HUMANACT12, [path], {"sequences": len(labels), "actions": len({int(label) for label in labels})}
 
 
 def read_uestc(folder, found):
     """-> (clips, action names, source files, {what: count}); train and test by person, as published, all views turned to the front."""
     need(folder, "vibe_cache_refined.pkl", "info")
-    info = os.path.join(folder, "info")
+    info, path = os.path.join(folder, "info"), os.path.join(folder, "vibe_cache_refined.pkl")
     need(info, "action_classes.txt", "num_frames_min.txt", "names.txt")
-    actions, frames, names = (open(os.path.join(info, f + ".txt"), encoding="utf-8").read().splitlines()
-                              for f in ("action_classes", "num_frames_min", "names"))
-    path = os.path.join(folder, "vibe_cache_refined.pkl")
-    poses, joints, cameras = load_lists(path, "pose", "joints3d", "orig_cam")
-    if not len(names) == len(frames) == len(poses):
-        raise ValueError(f"{folder}: {len(names)} names, {len(frames)} lengths and {len(poses)} poses should be the same number.")
+    actions, names, frames = (read_lines(os.path.join(info, f"{name}.txt")) for name in ("action_classes", "names", "num_frames_min"))
+    data = load_lists(path, pose=(72,), joints3d=(3,), orig_cam=(4,))
+    if not len(names) == len(frames) == len(data["pose"]):
+        raise ValueError(f"{folder}: {len(names)} names, {len(frames)} lengths and {len(data['pose'])} poses should be the same number.")
     parsed = [re.match(r"a(\d+)_d(\d+)_p(\d+)_c(\d+)", name) for name in names]
-    if None in parsed or max(int(m[1]) for m in parsed) >= len(actions):
-        wrong = next(name for name, m in zip(names, parsed) if not m or int(m[1]) >= len(actions))
-        raise ValueError(f"{info}/names.txt: cannot read {wrong!r}; expected a<action>_d<view>_p<person>_c<side> with an action of 0..{len(actions) - 1}.")
+    for name, length, match in zip(names, frames, parsed):
+        if not match or int(match[1]) >= len(actions) or not length.isdigit():
+            raise ValueError(f"{info}: expected a name a<action>_d<view>_p<person>_c<side> with one of {len(actions)} actions, and a number of "
+                             f"frames, found {name!r} and {length!r}.")
 
     def clips():
-        for i, (action, view, person, side) in enumerate(tuple(map(int, m.groups())) for m in parsed):
-            id, length, split = parsed[i][0], min(int(frames[i]), len(poses[i])), "train" if person in UESTC_TRAIN else "test"
+        for i, match in enumerate(parsed):
+            action, view, person, side = map(int, match.groups())
+            length, split = min(int(frames[i]), len(data["pose"][i])), "train" if person in UESTC_TRAIN else "test"
+            pose, joints, camera = (np.float64(data[key][i][:length]) for key in ("pose", "joints3d", "orig_cam"))
             if side != 1 and view == 8:
-                found["of the moving camera"].append(id)
-                continue
-            if not length or (split == "train" and length < FRAMES * 3 / 4):
-                found[f"shorter than {FRAMES * 3 // 4} frames"].append(id)
-                continue
-            pose, places, camera = (np.asarray(a[i][:length], np.float64) for a in (poses, joints, cameras))
-            if not keep(id, pose, places, found):
-                continue
-            # VIBE gives a weak-perspective camera (scale, scale, x, y); depth follows from scale for its 540 pixels and focal length 500
-            roots = places[:, 8 if places.shape[1] > 24 else 0] + np.stack([camera[:, 2], camera[:, 3], 500 / (270 * camera[:, 0])], axis=1)
-            if side != 1:
-                turn = motion.axis_angle_to_matrix(np.array([0, -view * np.pi / 4, 0]))
-                pose[:, :3] = motion.matrix_to_axis_angle(turn @ motion.axis_angle_to_matrix(pose[:, :3]))
-                roots = roots @ turn.T
-            yield Clip(id, split=split, action=actions[action], features=pose_features(id, pose, roots))
-    people = {int(m[3]) for m in parsed}
+                found["of view 8"].append(match[0])
+            elif not length or (split == "train" and length < FRAMES * 3 / 4):
+                found[f"shorter than {FRAMES * 3 // 4} frames"].append(match[0])
+            elif keep(match[0], (pose, joints, camera), found):
+                # the camera is (scale, scale, x, y); depth follows from scale with its focal length 500 and half of its 540 pixels
+                roots = joints[:, 8 if joints.shape[1] > 24 else 0] + np.stack([*camera.T[2:], 500 / (270 * camera[:, 0])], axis=1)
+                if side != 1:
+                    turn = motion.axis_angle_to_matrix(np.array([0, -view * np.pi / 4, 0]))
+                    pose[:, :3] = motion.matrix_to_axis_angle(turn @ motion.axis_angle_to_matrix(pose[:, :3]))
+                    roots = roots @ turn.T
+                yield Clip(match[0], split=split, action=actions[action], features=pose_features(pose, roots))
+    people = {int(match[3]) for match in parsed}
     return clips(), actions, [path], {"sequences": len(names), "actions": len(actions), "train subjects": len(people & set(UESTC_TRAIN)),
                                       "test subjects": len(people - set(UESTC_TRAIN))}
 
 
-def keep(id, pose, joints, found):
-    finite = np.isfinite(pose).all() and np.isfinite(joints).all()
+def keep(id, arrays, found):
+    finite = all(np.isfinite(array).all() for array in arrays)
     if not finite:
         found["not finite"].append(id)
     return finite
@@ -219,17 +228,16 @@ def read_captions(path, folder):
     captions = {}
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not a file; expected lines `file name: caption`.")
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            match = re.match(r"\s*([^\t]+?)\s*\t\s*(\S.*)", line) or re.match(r"\s*(.+?)\s*:\s+(\S.*)", line)
-            if not match:
-                raise ValueError(f"{path}, line {number}: expected `file name: caption` or `file name<TAB>caption`, found {line.strip()!r}.")
-            name = match[1] if match[1].lower().endswith(".bvh") else match[1] + ".bvh"
-            if not os.path.isfile(os.path.join(folder, name)):
-                raise FileNotFoundError(f"{path}, line {number}: there is no {name} in {folder}.")
-            captions.setdefault(os.path.normpath(name), []).append(match[2].strip())
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([^\t]+?)\s*\t\s*(\S.*)", line) or re.fullmatch(r"(.+?)\s*:\s+(\S.*)", line)
+        if not match:
+            raise ValueError(f"{path}, line {number}: expected `file name: caption` or `file name<TAB>caption`, found {line!r}.")
+        name = match[1] if match[1].lower().endswith(".bvh") else match[1] + ".bvh"
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise FileNotFoundError(f"{path}, line {number}: there is no {name} in {folder}.")
+        captions.setdefault(os.path.normpath(name), []).append(match[2])
     if not captions:
         raise ValueError(f"{path} holds no caption; expected lines `file name: caption`.")
     return captions
