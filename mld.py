@@ -50,16 +50,18 @@ class Denoiser(nn.Module):
         super().__init__()
         D, self.cfg, self.nfeats = cfg.latent_dim, cfg, nfeats
         # the published width of the time sinusoid is the text's, or the latent's where there is no text
-        self.time_embedding = TimestepEmbedding(cfg.text_encoded_dim if cfg.condition == "text" else D, D, cfg.flip_sin_to_cos, cfg.freq_shift)
+        width = cfg.text_encoded_dim if cfg.condition == "text" else D
+        self.time_embedding = TimestepEmbedding(width, D, cfg.flip_sin_to_cos, cfg.freq_shift)
         if cfg.condition == "text":
             self.emb_proj = nn.Sequential(nn.ReLU(), nn.Linear(cfg.text_encoded_dim, D))
         elif cfg.condition == "action":
             if cfg.num_actions < 1:
-                raise ValueError("denoiser.condition is action, but denoiser.num_actions is 0; set it to the dataset's number of actions.")
+                raise ValueError("denoiser.condition is action, but denoiser.num_actions is 0; set it to the dataset's number.")
             self.emb_proj = nn.Embedding(cfg.num_actions, D)
             nn.init.xavier_uniform_(self.emb_proj.weight)
         self.query_pos = Positions(cfg.max_positions, D, cfg.position_embedding == "learned")
-        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation, cfg.normalize_before)
+        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation,
+                 cfg.normalize_before)
         if cfg.arch == "trans_dec":
             self.mem_pos = Positions(cfg.max_positions, D, cfg.position_embedding == "learned")
             self.decoder = Stack(*sizes, cross=True, skip=cfg.skip_connect)
@@ -147,10 +149,12 @@ class MLD(nn.Module):
         """Lengths, a list or tensor of ints -> (B,) int64 on the model's device; ValueError for any that cannot be."""
         lengths, limit = torch.as_tensor(lengths), min(self.max_frames, limit or self.max_frames)
         if lengths.dim() != 1 or not len(lengths) or lengths.is_floating_point() or count not in (None, len(lengths)):
-            raise ValueError(f"lengths must be {count or ''} whole numbers of frames, one per motion, found {lengths.tolist()}.")
+            raise ValueError(f"lengths must be {count or ''} whole numbers of frames, one per motion, "
+                             f"found {lengths.tolist()}.")
         for n in lengths.tolist():
             if not 1 <= n <= limit:
-                raise ValueError(f"A motion must have 1 to {limit} frames here, found {n} (the position tables hold {self.max_frames}).")
+                raise ValueError(f"A motion must have 1 to {limit} frames here, found {n} "
+                                 f"(the position tables hold {self.max_frames}).")
         return lengths.to(self.mean.device, torch.int64)
 
     def to_joints(self, features):
@@ -160,7 +164,8 @@ class MLD(nn.Module):
             skeleton = motion.SKELETONS[self.config.data.skeleton]
             return motion.features_to_joints(features, skeleton) * skeleton.unit
         if not (torch.compiler.is_compiling() or self.rest.any()):
-            raise ValueError("The smpl skeleton's features are rotations: joints need a rest pose (24, 3); give MLD `rest`, from the pack or the SMPL model.")
+            raise ValueError("The smpl skeleton's features are rotations: joints need a rest pose (24, 3); give MLD `rest`, "
+                             "from the pack or the SMPL model.")
         rows = features.unflatten(-1, (25, 6))  # 24 rotations and the root's place
         rotations = motion.matrix_from_6d(rows[..., :24, :]).mT  # ACTOR's six numbers are rows of the matrix
         offsets = self.rest - self.rest[[max(p, 0) for p in motion.SMPL_PARENTS]]
@@ -198,7 +203,7 @@ class MLD(nn.Module):
 
     def need_vae(self):
         if self.vae is None:
-            raise ValueError("This model diffuses frames and has no VAE (vae.arch is none), so there are no latents to encode or decode.")
+            raise ValueError("This model diffuses frames and has no VAE (vae.arch is none): no latents to encode or decode.")
 
     # --- conditions ---
 
@@ -208,8 +213,8 @@ class MLD(nn.Module):
         this model does not know."""
         kind, device = self.config.denoiser.condition, self.mean.device
         if texts is not None and kind != "text" or actions is not None and kind != "action":
-            raise ValueError(f"This model takes {'texts' if kind == 'text' else 'actions' if kind == 'action' else 'no condition'}, "
-                             f"but was given {'texts' if texts is not None else 'actions'}.")
+            takes = {"text": "texts", "action": "actions", "none": "no condition"}[kind]
+            raise ValueError(f"This model takes {takes}, but was given {'actions' if texts is None else 'texts'}.")
         given = texts if kind == "text" else actions
         if isinstance(given, str) or given is not None and len(given) != count:
             raise ValueError(f"Expected a list of {count} {kind}s, one per motion, found {given!r}.")
@@ -224,6 +229,9 @@ class MLD(nn.Module):
         texts = [""] * count if texts is None else list(texts)
         unique = {text: i for i, text in enumerate(dict.fromkeys([*texts, ""]))}
         table = self.text_encoder(list(unique))
+        if table.shape[-1] != self.config.denoiser.text_encoded_dim:
+            raise ValueError(f"The text encoder's output has width {table.shape[-1]}, but the denoiser takes "
+                             f"{self.config.denoiser.text_encoded_dim}; use the text encoder that it was trained with.")
         return table[[unique[text] for text in texts]], table[unique[""]].expand(count, -1, -1)
 
     # --- generation ---
@@ -246,7 +254,7 @@ class MLD(nn.Module):
         lengths = self.check_lengths(lengths)
         B, T, device = len(lengths), int(lengths.max()), self.mean.device
         cond, uncond = self.conditions(texts, actions, B)
-        if c.condition == "action" and actions is not None and (cond.is_floating_point() or not 0 <= cond.min() <= cond.max() < c.num_actions):
+        if actions is not None and (cond.is_floating_point() or not 0 <= cond.min() <= cond.max() < c.num_actions):
             raise ValueError(f"Unknown action: this model knows the actions 0 to {c.num_actions - 1}, found {cond.tolist()}.")
 
         def setting(name, value):
@@ -257,7 +265,7 @@ class MLD(nn.Module):
             scale = 1.0
         generator = None
         if seed is not None:
-            seeds = [seed + i for i in range(B)] if isinstance(seed, int) else seed
+            seeds = seed if isinstance(seed, (list, tuple)) else [seed + i for i in range(B)]
             generator = [torch.Generator().manual_seed(s) for s in seeds]
         ragged = None if len(lengths.unique()) == 1 else lengths
         frames = None if self.vae else lengths.cpu()  # how many rows of noise each sample draws
@@ -276,8 +284,9 @@ class MLD(nn.Module):
             def denoise(x, t):
                 without, having = self.denoiser(x.repeat(2, 1, 1), t.repeat(2), both, twice).chunk(2)
                 return guide(without, having, scale, rescale, frames)
-        x = sample(denoise, x_T.to(device), self.schedule, setting("sampler", sampler), setting("num_inference_steps", num_inference_steps),
-                   setting("eta", eta), d.clip_sample, generator, frames, callback, progress)
+        x = sample(denoise, x_T.to(device), self.schedule, setting("sampler", sampler),
+                   setting("num_inference_steps", num_inference_steps), setting("eta", eta), d.clip_sample, generator,
+                   frames, callback, progress)
         if self.vae:
             x = x * self.latent_std + self.latent_mean if c.normalize_latents else x
             x = self.vae.decode(x, ragged, T)
@@ -291,10 +300,11 @@ class MLD(nn.Module):
 
         x0 (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F) with their lengths; actions of -1 are
         unknown; t (B,) int64, eps like x0, dropped (B,) bool: drawn here where None, from torch's global generator.
-        Returns {"loss": scalar, "error": (B,) each sample's loss, without gradient}; over frames a clip's mean is over its own.
+        Returns {"loss": scalar, "error": (B,) each sample's loss, without gradient}, of frames the mean over a clip's own.
         """
         c, B, device = self.config.denoiser, len(x0), x0.device
         lengths = None if self.vae else lengths
+        x0 = zero_padding(x0, lengths)
         if c.normalize_latents:
             x0 = (x0 - self.latent_mean) / self.latent_std
         t = torch.randint(len(self.schedule), (B,), device=device) if t is None else t

@@ -18,7 +18,7 @@ from kernels import add_layer_norm, attention, linear_gelu
 
 
 def length_mask(lengths, size):
-    """lengths (B,) -> (B, size) bool, True on the first lengths[i] entries of row i: the one place where masks are made."""
+    """lengths (B,) -> (B, size) bool, True on row i's first lengths[i] entries: the one place where masks are made."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
@@ -152,7 +152,8 @@ class Stack(nn.Module):
             raise ValueError(f"A stack with skip connections needs an odd number of layers, got {num_layers}.")
 
         def layers(n):
-            return nn.ModuleList(Layer(dim, heads, ff, dropout, attention_dropout, activation, pre_norm, cross) for _ in range(n))
+            settings = (dim, heads, ff, dropout, attention_dropout, activation, pre_norm, cross)
+            return nn.ModuleList(Layer(*settings) for _ in range(n))
 
         self.skip = skip
         if skip:

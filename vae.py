@@ -31,7 +31,8 @@ class MotionVAE(nn.Module):
         super().__init__()
         D, actor = cfg.latent_dim, cfg.arch == "actor"
         if actor and (cfg.latent_size != 1 or cfg.mlp_dist):
-            raise ValueError("The ACTOR-style VAE has one latent token and no mlp_dist; set vae.latent_size=1, vae.mlp_dist=false.")
+            raise ValueError("The ACTOR-style VAE has one latent token and no mlp_dist; set vae.latent_size=1 and "
+                             "vae.mlp_dist=false.")
         self.latent_size, self.latent_dim, self.nfeats = cfg.latent_size, D, nfeats
         self.cross = cfg.arch != "all_encoder"
         self.global_motion_token = nn.Parameter(torch.randn(cfg.latent_size * (1 if cfg.mlp_dist else 2), D))
@@ -39,7 +40,8 @@ class MotionVAE(nn.Module):
         learned = cfg.position_embedding == "learned" and not actor
         self.query_pos_encoder = Positions(cfg.max_positions, D, learned)
         self.query_pos_decoder = Positions(cfg.max_positions, D, learned)
-        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation, cfg.normalize_before)
+        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation,
+                 cfg.normalize_before)
         self.encoder = Stack(*sizes, skip=not actor, final_norm=not actor)
         self.decoder = Stack(*sizes, skip=not actor, final_norm=not actor, cross=self.cross)
         self.final_layer = nn.Linear(D, nfeats)
@@ -64,7 +66,8 @@ class MotionVAE(nn.Module):
         """z (B, N, D) -> features (B, T, F), zero on padding; T is max_length, or the longest of the lengths.
         ValueError for latents of another shape, or more frames than positions."""
         if z.dim() != 3 or z.shape[1:] != (self.latent_size, self.latent_dim):
-            raise ValueError(f"The VAE decodes latents of shape (B, {self.latent_size}, {self.latent_dim}), found {tuple(z.shape)}.")
+            raise ValueError(f"The VAE decodes latents of shape (B, {self.latent_size}, {self.latent_dim}), "
+                             f"found {tuple(z.shape)}.")
         if max_length is None:
             if lengths is None:
                 raise ValueError("decode needs lengths or max_length: a latent does not say how long its motion is.")

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import motion
-from config import Config, DenoiserConfig
+from config import Config, DenoiserConfig, VAEConfig
 from conftest import GOLDEN
 from mld import MLD, Denoiser
 from test_vae import check_gradients, published_weights, relative
+from vae import MotionVAE
 
 TINY = {"latent_dim": 8, "ff_size": 12, "num_layers": 3, "num_heads": 2, "max_positions": 64}
 LENGTHS = [20, 13, 1]
@@ -120,12 +121,22 @@ def test_equals_the_published_pipeline():
     assert joints.shape == (3, 40, 22, 3)
 
 
-def test_size_of_the_published_denoiser(shared):
-    ours = {k: list(v.shape) for k, v in Denoiser(DenoiserConfig()).state_dict().items()}
-    published = json.loads((shared / "golden" / "official_checkpoint_keys.json").read_text())["hub_denoiser_humanml3d"]
-    assert sum(np.prod(shape) for shape in published.values()) == 8_349_184
-    assert published.pop("mem_pos.pe") == [500, 1, 256]  # 0.13 M of the published 8.35 M are a table that is never read
-    assert ours.keys() == published.keys() and all(ours[k] == [n for n in published[k] if n != 1] for k in ours)
+def test_size_of_the_published_denoiser():
+    unread = 500 * 256  # the published 8.35 M count a second position table that this form never reads; ours leaves it out
+    assert sum(p.numel() for p in Denoiser(DenoiserConfig()).parameters()) + unread == 8_349_184
+
+
+def test_published_names_and_shapes(shared):
+    published = json.loads((shared / "golden" / "official_checkpoint_keys.json").read_text())
+    novae = DenoiserConfig(latent_dim=512, arch="trans_dec", skip_connect=False)
+    action = DenoiserConfig(condition="action", num_actions=12, num_layers=15)
+    for name, prefix, ours, unread in (("mld_humanml3d", "denoiser.", Denoiser(DenoiserConfig()), ["mem_pos.pe"]),
+                                       ("mld_humanml3d", "vae.", MotionVAE(VAEConfig(), 263), []), ("mld_kit", "vae.", MotionVAE(VAEConfig(), 251), []),
+                                       ("novae_humanml3d", "denoiser.", Denoiser(novae, 263), []), ("mld_humanact12", "denoiser.", Denoiser(action), ["mem_pos.pe"])):
+        theirs = {k.removeprefix(prefix).replace(".action_embedding", ".weight"): shape for k, shape in published[name].items() if k.startswith(prefix)}
+        for key in unread:
+            del theirs[key]
+        assert {k: list(v.shape) for k, v in ours.state_dict().items()} == {k: [n for n in shape if n != 1] for k, shape in theirs.items()}, (name, prefix)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -315,6 +326,15 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips(values, prediction_type):
         torch.testing.assert_close(model.diffusion_loss(x0, **batch)["loss"], loss["loss"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("values", [MODELS[2], MODELS[5] | dict(denoiser__condition="none")], ids=str)
+def test_gradients_of_the_loss_match_finite_differences(values):
+    model = make(**values).double()
+    x0 = torch.randn(3, *((20, 263) if model.vae is None else (1, 8)), dtype=torch.float64)
+    batch = dict(lengths=torch.tensor(LENGTHS), t=torch.tensor([3, 500, 999]), eps=torch.randn_like(x0),
+                 dropped=torch.tensor([False, True, False]), **condition(model))
+    check_gradients(lambda: model.diffusion_loss(x0, **batch)["loss"], model.denoiser.named_parameters())
+
+
 def test_dropped_conditions():
     model = make()
     x0, t = torch.randn(2, 1, 8), torch.tensor([10, 10])
@@ -386,6 +406,7 @@ def test_refusals_of_generate(values, arguments, message):
     (MODELS[4], lambda m: m.decode_latent(torch.zeros(1, 1, 8), [5]), "has no VAE"),
     (dict(), lambda m: m.train().generate(["walk"], lengths=[5]), "model.eval"),
     (dict(), lambda m: MLD(m.config).eval().generate(["walk"], lengths=[5]), "has no text encoder"),
+    (dict(denoiser__text_encoded_dim=9), lambda m: MLD(m.config, Words(width=6)).eval().generate(["walk"], lengths=[5]), "width 6, but the denoiser takes 9"),
     (MODELS[2], lambda m: MLD(m.config).to_joints(torch.zeros(1, 2, 150)), "need a rest pose"),
     (dict(), lambda m: Denoiser(DenoiserConfig(condition="action")), "num_actions is 0"),
 ])
