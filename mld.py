@@ -103,6 +103,21 @@ class Denoiser(nn.Module):
         return x if self.final_linear is None else self.final_linear(x)
 
 
+class LengthEstimator(nn.Module):
+    """How long motions with such a condition are: a distribution over lengths in units of frames. Ours; the published system
+    takes the length from the user."""
+
+    def __init__(self, condition_dim, max_frames, unit_length, width=128):
+        super().__init__()
+        self.unit_length = unit_length
+        self.net = nn.Sequential(nn.LayerNorm(condition_dim), nn.Linear(condition_dim, width), nn.GELU(),
+                                 nn.Linear(width, max_frames // unit_length))
+
+    def forward(self, condition):
+        """condition (B, C) -> logits (B, max_frames / unit_length): 1 unit, 2 units, ..."""
+        return self.net(condition)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # MLD
 
@@ -122,6 +137,8 @@ class MLD(nn.Module):
         self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
         self.denoiser = Denoiser(config.denoiser, None if self.vae else nfeats)
         self.text_encoder = text_encoder
+        dim = {"text": config.denoiser.text_encoded_dim, "action": config.denoiser.latent_dim, "none": 1}[config.denoiser.condition]
+        self.length_estimator = LengthEstimator(dim, config.data.max_frames, config.data.unit_length)
         d = config.diffusion
         self.schedule = make_schedule(d.beta_schedule, d.num_train_timesteps, d.beta_start, d.beta_end, d.prediction_type)
 
@@ -132,7 +149,8 @@ class MLD(nn.Module):
         buffer("std", std, torch.ones(nfeats))
         if config.data.skeleton == "smpl":
             buffer("rest", rest, torch.zeros(24, 3))
-        if config.denoiser.normalize_latents:  # set by train.py, from the training set's latents
+        self.normalize_latents = config.denoiser.normalize_latents and self.vae is not None  # frames are normalised already
+        if self.normalize_latents:  # set by train.py, from the training set's latents
             buffer("latent_mean", None, torch.zeros(config.vae.latent_size, config.vae.latent_dim))
             buffer("latent_std", None, torch.ones(config.vae.latent_size, config.vae.latent_dim))
 
@@ -234,17 +252,44 @@ class MLD(nn.Module):
                              f"{self.config.denoiser.text_encoded_dim}; use the text encoder that it was trained with.")
         return table[[unique[text] for text in texts]], table[unique[""]].expand(count, -1, -1)
 
+    # --- lengths ---
+
+    def length_logits(self, texts, actions, count):
+        """(B, max_frames / unit_length), from the condition as it is: its gradient stays within the estimator."""
+        cond = self.conditions(texts, actions, count)[0]
+        if cond is None:
+            cond = torch.zeros(count, 1, device=self.mean.device)
+        elif self.config.denoiser.condition == "action":
+            cond = torch.where(cond[:, None] < 0, 0.0, self.denoiser.emb_proj(cond.clamp(min=0)))
+        return self.length_estimator(cond.detach().flatten(1)[:, :self.length_estimator.net[0].normalized_shape[0]])
+
+    def length_loss(self, lengths, texts=None, actions=None):
+        """Cross-entropy of the motions' lengths (B,) in frames."""
+        bins = (lengths // self.config.data.unit_length).clamp(min=1) - 1
+        return F.cross_entropy(self.length_logits(texts, actions, len(lengths)).float(), bins.clamp(max=self.config.data.max_frames // self.config.data.unit_length - 1))
+
+    @torch.inference_mode()
+    def draw_lengths(self, texts=None, actions=None, count=None, seed=None):
+        """B lengths in frames as training saw them for such texts or actions; seed as in generate. (count where there are neither)"""
+        count = count or len(texts if texts is not None else actions)
+        shares = self.length_logits(texts, actions, count).float().softmax(-1).cpu()
+        shares = torch.where(shares < 0.02, 0.0, shares) + 1e-9  # rare lengths are mostly the estimator's doubt
+        generators = [None] * count if seed is None else [torch.Generator().manual_seed(seed + i) for i in range(count)]
+        bins = [torch.multinomial(row, 1, generator=g).item() for row, g in zip(shares, generators)]
+        return [(b + 1) * self.config.data.unit_length for b in bins]
+
     # --- generation ---
 
     @torch.inference_mode()
     def generate(self, texts=None, actions=None, *, lengths, guidance_scale=None, guidance_rescale=None, sampler=None,
-                 num_inference_steps=None, eta=None, seed=None, x_T=None, callback=None, progress=False):
+                 num_inference_steps=None, eta=None, seed=None, x_T=None, callback=None, progress=False, latents=False):
         """Motions for B texts or B action numbers (or neither: unconditional), of B lengths in frames.
 
         guidance_scale ... eta  as in DiffusionConfig, which has their defaults; 1 = without guidance, 0 = without condition
         seed      whole number s: motion i draws all its noise from its own generator, seeded s + i, so that it comes out the
                   same alone and in any batch; or a list of B; None = torch's global generator
         x_T       the noise to start from, (B, N, D) or, without a VAE, (B, T, F); callback, progress: see diffusion.sample
+        latents   stop before the VAE's decoder and return z (B, N, D)
         Returns features (B, T, F), not normalised, and joints (B, T, J, 3) in metres, zero behind each motion's length.
         ValueError for lengths, texts, actions or settings that cannot be.
         """
@@ -288,7 +333,7 @@ class MLD(nn.Module):
                    setting("num_inference_steps", num_inference_steps), setting("eta", eta), d.clip_sample, generator,
                    frames, callback, progress)
         if self.vae:
-            x = x * self.latent_std + self.latent_mean if c.normalize_latents else x
+            x = x * self.latent_std + self.latent_mean if self.normalize_latents else x
             x = self.vae.decode(x, ragged, T)
         return self.finish(x, ragged)
 
@@ -305,7 +350,7 @@ class MLD(nn.Module):
         c, B, device = self.config.denoiser, len(x0), x0.device
         lengths = None if self.vae else lengths
         x0 = zero_padding(x0, lengths)
-        if c.normalize_latents:
+        if self.normalize_latents:
             x0 = (x0 - self.latent_mean) / self.latent_std
         t = torch.randint(len(self.schedule), (B,), device=device) if t is None else t
         eps = torch.randn_like(x0) if eps is None else eps

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import motion
-from config import Config, DenoiserConfig, VAEConfig
+from clip import WordEncoder, vocabulary_of
+from config import Config, DenoiserConfig, TextEncoderConfig, VAEConfig
 from conftest import GOLDEN
 from mld import MLD, Denoiser
 from test_vae import check_gradients, published_weights, relative
@@ -49,7 +50,7 @@ def make(config=None, **values):
     mean, std = torch.randn(config.data.nfeats) * 0.1, torch.rand(config.data.nfeats) * 0.1 + 0.05
     model = MLD(config, Words(width=config.denoiser.text_encoded_dim), mean, std,
                 torch.randn(24, 3) if config.data.skeleton == "smpl" else None).eval()
-    if config.denoiser.normalize_latents:
+    if model.normalize_latents:
         model.latent_mean.copy_(torch.randn(model.latent_mean.shape))
         model.latent_std.copy_(torch.rand(model.latent_std.shape) + 0.5)
     return model
@@ -59,7 +60,7 @@ NOVAE = dict(vae__arch="none", denoiser__skip_connect=False, diffusion__sampler=
 MODELS = [dict(), dict(vae__latent_size=3, denoiser__normalize_latents=True, denoiser__final_linear=True, diffusion__eta=1.0),
           dict(denoiser__condition="action", denoiser__num_actions=4, diffusion__sampler="ddpm", vae__arch="actor", data__skeleton="smpl"),
           dict(denoiser__condition="none", vae__arch="all_encoder", denoiser__arch="trans_dec", diffusion__sampler="dpm++"),
-          NOVAE | dict(denoiser__arch="trans_dec"), NOVAE | dict(denoiser__arch="trans_enc", denoiser__skip_connect=True)]
+          NOVAE | dict(denoiser__arch="trans_dec"), NOVAE | dict(denoiser__arch="trans_enc", denoiser__skip_connect=True, denoiser__normalize_latents=True)]
 
 
 def condition(model, count=3):
@@ -266,6 +267,16 @@ def test_guidance_scales():
         batches.clear()
         run(texts=texts, guidance_scale=scale)
         assert batches == [rows] * 5
+
+
+def test_awkward_prompts_with_the_small_text_tower():
+    """Empty, 500 words, emoji, other scripts: in one batch, and each the same as alone."""
+    model = make()
+    model.text_encoder = WordEncoder(TextEncoderConfig(width=6, heads=2), vocabulary_of(["a man walks"])).eval()
+    prompts = ["", "a man walks", "walks " * 500, "🕺🕺", "一个人在走路", "\x00\n"]
+    features, _ = model.generate(prompts, lengths=[10] * 6, seed=1)
+    for i, prompt in enumerate(prompts):
+        assert relative(model.generate([prompt], lengths=[10], seed=1 + i)[0][0], features[i]) < 1e-5
 
 
 def test_each_text_is_encoded_once():
