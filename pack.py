@@ -56,8 +56,6 @@ def encode_joints(joints):
     """(T, J, 3) metres -> bytes: steps from frame to frame on the grid, one joint's x after another, which compresses best."""
     grid = np.rint(np.asarray(joints) / GRID).astype(np.int64)
     steps = np.diff(grid, axis=0, prepend=np.zeros_like(grid[:1]))
-    if np.abs(steps).max() > 32767:
-        raise ValueError("joints move more than 16 m in a frame; positions must be in metres")
     return lzma.compress(steps.astype("<i2").transpose(1, 2, 0).tobytes(), lzma.FORMAT_RAW, filters=LZMA)
 
 
@@ -72,7 +70,7 @@ def items_of(clip, frames, fps):
     whole = [c for c in clip.captions if not c.start and not c.end]
     items = [(clip.id, 0, frames, whole)] if whole or not clip.captions else []
     for number, caption in enumerate(c for c in clip.captions if c.start or c.end):
-        first, last = int(caption.start * fps), min(int(caption.end * fps), frames)
+        first, last = max(int(caption.start * fps), 0), min(int(caption.end * fps), frames)
         items.append((f"{chr(65 + number % 26)}{number // 26 or ''}_{clip.id}", first, last - first, [caption]))
     return items
 
@@ -130,7 +128,7 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
                 rows = np.asarray(features, np.float64)
                 sums, total = sums + (rows.sum(0), np.square(rows).sum(0)), total + len(rows)
         if not ids:
-            raise ValueError(f"{path}: no clip to pack; every one was missing, broken, or outside {min_length}..{max_length - 1} frames.")
+            raise ValueError(f"{path}: no clip to pack; every one was missing, broken, too short or too long.")
         if len(set(ids)) < len(ids):
             seen = set()
             raise ValueError(f"clip {next(i for i in ids if i in seen or seen.add(i)).decode()} is there twice; ids must differ.")
@@ -162,7 +160,11 @@ def _motion_of(clip, skeleton, encoding, nfeats):
     """Check a clip; (compressed joints or None, features (T, F))."""
     blob, features = None, clip.features
     if encoding == "joints":
-        blob = encode_joints(clip.joints)
+        shape, joints = (motion.SKELETONS[skeleton].num_joints, 3), np.asarray(clip.joints, np.float64)
+        if not joints.size or joints.shape[1:] != shape or not np.isfinite(joints).all() or np.abs(np.diff(joints, axis=0, prepend=0)).max() > 16:
+            raise ValueError(f"clip {clip.id}: expected finite joint positions (frames, {shape[0]}, 3) in metres, that start and move less "
+                             f"than 16 m off, found shape {joints.shape}, values up to {np.abs(joints).max(initial=0):.4g}.")
+        blob = encode_joints(joints)
         features = _features_of(blob, skeleton, clip.id)
     if features.ndim != 2 or features.shape[1] != nfeats or not len(features):
         raise ValueError(f"clip {clip.id}: expected features of shape (frames, {nfeats}) for the {skeleton} skeleton, found {features.shape}.")
@@ -207,7 +209,7 @@ class Pack:
         size = os.path.getsize(path)
         self._bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
         prefix = self._bytes[:PREFIX.size].tobytes()
-        if prefix[:8] != MAGIC[:len(prefix[:8])] or size < 8:
+        if prefix[:8] != MAGIC:
             raise ValueError(f"{path} is not a packed dataset of this program; make one with: {_remake(path)}")
         if size < PREFIX.size:
             raise ValueError(f"{path} is cut off ({size} bytes); make it again with: {_remake(path)}")
@@ -231,7 +233,8 @@ class Pack:
         self._arrays, self._made = a, {}
         self.name, self.skeleton, self.fps, self.actions = (self._header[key] for key in ("name", "skeleton", "fps", "actions"))
         self.nfeats = NFEATS[self.skeleton]
-        self.mean, self.std, self.lengths, self.labels = a["mean"], a["std"], a["frames"].astype(np.int64), a["label"].astype(np.int64)
+        self.mean, self.std = a["mean"].copy(), a["std"].copy()
+        self.lengths, self.labels = a["frames"].astype(np.int64), a["label"].astype(np.int64)
         self.ids, self.splits = [i.decode() for i in a["ids"].tolist()], [SPLITS[s] for s in a["split"].tolist()]
         if self._header["encoding"] == "features":
             rows = int(a["clip_start"][-1])

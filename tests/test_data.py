@@ -69,9 +69,10 @@ def test_features_come_out_as_they_went_in(tmp_path, dtype):
 
 def test_sub_clips_are_items_sliced_at_the_frame_rate(tmp_path):
     clip = next(clips_of([100]))
-    clip.captions += [Caption("part", "", 1.02, 3.0), Caption("past the end", "", 2.0, 99.0), Caption("too short", "", 0.5, 0.6)]
+    clip.captions += [Caption("part", "", 1.02, 3.0), Caption("past the end", "", 2.0, 99.0), Caption("too short", "", 0.5, 0.6),
+                      Caption("backwards", "", 3.0, 2.0), Caption("before", "", -3.0, 1.0)]
     pack = save(tmp_path / "a.pack", [clip], min_length=5)
-    assert pack.ids == ["000000", "A_000000", "B_000000"] and pack.lengths.tolist() == [100, 40, 60]
+    assert pack.ids == ["000000", "A_000000", "B_000000", "E_000000"] and pack.lengths.tolist() == [100, 40, 60, 20]
     np.testing.assert_array_equal(pack.features(1), clip.features[20:60])  # int(1.02 x 20) .. 3 x 20
     np.testing.assert_array_equal(pack.features(2), clip.features[40:])
     assert [c.text for c in pack.captions(1)] == ["part"] and len(pack.captions(0)) == 3
@@ -177,6 +178,13 @@ def changed(**values):
 def test_a_bad_clip_is_named_and_no_file_is_left(tmp_path, clip, sentence):
     with pytest.raises(ValueError, match=sentence):
         save(tmp_path / "a.pack", [changed(id="first"), clip])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("joints", [walking(30)[:, :21], np.full((30, 22, 3), np.nan), walking(30) * 1000, walking(30)[:0]])
+def test_bad_joints_are_named_and_no_file_is_left(tmp_path, joints):
+    with pytest.raises(ValueError, match=r"clip bad: expected finite joint positions \(frames, 22, 3\) in metres"):
+        save(tmp_path / "a.pack", [Clip("good", joints=walking(30)), Clip("bad", joints=joints)], encoding="joints")
     assert os.listdir(tmp_path) == []
 
 

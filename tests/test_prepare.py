@@ -2,6 +2,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -159,6 +160,24 @@ def test_real_motion_capture_in_this_layout(shared, tmp_path, capsys):
     assert os.path.getsize(pack.path) < 2.2 * 263 * pack.lengths.sum()  # stays float16
     heads = np.concatenate([pack.joints(i)[:, 15, 1] for i in range(10)])
     assert 1.2 < heads.mean() < 1.8
+
+
+def test_the_published_lists_of_humanml3d_have_the_expected_lengths(shared, tmp_path, capsys):
+    sample = shared / "data" / "humanml3d_sample"
+    if not sample.is_dir():
+        pytest.skip(f"NOT TESTED on HumanML3D's own files: {sample} is absent")
+    folder = tmp_path / "HumanML3D"
+    shutil.copytree(sample, folder)
+    (folder / "texts").mkdir()
+    (folder / "texts" / "012314.txt").write_text("a person moves.#a/DET person/NOUN move/VERB#0.0#0.0\n")
+    code, printed, error = run(capsys, "humanml3d", folder, "--out", tmp_path / "a.pack")
+    assert code == 0, error
+    for line in printed.splitlines():
+        assert "differs" not in line or line.startswith("test items")
+    assert printed.count("29,228") == 2 and "without motion: 29,227" in printed
+    pack = Pack.open(str(tmp_path / "a.pack"))
+    assert pack.ids == ["012314"]
+    np.testing.assert_allclose(pack.joints(0), np.load(folder / "new_joints" / "012314.npy"), atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
