@@ -63,7 +63,7 @@ def _read_hierarchy(text, path):
             channels[open_joints[-1]] = tuple(("xyz".index(c[0]), c.endswith("rotation"))
                                               for c in token["channels"].lower().split())
         else:
-            line = text[:token.start()].count("\n") + 2  # + 2: HIERARCHY stood on the line before
+            line = text[:token.start()].count("\n") + 1
             raise ValueError(f"{path}, near line {line}: cannot make sense of {token[0].strip()!r} in a BVH hierarchy")
     if open_joints or not names:
         raise ValueError(f"{path}: the hierarchy has {'an unclosed {' if names else 'no ROOT'}; this is not a whole BVH file")
@@ -259,7 +259,7 @@ def resample(values, fps, new_fps):
             bend[i] = (6 * kink[i - 1] - bend[i - 1]) * shrink[i]
         for i in range(steps - 2, 1, -1):  # and then up
             bend[i] -= shrink[i] * bend[i + 1]
-        bend[0], bend[-1] = 2 * bend[1] - bend[2], 2 * bend[-2] - bend[-3]
+        bend[0], bend[-1] = (2 * bend[1] - bend[2], 2 * bend[-2] - bend[-3]) if steps > 2 else (kink[0], kink[0])
     time = np.arange(int(steps / fps * new_fps + 1e-6) + 1) * (fps / new_fps)
     i = np.minimum(time.astype(int), max(steps - 1, 0))
     b = (time - i).reshape(-1, *[1] * (values.ndim - 1))
