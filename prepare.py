@@ -99,7 +99,7 @@ def pack_toy(args):
     with tempfile.TemporaryDirectory() as scratch:
         clips = toy.build(find_motions(args.source, scratch))
     args.name, args.line = "toy", "python prepare.py toy"  # the file must not depend on where the wheel lay
-    write(args, clips, {}, Found(), skeleton="t2m", fps=20.0, encoding="joints", actions=sorted({clip.action for clip in clips}))
+    write(args, clips, {}, Found(), skeleton="t2m", fps=20.0, encoding="joints", actions=sorted({clip.action for clip in clips} - {""}))
 
 
 def find_motions(source, scratch):
