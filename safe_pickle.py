@@ -1,4 +1,4 @@
-"""Reading other people's pickles and torch files without running anything in them.
+"""Reading other people's pickles, torch files and safetensors without running anything in them.
 
 A pickle is a small program: its opcodes name any importable function and call it. Here every name is looked up in a
 short table of harmless builders (arrays, tensors, dicts); any other name becomes an inert `Foreign` placeholder
@@ -7,8 +7,11 @@ short table of harmless builders (arrays, tensors, dicts); any other name become
     load_pickle("humanact12poses.pkl")     -> lists, dicts, strings, numbers, numpy arrays
     load_torch("mld_humanml3d.ckpt")       -> the same with tensors, memory-mapped; the file's own classes are inert
     named_tensors(load_torch("ViT-L-14.pt"))  -> {"transformer.resblocks.0.ln_1.weight": tensor, ...}
+    load_safetensors("model.safetensors")  -> {"text_model.final_layer_norm.weight": tensor, ...}, memory-mapped
 """
 import collections
+import json
+import math
 import mmap
 import pickle
 import re
@@ -284,3 +287,31 @@ def named_tensors(data, prefix=""):
     for key, value in data.items() if isinstance(data, dict) else ():
         found |= named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
     return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Safetensors
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+
+
+def load_safetensors(path):
+    """{name: tensor} of a .safetensors file: 8 bytes with the length of a JSON header of types, shapes and places, the
+    header, the numbers. Mapped from the file, as in load_torch. ValueError if the file is of another kind or cut short."""
+    with open(path, "rb") as file:
+        try:
+            memory, tensors = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), {}
+            size, = struct.unpack_from("<Q", memory)
+            if size > len(memory) - 8:
+                raise EOFError("its header is not whole")
+            for name, entry in json.loads(memory[8:8 + size]).items():
+                if name != "__metadata__":
+                    dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+                    if start < 0 or end - start != math.prod(shape) * dtype.itemsize:
+                        raise ValueError(f"{name} has {end - start} bytes for the shape {shape}")
+                    tensors[name] = mapped(memory, 8 + size + start, math.prod(shape), dtype).view(shape)
+            return tensors
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error or type(error).__name__}); it is of another kind "
+                             "or was cut short: get it again.") from None

@@ -1,0 +1,417 @@
+"""Our checkpoints, and the published ones: files of exactly their form with random weights."""
+import json
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+from clip import WordEncoder
+from config import AssetsConfig, Config, DenoiserConfig, VAEConfig, set_value
+from conftest import GOLDEN
+from mld import MLD, Denoiser
+from presets import PRESETS
+from safe_pickle import load_safetensors
+from test_clip import write_safetensors
+from vae import MotionVAE
+
+KEYS = json.loads((GOLDEN / "official_checkpoint_keys.json").read_text())
+LIGHTNING = ["mld_humanml3d", "mld_kit", "novae_humanml3d", "mld_humanact12"]
+UNUSED = {"mld_humanml3d": 43, "mld_kit": 43, "novae_humanml3d": 42, "mld_humanact12": 3}  # how many keys are not read
+
+
+def preset(name, **changes):
+    config = Config()
+    for key, value in (PRESETS[name] | changes).items():
+        set_value(config, key, value)
+    return config
+
+
+def random_weights(keys, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in keys.items()}
+
+
+def small(keys):
+    """The same keys with every width an eighth, for speed: 256 -> 32, 1024 -> 128; features and tokens keep their sizes."""
+    return {name: [n // 8 if n in (256, 512, 768, 1024, 1536) else n for n in shape] for name, shape in keys.items()}
+
+
+def lightning(path, monkeypatch, state, proof=None):
+    """Write `state` as a Lightning file: among its own entries are objects of packages that are not there when it is read."""
+    made = {}
+    for module, name in (("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"), ("omegaconf.dictconfig", "DictConfig"),
+                         ("omegaconf.nodes", "AnyNode"), ("torchmetrics.metric", "Metric")):
+        parts = module.split(".")
+        for i in range(len(parts)):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:i + 1]), types.ModuleType(parts[i]))
+        made[name] = type(name, (), {"__module__": module})
+        setattr(sys.modules[module], name, made[name])
+    cfg, node = made["DictConfig"](), made["AnyNode"]()
+    node._val, cfg._content = 263, {"nfeats": node, "parent": cfg}
+    data = {"epoch": 5999, "global_step": 2_700_000, "pytorch-lightning_version": "1.8.6", "state_dict": state, "loops": {"fit_loop": {}},
+            "callbacks": {made["ModelCheckpoint"]: {"best_model_path": "x.ckpt"}, "m": made["Metric"]()}, "lr_schedulers": [],
+            "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}],
+            "hyper_parameters": {"cfg": cfg}}
+    if proof is not None:
+        data["hyper_parameters"]["run"] = Runs(proof)
+    torch.save(data, path)
+    monkeypatch.undo()
+
+
+class Runs:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Published files
+
+
+@pytest.mark.parametrize("name", LIGHTNING)
+def test_published_keys_at_their_full_sizes(tmp_path, monkeypatch, name):
+    keys = KEYS[name]
+    lightning(tmp_path / "a.ckpt", monkeypatch, {key: torch.zeros(shape, dtype=torch.float16) for key, shape in keys.items()})
+    config, state = checkpoint.read_published(tmp_path / "a.ckpt")
+    published = preset(name)
+    assert (config.vae, config.data, config.diffusion) == (published.vae, published.data, published.diffusion)
+    assert config.denoiser == published.denoiser
+    # every number is read, or belongs to what is knowingly not
+    unused = [key for key in keys if any(checkpoint.re.search(pattern, key) for pattern, _ in checkpoint.UNUSED)
+              or (key == "denoiser.mem_pos.pe" and name != "novae_humanml3d")]
+    assert len(unused) == UNUSED[name]
+    assert sum(value.numel() for value in state.values()) == sum(int(np.prod(s)) for key, s in keys.items() if key not in unused)
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize("name", LIGHTNING)
+def test_published_weights_arrive_where_they_belong(tmp_path, monkeypatch, name):
+    """The loaded networks give what networks give into which the same weights were put directly, name by name."""
+    weights = random_weights(small(KEYS[name]))
+    proof = tmp_path / "proof"
+    lightning(tmp_path / "a.ckpt", monkeypatch, weights, proof)
+    config, state = checkpoint.read_published(tmp_path / "a.ckpt")
+    assert not proof.exists(), "a call hidden in the file was carried out"
+    nfeats = config.data.nfeats
+    lengths, frames = torch.tensor([40, 60]), torch.randn(2, 60, nfeats)
+
+    def part(prefix):
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+    def sizes(cfg):
+        return {key: getattr(cfg, key) for key in ("latent_dim", "ff_size", "num_layers")}
+
+    if config.vae.arch != "none":
+        ours, direct = MotionVAE(config.vae, nfeats).eval(), MotionVAE(VAEConfig(
+            arch="actor" if name == "mld_humanact12" else "encoder_decoder", latent_dim=32, ff_size=128,
+            num_layers=6 if name == "mld_humanact12" else 9), nfeats).eval()
+        assert (config.vae.latent_dim, config.vae.ff_size) == (32, 128)
+        checkpoint.fill(ours, part("vae."), "a.ckpt")
+        put_directly(direct, {key.removeprefix("vae."): value for key, value in weights.items() if key.startswith("vae.")})
+        for a, b in zip(ours.encode(frames, lengths), direct.encode(frames, lengths)):
+            assert torch.equal(a, b)
+        z = torch.randn(2, 1, 32)
+        assert torch.equal(ours.decode(z, lengths), direct.decode(z, lengths)) and ours.decode(z, lengths).std() > 1e-3
+    d = {"latent_dim": 64 if name == "novae_humanml3d" else 32, "ff_size": 128, "text_encoded_dim": 96, "num_layers": 9}
+    if name == "novae_humanml3d":
+        d |= {"arch": "trans_dec", "skip_connect": False}
+    if name == "mld_humanact12":
+        d |= {"condition": "action", "num_actions": 12, "num_layers": 15, "text_encoded_dim": 32}
+    direct_cfg = DenoiserConfig(**d)
+    assert sizes(config.denoiser) == sizes(direct_cfg)
+    novae = nfeats if config.vae.arch == "none" else None
+    ours, direct = Denoiser(config.denoiser, novae).eval(), Denoiser(direct_cfg, novae).eval()
+    checkpoint.fill(ours, part("denoiser."), "a.ckpt")
+    put_directly(direct, {key.removeprefix("denoiser."): value for key, value in weights.items() if key.startswith("denoiser.")})
+    x = frames if novae else torch.randn(2, 1, 32)
+    condition = torch.tensor([3, -1]) if name == "mld_humanact12" else torch.randn(2, 1, 96)
+    t = torch.tensor([999, 1])
+    assert torch.equal(ours(x, t, condition, lengths), direct(x, t, condition, lengths))
+
+
+def put_directly(net, weights):
+    """Copy published weights into a network by hand, parameter by parameter."""
+    aside = {"encoder.mu_token", "encoder.logvar_token", "encoder.sequence_pos_encoding.pe", "decoder.sequence_pos_encoding.pe"}
+    own = dict(net.named_parameters())
+    filled = set()
+    with torch.no_grad():
+        for name, value in weights.items():
+            if name == "encoder.mu_token":
+                own["global_motion_token"][0] = value
+                filled.add("global_motion_token")
+            elif name == "encoder.logvar_token":
+                own["global_motion_token"][1] = value
+            elif name == "mem_pos.pe" and not hasattr(net, "mem_pos") or name in aside:
+                continue
+            else:
+                ours = name.replace("seqTransEncoder.", "").replace("seqTransDecoder.", "").replace("encoder.skel", "skel")
+                ours = ours.replace("decoder.final_layer", "final_layer").replace("emb_proj.action_embedding", "emb_proj.weight")
+                own[ours].copy_(value.reshape(own[ours].shape))
+                filled.add(ours)
+    assert filled == own.keys()
+
+
+def hub(folder, keys=None, **vae_config):
+    """The hub's two folders, as they are downloaded; returns their tensors."""
+    tensors = {}
+    for part in ("vae", "denoiser"):
+        os.makedirs(folder / part)
+        tensors[part] = random_weights((keys or small)(KEYS[f"hub_{part}_humanml3d"]), seed=len(part))
+        if part == "vae":
+            tensors[part]["std"] = tensors[part]["std"].abs() + 0.5
+        write_safetensors(folder / part / "model.safetensors", tensors[part])
+        settings = {"nfeats": 263, "latent_dim": [1, 32], "num_heads": 4, "arch": "encoder_decoder", "dropout": 0.1, "activation": "gelu",
+                    "normalize_before": False, "position_embedding": "learned", "freq_shift": 0, "flip_sin_to_cos": True} | vae_config
+        (folder / part / "config.json").write_text(json.dumps(settings))
+    return tensors
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_hub_folders(tmp_path, full):
+    tensors = hub(tmp_path, (lambda keys: keys) if full else small)
+    config, state = checkpoint.read_published(tmp_path)
+    if full:
+        assert (config.vae, config.denoiser) == (preset("mld_humanml3d").vae, preset("mld_humanml3d").denoiser)
+    read = {f"{part}.{name}": value for part in tensors for name, value in tensors[part].items()}
+    assert torch.equal(state["mean"], read.pop("vae.mean")) and torch.equal(state["std"], read.pop("vae.std"))
+    read.pop("denoiser.mem_pos.pe")
+    assert state.keys() - {"mean", "std"} == read.keys(), "the hub's names are ours"
+    assert all(torch.equal(state[name].flatten(), value.flatten()) for name, value in read.items())
+
+
+def test_hub_settings_that_shapes_do_not_tell(tmp_path):
+    hub(tmp_path, num_heads=8, activation="relu", normalize_before=True, flip_sin_to_cos=False)
+    config, _ = checkpoint.read_published(tmp_path)
+    assert (config.vae.num_heads, config.vae.activation, config.vae.normalize_before) == (8, "relu", True)
+    assert (config.denoiser.num_heads, config.denoiser.flip_sin_to_cos) == (8, False)
+
+
+def test_load_model_from_the_hub_with_clip(tmp_path):
+    from test_clip import tiny
+    hub(tmp_path / "mld")
+    (tmp_path / "clip").mkdir()
+    write_safetensors(tmp_path / "clip" / "model.safetensors", tiny(embed_dim=96)[0])
+    assets = AssetsConfig(clip_path=str(tmp_path / "clip"))
+    model = checkpoint.load_model(tmp_path / "mld", assets)
+    features, joints = model.generate(["a man jumps"], lengths=[40], seed=1, num_inference_steps=2)
+    assert features.shape == (1, 40, 263) and joints.shape == (1, 40, 22, 3) and joints.isfinite().all()
+    assert not model.training and torch.equal(model.mean, load_safetensors(tmp_path / "mld" / "vae" / "model.safetensors")["mean"])
+    with pytest.raises(FileNotFoundError, match="CLIP's weights are not at"):
+        checkpoint.load_model(tmp_path / "mld", AssetsConfig(clip_path=str(tmp_path / "nowhere")))
+
+
+def test_load_model_of_the_action_model(tmp_path, monkeypatch):
+    lightning(tmp_path / "a.ckpt", monkeypatch, random_weights(small(KEYS["mld_humanact12"])))
+    model = checkpoint.load_model(tmp_path / "a.ckpt")
+    features, joints = model.generate(actions=[3, 7], lengths=[60, 60], seed=1, num_inference_steps=2)
+    assert features.shape == (2, 60, 150) and joints.shape == (2, 60, 24, 3) and joints.isfinite().all()
+
+
+def test_mean_and_std_of_a_published_file_lie_beside_it(tmp_path, monkeypatch):
+    lightning(tmp_path / "a.ckpt", monkeypatch, random_weights(small(KEYS["mld_kit"])))
+    config, state = checkpoint.read_published(tmp_path / "a.ckpt")
+    config.assets = AssetsConfig(data_root=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match="does not hold the mean and std.*Mean.npy"):
+        checkpoint.norms(tmp_path / "a.ckpt", config)
+    np.save(tmp_path / "Mean.npy", np.arange(251.0)), np.save(tmp_path / "Std.npy", np.ones(251))
+    assert checkpoint.norms(tmp_path / "a.ckpt", config)["mean"][7] == 7
+
+
+def test_vae_alone(tmp_path):
+    tensors = hub(tmp_path)
+    config, state = checkpoint.read_published(tmp_path / "vae")
+    assert {name.split(".")[0] for name in state} == {"vae", "mean", "std"} and config.vae.latent_dim == 32
+    assert torch.equal(state["vae.final_layer.bias"], tensors["vae"]["final_layer.bias"])
+    with pytest.raises(ValueError, match="denoiser of latents without its VAE"):
+        checkpoint.read_published(tmp_path / "denoiser")
+
+
+@pytest.mark.parametrize("file, arch, size", [("vae_all_encoder_latent1", "all_encoder", 1), ("vae_encoder_decoder_latent2", "encoder_decoder", 2),
+                                              ("vae_encoder_decoder_latent1_mlpdist", "encoder_decoder", 1)])
+def test_other_forms_of_the_vae(tmp_path, file, arch, size):
+    golden = np.load(GOLDEN / f"{file}.npz")
+    weights = {f"vae.{name[6:]}": torch.from_numpy(golden[name]) for name in golden.files if name.startswith("state/")}
+    for name in ("vae.query_pos_encoder.pe", "vae.query_pos_decoder.pe"):  # the golden files have the first rows only
+        weights[name] = torch.cat([weights[name], torch.zeros(500 - len(weights[name]), *weights[name].shape[1:])])
+    torch.save({"state_dict": weights}, tmp_path / "a.ckpt")
+    config, state = checkpoint.read_published(tmp_path / "a.ckpt")
+    assert (config.vae.arch, config.vae.latent_size, config.vae.num_layers) == (arch, size, 5)
+    assert config.vae.mlp_dist == ("mlpdist" in file)
+    vae = MotionVAE(config.vae, 263).eval()
+    checkpoint.fill(vae, {name[4:]: value for name, value in state.items()}, "a.ckpt")
+    with torch.no_grad():
+        mu, _ = vae.encode(torch.from_numpy(golden["features"]), torch.from_numpy(golden["lengths"]).long())
+    assert torch.allclose(mu.transpose(0, 1), torch.from_numpy(golden["mu"]), rtol=1e-5, atol=1e-5)
+
+
+def test_published_weights_that_do_not_fit(tmp_path, monkeypatch):
+    good = random_weights(small(KEYS["mld_humanml3d"]))
+
+    def read(change):
+        weights = dict(good)
+        change(weights)
+        lightning(tmp_path / "bad.ckpt", monkeypatch, weights)
+        with pytest.raises(ValueError, match="bad.ckpt") as caught:
+            checkpoint.read_published(tmp_path / "bad.ckpt")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "lacks weights: vae.final_layer.bias." in read(lambda w: w.pop("vae.final_layer.bias"))
+    assert "does not have: vae.extra" in read(lambda w: w.update({"vae.extra": torch.zeros(3)}))
+    assert "does not have: what.is.this" in read(lambda w: w.update({"what.is.this": torch.zeros(3)}))
+    assert "(96, 31) instead of (96, 32)" in read(
+        lambda w: w.update({"vae.encoder.input_blocks.2.self_attn.in_proj_weight": torch.zeros(96, 31)}))
+    assert "sizes" in read(lambda w: w.pop("vae.skel_embedding.weight"))
+    assert "100 features" in read(lambda w: w.update({"vae.skel_embedding.weight": torch.zeros(32, 100)}))
+    assert "odd" in read(lambda w: [w.pop(name) for name in list(w) if name.startswith("denoiser.encoder.input_blocks.3.")])
+    assert "neither a VAE nor a denoiser" in read(lambda w: [w.pop(name) for name in list(w) if not name.startswith("t2m_")])
+
+
+def test_published_files_cut_short_or_missing(tmp_path, monkeypatch):
+    lightning(tmp_path / "a.ckpt", monkeypatch, random_weights(small(KEYS["mld_kit"])))
+    whole = (tmp_path / "a.ckpt").read_bytes()
+    (tmp_path / "a.ckpt").write_bytes(whole[:len(whole) // 2])
+    for read in (checkpoint.load_model, checkpoint.read_published):
+        with pytest.raises(ValueError, match="a.ckpt is not a whole torch file"):
+            read(tmp_path / "a.ckpt")
+    hub(tmp_path / "hub")
+    file = tmp_path / "hub" / "vae" / "model.safetensors"
+    whole = file.read_bytes()
+    for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
+            checkpoint.load_model(tmp_path / "hub")
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        checkpoint.load_model(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no model.safetensors"):
+        checkpoint.load_model(tmp_path / "empty")
+    file.write_bytes(whole)
+    (file.parent / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not JSON"):
+        checkpoint.load_model(tmp_path / "hub")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Our own files
+
+
+def tiny_config(**changes):
+    sizes = {"latent_dim": 16, "ff_size": 32, "num_layers": 3, "num_heads": 2}
+    config = preset("toy", **{f"{part}.{key}": value for part in ("vae", "denoiser") for key, value in sizes.items()},
+                    **{"text.width": 16, "text.heads": 2, "text.layers": 1, "denoiser.text_encoded_dim": 16}, **changes)
+    return config
+
+
+def finished(config, path, vocabulary=("a", "jumps", "man")):
+    torch.manual_seed(0)
+    model = MLD(config, WordEncoder(config.text, list(vocabulary))).eval()
+    checkpoint.save(path, config, model.state_dict(), vocabulary=list(vocabulary))
+    return model
+
+
+def test_a_finished_model_comes_back(tmp_path):
+    config = tiny_config()
+    model = finished(config, tmp_path / "model.pt")
+    again = checkpoint.load_model(tmp_path / "model.pt")
+    assert again.config == config and again.text_encoder.vocabulary == ["a", "jumps", "man"]
+    a = model.generate(["a man hovers"], lengths=[40], seed=3, num_inference_steps=3)
+    b = again.generate(["a man hovers"], lengths=[40], seed=3, num_inference_steps=3)
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert checkpoint.load_model(tmp_path / "model.pt", AssetsConfig(clip_path="here")).config.assets.clip_path == "here"
+
+
+def test_training_state_comes_back(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    config = Config()
+    checkpoint.save(tmp_path / "a.pt", config, net.state_dict(), optimizer=optimizer.state_dict(), ema=[torch.ones(2)], step=7, best=0.5)
+    data = checkpoint.load(tmp_path / "a.pt")
+    assert data["config"] == config and (data["step"], data["best"]) == (7, 0.5) and torch.equal(data["ema"][0], torch.ones(2))
+    assert all(torch.equal(data["model"][name], value) for name, value in net.state_dict().items())
+    again = torch.optim.AdamW(net.parameters())
+    again.load_state_dict(data["optimizer"])
+    assert torch.equal(again.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 7
+
+
+def test_clip_is_not_stored(tmp_path):
+    config = Config()
+    checkpoint.save(tmp_path / "a.pt", config, {"text_encoder.tower.x": torch.ones(3), "denoiser.y": torch.ones(2)})
+    assert list(checkpoint.load(tmp_path / "a.pt")["model"]) == ["denoiser.y"]
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", Config(), {"x": torch.ones(2)}, step=1)
+    before = (tmp_path / "a.pt").read_bytes()
+    for value in (np.float64(1.0), {"deep": [Config()]}, {1, 2}):
+        with pytest.raises(TypeError, match="best.*tensors and plain data only"):
+            checkpoint.save(tmp_path / "a.pt", Config(), {"x": torch.ones(2)}, best=value)
+    assert (tmp_path / "a.pt").read_bytes() == before and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_save_that_dies_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "a.pt", Config(), {"x": torch.ones(2)}, step=1)
+
+    def dies(data, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path / "a.pt", Config(), {"x": torch.zeros(2)}, step=2)
+    assert checkpoint.load(tmp_path / "a.pt")["step"] == 1 and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_own_files_that_cannot_be_read(tmp_path):
+    path = tmp_path / "model.pt"
+    finished(tiny_config(), path)
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:size])
+        for read in (checkpoint.load, checkpoint.load_model):
+            with pytest.raises(ValueError, match="model.pt is not a whole") as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
+    proof = tmp_path / "proof"
+    torch.save({"format": checkpoint.FORMAT, "version": 1, "config": {}, "model": {}, "x": Runs(proof)}, path)
+    for read in (checkpoint.load, checkpoint.load_model):
+        with pytest.raises(ValueError, match="not a whole nanoMLD checkpoint"):
+            read(path)
+    assert not proof.exists()
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        checkpoint.load(tmp_path / "nothing.pt")
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ValueError, match="no nanoMLD checkpoint"):
+        checkpoint.load(path)
+    torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
+    with pytest.raises(ValueError, match="version 99"):
+        checkpoint.load(path)
+    torch.save({"format": checkpoint.FORMAT, "version": 1, "config": {"vae": {"latent_sise": 1}}, "model": {}}, path)
+    with pytest.raises(ValueError, match="another version of nanoMLD.*latent_sise"):
+        checkpoint.load(path)
+
+
+def test_own_weights_that_do_not_fit(tmp_path):
+    config = tiny_config()
+    model = finished(config, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a.pt does not fit: it has weights of other shapes: x is \(3,\) instead of \(2,\)\."):
+        checkpoint.fill(torch.nn.ParameterDict({"x": torch.ones(2)}), {"x": torch.ones(3)}, "a.pt")
+    checkpoint.save(tmp_path / "vae.pt", config, model.vae.state_dict())
+    with pytest.raises(ValueError, match="vae.pt lacks the vocabulary.*stage"):
+        checkpoint.load_model(tmp_path / "vae.pt")
+    checkpoint.save(tmp_path / "vae.pt", config, {"vae." + k: v for k, v in model.vae.state_dict().items()}, vocabulary=["a", "jumps", "man"])
+    with pytest.raises(ValueError, match="vae.pt does not fit: it lacks weights: .* more"):
+        checkpoint.load_model(tmp_path / "vae.pt")
+    checkpoint.save(tmp_path / "b.pt", config, model.state_dict(), vocabulary=["a"])
+    with pytest.raises(ValueError, match="token_embedding.weight is"):
+        checkpoint.load_model(tmp_path / "b.pt")
