@@ -174,6 +174,14 @@ def build_tower(tensors, heads=None, activation="quick_gelu"):
     return tower
 
 
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole JSON: {error}; get it again.") from None
+
+
 def load_clip(path, last_hidden_state=False):
     """CLIPTextEncoder from published weights: a Hugging Face folder (config.json with model.safetensors, one file or several, or
     pytorch_model.bin), one such file, or OpenAI's ViT-L-14.pt. Only the text tower is read, and nothing in the file is run.
@@ -182,18 +190,16 @@ def load_clip(path, last_hidden_state=False):
         raise FileNotFoundError(f"CLIP's weights are not at {path}. {HOW}")
     heads, activation, file = None, "quick_gelu", path
     if os.path.isdir(path):
-        files = [os.path.join(path, name) for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")]
-        file = next((f for f in files if os.path.exists(f)), None)
+        names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "ViT-L-14.pt")
+        file = next((f for name in names if os.path.exists(f := os.path.join(path, name))), None)
         if file is None:
-            raise FileNotFoundError(f"{path} holds no model.safetensors and no pytorch_model.bin. {HOW}")
+            raise FileNotFoundError(f"{path} holds no model.safetensors, pytorch_model.bin or ViT-L-14.pt. {HOW}")
         if os.path.exists(settings := os.path.join(path, "config.json")):
-            with open(settings, encoding="utf-8") as f:
-                settings = json.load(f)
+            settings = read_json(settings)
             settings = settings.get("text_config", settings)
             heads, activation = settings.get("num_attention_heads"), settings.get("hidden_act", activation)
     if file.endswith(".index.json"):
-        with open(file, encoding="utf-8") as f:
-            shards = sorted(set(json.load(f)["weight_map"].values()))
+        shards = sorted({os.path.basename(shard) for shard in read_json(file).get("weight_map", {}).values()})
         tensors = {k: v for shard in shards for k, v in safe_pickle.load_safetensors(os.path.join(path, shard)).items()}
     elif file.endswith(".safetensors"):
         tensors = safe_pickle.load_safetensors(file)

@@ -27,7 +27,8 @@ import numpy as np
 import regex
 
 MERGES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bpe_merges.txt.gz")
-WORDS = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+WORDS = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+                      regex.IGNORECASE)
 
 
 def byte_characters():
@@ -89,12 +90,12 @@ class Tokenizer:
         return [number for word in WORDS.findall(clean(text)) for number in self.word(word)]
 
     def __call__(self, texts, context_length=77, pad_to=None):
-        """B texts -> (B, L) int64: start, the tokens, end, zeros; L is the longest of them, or `pad_to`. What does not fit
-        into `context_length` is cut off, the end token kept. Published CLIP always pads to 77."""
+        """B texts -> (B, L) int64: start, the tokens, end, more end tokens; L is the longest of them, or `pad_to`. What does
+        not fit into `context_length` is cut off, the end token kept. Published MLD pads every text to 77, in this way."""
         if isinstance(texts, str):
             raise TypeError("Expected a list of prompts, found a single one; wrap it in a list.")
         rows = [[self.start, *self.encode(text)[:context_length - 2], self.end] for text in texts]
-        ids = np.zeros((len(rows), pad_to or max(map(len, rows), default=2)), np.int64)
+        ids = np.full((len(rows), pad_to or max(map(len, rows), default=2)), self.end, np.int64)
         for row, numbers in zip(ids, rows):
             row[:len(numbers)] = numbers
         return ids
@@ -109,7 +110,8 @@ class Tokenizer:
 
 def bench():
     """Prompts per second on captions as people write them, words seen before; beside clip-anytorch's tokenizer."""
-    people, acts = ["a man", "the figure", "someone", "a woman"], ["walks forward", "jumps up high", "waves with the left hand", "kicks"]
+    people = ["a man", "the figure", "someone", "a woman"]
+    acts = ["walks forward", "jumps up high", "waves with the left hand", "kicks"]
     texts = [f"{p} {a} {n} times, then {b} and stops." for p in people for a in acts for b in acts for n in range(2, 40)]
     sides = {"ours": Tokenizer().encode}
     theirs = [file for folder in sys.path if os.path.exists(file := os.path.join(folder, "clip", "simple_tokenizer.py"))]

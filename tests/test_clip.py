@@ -113,7 +113,8 @@ def files(tmp_path_factory):
             at = getattr(at, parent)
         at.register_parameter(leaf, torch.nn.Parameter(t))
     module.forward = lambda: None
-    torch.jit.save(torch.jit.script(Script(module)), root / "ViT-L-14.pt")
+    (root / "folder").mkdir()
+    torch.jit.save(torch.jit.script(Script(module)), root / "folder" / "ViT-L-14.pt")
     return root
 
 
@@ -129,7 +130,7 @@ class Script(torch.nn.Module):
         return x
 
 
-FORMS = ["one", "one/model.safetensors", "shards", "bin", "bin/pytorch_model.bin", "openai.pt", "ViT-L-14.pt"]
+FORMS = ["one", "one/model.safetensors", "shards", "bin", "bin/pytorch_model.bin", "openai.pt", "folder", "folder/ViT-L-14.pt"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -179,6 +180,12 @@ def test_what_is_missing_or_wrong_is_said(files, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(cut[:len(cut) // 2])
     with pytest.raises(ValueError, match="model.safetensors"):
         load_clip(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"text_config": {')
+    with pytest.raises(ValueError, match="config.json is not whole JSON"):
+        load_clip(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="b.safetensors"):
+        (files / "shards" / "b.safetensors").rename(tmp_path / "elsewhere")
+        load_clip(str(files / "shards"))
 
 
 # --- the small tower ---
