@@ -33,9 +33,9 @@ FORMAT, VERSION = "nanoMLD checkpoint", 1
 
 
 def save(path, config, model, **training_state):
-    """Write a checkpoint atomically: Config, the state dict `model`, and whatever else training needs to go on (tensors and
-    plain data; TypeError for anything else, which could be written but not read). `vocabulary`: the words of a WordEncoder.
-    CLIP's weights are left out: they come from assets.clip_path."""
+    """Write a checkpoint atomically: Config, the state dict `model`, and whatever else training needs to go on (tensors
+    and plain data; TypeError for anything else, which could be written but not read). `vocabulary`: the words of a
+    WordEncoder. CLIP's weights are left out: they come from assets.clip_path."""
     if config.text.kind == "clip":
         model = {name: value for name, value in model.items() if not name.startswith("text_encoder.")}
     data = {"format": FORMAT, "version": VERSION, "config": to_dict(config), "model": model, **training_state}
@@ -64,7 +64,7 @@ def load(path):
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path} is a torch file, but no nanoMLD checkpoint.")
     if data["version"] != VERSION:
-        raise ValueError(f"{path} is a nanoMLD checkpoint of version {data['version']}; this code reads version {VERSION}.")
+        raise ValueError(f"{path} is a nanoMLD checkpoint of version {data['version']}; this code reads {VERSION}.")
     try:
         data["config"] = from_dict(data["config"])
     except SettingError as error:
@@ -96,10 +96,13 @@ def load_model(path, assets=None, device="cpu"):
         if config.text.kind == "clip":
             encoder = load_clip(config.assets.clip_path, config.text.last_hidden_state)
         elif data.get("vocabulary") is None:
-            raise ValueError(f"{path} lacks the vocabulary of its text tower; is it a stage's checkpoint, not the finished model?")
+            raise ValueError(f"{path} lacks the vocabulary of its text tower; is it a stage's checkpoint, not the finished "
+                             "model?")
         else:
             encoder = WordEncoder(config.text, data["vocabulary"])
     model = MLD(config, encoder)
+    if not any(name.startswith("length_estimator.") for name in state):
+        model.length_estimator = None
     # a published file knows nothing of what is ours alone
     fill(model, state, path, ("text_encoder.tower.",) * (config.text.kind == "clip") if ours else
          tuple(name for name in model.state_dict() if not name.startswith(("vae.", "denoiser."))))
@@ -119,16 +122,16 @@ def norms(path, config):
         pack = Pack.open(pack_path(config))
         mean, std = pack.mean, pack.std
     else:
-        raise ValueError(f"{path} does not hold the mean and std of its features; put the dataset's Mean.npy and Std.npy beside "
-                         f"it, or pack the dataset (python prepare.py --help).")
+        raise ValueError(f"{path} does not hold the mean and std of its features; put the dataset's Mean.npy and Std.npy "
+                         "beside it, or pack the dataset (python prepare.py --help).")
     return {"mean": torch.tensor(mean, dtype=torch.float32), "std": torch.tensor(std, dtype=torch.float32)}
 
 
 def fill(model, state, path, optional=()):
-    """model.load_state_dict(state), all or nothing. ValueError, naming the file `path` and the weights, if names or shapes
-    do not fit; names that begin with one of `optional` may be missing."""
-    own = model.state_dict()
-    check({name: value for name, value in own.items() if not name.startswith(tuple(optional)) or name in state}, state, path)
+    """model.load_state_dict(state), all or nothing. ValueError, naming the file `path` and the weights, if names or
+    shapes do not fit; names that begin with one of `optional` may be missing."""
+    own, optional = model.state_dict(), tuple(optional)
+    check({name: value for name, value in own.items() if name in state or not name.startswith(optional)}, state, path)
     model.load_state_dict(state, strict=False)
 
 
@@ -139,8 +142,9 @@ def check(expected, state, path):
 
     wrong = [f"{key} is {shape(state[key])} instead of {shape(value)}" for key, value in expected.items()
              if key in state and shape(state[key]) != shape(value)]
-    for words, names in (("has weights of other shapes", wrong), ("lacks weights", [k for k in expected if k not in state]),
-                         ("has weights that this network does not have", [k for k in state if k not in expected])):
+    for words, names in (("has weights of other shapes", wrong),
+                         ("lacks weights", [name for name in expected if name not in state]),
+                         ("has weights that this network does not have", [name for name in state if name not in expected])):
         if names:
             more = f", and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{path} does not fit: it {words}: {', '.join(names[:3])}{more}.")
@@ -173,8 +177,8 @@ def published_tensors(path):
         folders = [str(path)] + sorted(entry.path for entry in os.scandir(path) if entry.is_dir())
         files = [file for folder in folders if os.path.exists(file := os.path.join(folder, "model.safetensors"))]
         if not files:
-            raise FileNotFoundError(f"{path} has no model.safetensors, nor has a folder in it; put the VAE's and the denoiser's "
-                                    "published folders (config.json and model.safetensors each) into it.")
+            raise FileNotFoundError(f"{path} has no model.safetensors, nor has a folder in it; put the VAE's and the "
+                                    "denoiser's published folders (config.json and model.safetensors each) into it.")
     else:
         files = [path]
     tensors, settings = {}, {}
@@ -184,8 +188,8 @@ def published_tensors(path):
         else:
             data = load_torch(file)
             found = named_tensors(data["state_dict"] if isinstance(data, dict) and "state_dict" in data else data)
-        part = "vae" if "skel_embedding.weight" in found else "denoiser" if "time_embedding.linear_1.weight" in found else None
-        if part:  # the hub's names do not say it
+        of = {"skel_embedding.weight": "vae", "time_embedding.linear_1.weight": "denoiser"}
+        for part in (of[name] for name in of if name in found):  # the hub's names do not say it
             found = {f"{part}.{name}": value for name, value in found.items()}
             json_file = os.path.join(os.path.dirname(file), "config.json")
             if os.path.exists(json_file):
@@ -213,7 +217,8 @@ def rename(tensors):
             value = value.squeeze(1)  # (rows, 1, D)
         state[name] = value.float() if value.is_floating_point() else value
     if "vae.encoder.mu_token" in state and "vae.encoder.logvar_token" in state:
-        state["vae.global_motion_token"] = torch.stack([state.pop("vae.encoder.mu_token"), state.pop("vae.encoder.logvar_token")])
+        tokens = [state.pop(f"vae.encoder.{name}_token") for name in ("mu", "logvar")]
+        state["vae.global_motion_token"] = torch.stack(tokens)
     return state
 
 
@@ -223,7 +228,8 @@ def rename(tensors):
 
 def depth(state, stack):
     """(number of layers, whether they have skip connections) of the stack with that name."""
-    found = (re.match(re.escape(stack) + r"\.(layers|input_blocks|middle_block|output_blocks)(\.\d+)?(?=\.)", name) for name in state)
+    block = re.escape(stack) + r"\.(layers|input_blocks|middle_block|output_blocks)(\.\d+)?(?=\.)"
+    found = (re.match(block, name) for name in state)
     layers = {match[0] for match in found if match}
     return len(layers), f"{stack}.middle_block" in layers
 
@@ -252,17 +258,22 @@ def infer_denoiser(state):
     if "denoiser.emb_proj.1.weight" in state:
         settings |= {"condition": "text", "text_encoded_dim": state["denoiser.emb_proj.1.weight"].shape[1]}
     else:
-        settings |= {"condition": "action", "num_actions": len(state["denoiser.emb_proj.weight"]), "text_encoded_dim": dim}
+        actions = len(state["denoiser.emb_proj.weight"])
+        settings |= {"condition": "action", "num_actions": actions, "text_encoded_dim": dim}
     return settings
+
+
+# settings that shapes do not tell, as the hub's config.json calls them, and so do we
+TOLD = ("num_heads", "activation", "normalize_before", "flip_sin_to_cos", "freq_shift")
 
 
 def read_published(path):
     """Read a published MLD checkpoint by name: a Lightning file, or the hub's folders of safetensors.
 
-    Returns (Config, state dict for MLD). The networks' sizes are read off the shapes. What shapes do not tell (heads,
-    activation, pre- or post-norm, form of the timestep embedding) comes from config.json where there is one; the Lightning
-    files were all published with 4 heads, post-norm and gelu, our defaults. The state has mean and std only if the file
-    has (the hub's VAE), and only the parts that the file has: a VAE alone gives vae.* alone.
+    Returns (Config, state dict for MLD). The networks' sizes are read off the shapes. What shapes do not tell (TOLD) comes
+    from config.json where there is one; the Lightning files were all published with 4 heads, post-norm and gelu, which are
+    our defaults. The state has mean and std only if the file has (the hub's VAE), and only the parts that the file has: a
+    VAE alone gives vae.* alone.
     ValueError if a name is unknown or missing, a shape does not fit, or the file is cut short or of another kind.
     """
     tensors, found = published_tensors(path)
@@ -279,17 +290,20 @@ def read_published(path):
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{path} does not fit: it lacks weights that tell the networks' sizes ({error}).") from None
     if nfeats is None:
-        raise ValueError(f"{path} holds a denoiser of latents without its VAE; put both published folders into one and name that.")
+        raise ValueError(f"{path} holds a denoiser of latents without its VAE; put both published folders into one and "
+                         "name that.")
     skeleton = {263: "t2m", 251: "kit", 150: "smpl"}.get(nfeats)
     if skeleton is None:
-        raise ValueError(f"{path} is for {nfeats} features per frame; known are 263 (HumanML3D), 251 (KIT) and 150 (SMPL rotations).")
+        raise ValueError(f"{path} is for {nfeats} features per frame; known are 263 (HumanML3D), 251 (KIT) and 150 (SMPL "
+                         "rotations).")
     action = "mld_uestc" if denoiser.get("num_actions") == 40 else "mld_humanact12"
-    layers = [PRESETS[{"t2m": "mld_humanml3d", "kit": "mld_kit", "smpl": action}[skeleton]], {} if has["vae"] else NOVAE]
+    name = {"t2m": "mld_humanml3d", "kit": "mld_kit", "smpl": action}[skeleton]
+    layers = [PRESETS[name], {} if has["vae"] else NOVAE]
     if has["vae"] and not has["denoiser"]:
         denoiser = {"latent_dim": vae["latent_dim"]}
     for part, values in (("vae", vae), ("denoiser", denoiser)):
-        told = {key: found[part][key] for key in ("num_heads", "activation", "normalize_before", "flip_sin_to_cos", "freq_shift")
-                if key in found.get(part, {}) and hasattr(getattr(config, part), key)}
+        known = vars(getattr(config, part))
+        told = {key: value for key, value in found.get(part, {}).items() if key in TOLD and key in known}
         layers.append({f"{part}.{key}": value for key, value in (values | told).items()})
     try:
         for key, value in ((key, value) for layer in layers for key, value in layer.items()):

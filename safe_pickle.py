@@ -220,8 +220,8 @@ def load_torch(path):
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             return (read_zip if memory[:4] == b"PK\x03\x04" else read_legacy)(file, memory)
         except READ_ERRORS as error:
-            raise ValueError(f"{path} is not a whole torch file ({error or type(error).__name__}); it is of another kind "
-                             "or was cut short: get or write it again.") from None
+            raise ValueError(f"{path} is not a whole torch file ({error or type(error).__name__}); it is of another "
+                             "kind or was cut short: get or write it again.") from None
 
 
 def mapped(memory, start, numel, dtype):
@@ -252,7 +252,7 @@ def read_zip(file, memory):
 
 
 def read_legacy(file, memory):
-    """Five pickles (magic, protocol, system, the object, the storages' keys), then each storage: its length, its numbers."""
+    """Five pickles (magic, protocol, system, the object, the storages' keys), then of each storage its length and numbers."""
     if Reader(file, PLAIN, True).load() != 0x1950a86a20f9469cfc6c:
         raise ValueError("it has no torch header")
     for _ in range(2):
@@ -264,7 +264,8 @@ def read_legacy(file, memory):
         dtypes[key] = dtype
         return torch.empty(0, dtype=dtype)
 
-    Reader(file, TENSORS | PLAIN | {key: Builder(lambda *_: None) for key in TENSORS if key[0] == "torch._utils"}, False, skip).load()
+    no_tensors = {key: Builder(lambda *_: None) for key in TENSORS if key[0] == "torch._utils"}
+    Reader(file, TENSORS | PLAIN | no_tensors, False, skip).load()
     keys, place, found = Reader(file, PLAIN, True).load(), file.tell(), {}
     for key in keys:
         numel, = struct.unpack_from("<q", memory, place)
@@ -313,5 +314,5 @@ def load_safetensors(path):
                     tensors[name] = mapped(memory, 8 + size + start, math.prod(shape), dtype).view(shape)
             return tensors
         except READ_ERRORS as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error or type(error).__name__}); it is of another kind "
-                             "or was cut short: get it again.") from None
+            raise ValueError(f"{path} is not a whole safetensors file ({error or type(error).__name__}); it is of another "
+                             "kind or was cut short: get it again.") from None

@@ -202,6 +202,7 @@ def test_load_model_from_the_hub_with_clip(tmp_path):
     model = checkpoint.load_model(tmp_path / "mld", assets)
     features, joints = model.generate(["a man jumps"], lengths=[40], seed=1, num_inference_steps=2)
     assert features.shape == (1, 40, 263) and joints.shape == (1, 40, 22, 3) and joints.isfinite().all()
+    assert model.length_estimator is None, "the published system has none: lengths must be given"
     assert not model.training and torch.equal(model.mean, load_safetensors(tmp_path / "mld" / "vae" / "model.safetensors")["mean"])
     with pytest.raises(FileNotFoundError, match="CLIP's weights are not at"):
         checkpoint.load_model(tmp_path / "mld", AssetsConfig(clip_path=str(tmp_path / "nowhere")))
@@ -321,7 +322,7 @@ def test_a_finished_model_comes_back(tmp_path):
     config = tiny_config()
     model = finished(config, tmp_path / "model.pt")
     again = checkpoint.load_model(tmp_path / "model.pt")
-    assert again.config == config and again.text_encoder.vocabulary == ["a", "jumps", "man"]
+    assert again.length_estimator is not None and again.config == config and again.text_encoder.vocabulary == ["a", "jumps", "man"]
     a = model.generate(["a man hovers"], lengths=[40], seed=3, num_inference_steps=3)
     b = again.generate(["a man hovers"], lengths=[40], seed=3, num_inference_steps=3)
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
