@@ -199,7 +199,7 @@ class Pack:
     """A packed dataset, memory-mapped. `Pack.open(path)`; items are numbered 0..len-1.
 
     ids list[str]; splits list[str]; lengths (N,) frames; labels (N,) action ids, -1 = none; actions: their names;
-    mean, std (F,) float32; name, skeleton ("t2m" | "kit" | "smpl"), fps, nfeats.
+    mean, std (F,) float32; rest (24, 3) joints of the "smpl" skeleton, else None; name, skeleton, fps, nfeats.
     """
 
     def __init__(self, path):
@@ -234,7 +234,9 @@ class Pack:
         self.name, self.skeleton, self.fps, self.actions = (self._header[key] for key in ("name", "skeleton", "fps", "actions"))
         self.nfeats = NFEATS[self.skeleton]
         self.mean, self.std = a["mean"].copy(), a["std"].copy()
+        self.rest = a["rest"].copy() if "rest" in a else None
         self.lengths, self.labels = a["frames"].astype(np.int64), a["label"].astype(np.int64)
+        self.rest = a.get("rest")  # (24, 3), of the "smpl" skeleton
         self.ids, self.splits = [i.decode() for i in a["ids"].tolist()], [SPLITS[s] for s in a["split"].tolist()]
         if self._header["encoding"] == "features":
             rows = int(a["clip_start"][-1])
@@ -268,7 +270,7 @@ class Pack:
 
     def joints(self, i):
         """(T, J, 3) joint positions in metres."""
-        return features_to_joints(self.features(i), self.skeleton, self._arrays.get("rest"))
+        return features_to_joints(self.features(i), self.skeleton, self.rest)
 
     def captions(self, i):
         """list[Caption]; empty for datasets that have action labels only."""

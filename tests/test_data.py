@@ -116,7 +116,7 @@ def test_joints_of_smpl_rotations(tmp_path):
     rows[:, 24, 2] = np.arange(60)
     pack = save(tmp_path / "a.pack", [Clip("a", action="x", features=rows.reshape(60, 150))], skeleton="smpl", actions=["x"], rest=rest)
     np.testing.assert_allclose(pack.joints(0), rest @ turn.T + np.arange(60)[:, None, None] * [0, 0, 1], atol=1e-5)
-    assert not pack.mean.any() and (pack.std == 1).all()
+    assert not pack.mean.any() and (pack.std == 1).all() and np.allclose(pack.rest, rest)
 
 
 def test_opening_reads_the_index_only(pack):
