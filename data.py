@@ -30,9 +30,9 @@ class Batches:
     """
 
     def __init__(self, pack, split, batch_size, *, seed=0, rank=0, world=1, by_length=True, min_length=1, max_length=10**9,
-                 max_frames=196, unit_length=4):
+                 max_frames=196, unit_length=4, motion=True):
         self.pack, self.seed, self.rank, self.world = pack, seed, rank, world
-        self.by_length, self.max_frames, self.unit_length = by_length, max_frames, unit_length
+        self.by_length, self.max_frames, self.unit_length, self.motion = by_length, max_frames, unit_length, motion
         self.items = pack.indices(split, max(min_length, unit_length), max_length)
         if len(self.items) < world:
             raise ValueError(f"{pack.path}: {len(self.items)} {split} items cannot be shared by {world} processes.")
@@ -69,7 +69,8 @@ class Batches:
     def batch(self, epoch, step):
         """The share of this rank in one batch:
 
-        features (B, T, F) float32, normalised, 0 on padding; lengths (B,) int64; texts, tokens list[str]; actions (B,) int64, -1 = none;
+        features (B, T, F) float32, normalised, 0 on padding (absent with motion=False, for training on cached latents);
+        lengths (B,) int64; texts, tokens list[str]; actions (B,) int64, -1 = none;
         ids list[str]; items (B,) int64, numbers in the pack; and of the batch over all ranks: global_size, global_frames, for means
         that do not depend on the number of processes.
         """
@@ -78,18 +79,21 @@ class Batches:
         global_frames = int(lengths[everyone].sum())
         items = everyone[self.rank::self.world]
         lengths = lengths[items]
-        features = np.zeros((len(items), lengths.max(), self.pack.nfeats), np.float32)
+        features = np.zeros((len(items), lengths.max(), self.pack.nfeats), np.float32) if self.motion else None
         texts, tokens = [], []
         for row, (i, start, length) in enumerate(zip(items.tolist(), starts[items].tolist(), lengths.tolist())):
-            frames = self.pack.features(i)[start:start + length]
-            if self.pack.skeleton == "smpl":  # the root's path counts from the first frame that is drawn
-                frames = frames - np.where(np.arange(self.pack.nfeats) < 144, 0, frames[0])
-            features[row, :length] = (frames - self.pack.mean) / self.pack.std
             captions = self.pack.captions(i) or [Caption("")]
             caption = captions[int(draws[i] * len(captions))]
             texts.append(caption.text)
             tokens.append(caption.tokens)
-        return {"features": torch.from_numpy(features), "lengths": torch.from_numpy(lengths), "texts": texts, "tokens": tokens,
+            if features is None:
+                continue
+            frames = self.pack.features(i)[start:start + length]
+            if self.pack.skeleton == "smpl":  # the root's path counts from the first frame that is drawn
+                frames = frames - np.where(np.arange(self.pack.nfeats) < 144, 0, frames[0])
+            features[row, :length] = (frames - self.pack.mean) / self.pack.std
+        motion = {} if features is None else {"features": torch.from_numpy(features)}
+        return {**motion, "lengths": torch.from_numpy(lengths), "texts": texts, "tokens": tokens,
                 "actions": torch.from_numpy(self.pack.labels[items]), "ids": [self.pack.ids[i] for i in items],
                 "items": torch.from_numpy(items), "global_size": len(everyone), "global_frames": global_frames}
 
