@@ -270,7 +270,10 @@ class MLD(nn.Module):
 
     @torch.inference_mode()
     def draw_lengths(self, texts=None, actions=None, count=None, seed=None):
-        """B lengths in frames as training saw them for such texts or actions; seed as in generate. (count where there are neither)"""
+        """B lengths in frames as training saw them for such texts or actions; seed as in generate. (count where there are neither)
+        ValueError for published weights, which know nothing of lengths."""
+        if self.length_estimator is None:
+            raise ValueError("These weights came without a length estimator; say how long the motions are to be.")
         count = count or len(texts if texts is not None else actions)
         shares = self.length_logits(texts, actions, count).float().softmax(-1).cpu()
         shares = torch.where(shares < 0.02, 0.0, shares) + 1e-9  # rare lengths are mostly the estimator's doubt
@@ -334,6 +337,8 @@ class MLD(nn.Module):
                    frames, callback, progress)
         if self.vae:
             x = x * self.latent_std + self.latent_mean if self.normalize_latents else x
+            if latents:
+                return x
             x = self.vae.decode(x, ragged, T)
         return self.finish(x, ragged)
 
