@@ -1,4 +1,5 @@
 """A training run as one HTML page: curves drawn from log.jsonl, the settings, and the example motions of the run."""
+import contextlib
 import glob
 import html
 import json
@@ -16,6 +17,16 @@ def show_motions(path, motions, config):
     """Write a list of (joints (T, J, 3) in metres, caption) as one player."""
     parents = motion.SKELETONS[config.data.skeleton].parents if config.data.skeleton in motion.SKELETONS else motion.SMPL_PARENTS
     render.write_player(path, [{"joints": joints, "caption": caption, "fps": config.data.fps, "parents": parents} for joints, caption in motions])
+
+
+def read_log(path):
+    """The entries of a log.jsonl, in order; a line that was cut short is left out."""
+    entries = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
+    return entries
 
 
 def curve(title, series, width=560, height=200):
@@ -41,9 +52,7 @@ def curve(title, series, width=560, height=200):
 
 def write_report(path, log, config):
     """Draw every number of `log` (log.jsonl of a run), by stage, with the settings, into one HTML file beside the example motions."""
-    with open(log, encoding="utf-8") as file:
-        entries = [json.loads(line) for line in file]
-    parts = []
+    entries, parts = read_log(log), []
     for stage in dict.fromkeys(entry["stage"] for entry in entries):
         mine = [entry for entry in entries if entry["stage"] == stage]
         series = {}

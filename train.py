@@ -37,7 +37,7 @@ import presets
 from clip import WordEncoder, load_clip, vocabulary_of
 from config import SettingError, atomic_write, to_dict
 from mld import MLD
-from report import show_motions, write_report
+from report import read_log, show_motions, write_report
 from stages import DiffusionStage, Remembered, VAEStage, to_device
 
 @dataclasses.dataclass
@@ -91,12 +91,11 @@ class Run:
                 file.write(json.dumps(values) + "\n")
 
     def rewind_log(self, stage, step):
-        """Forget what was logged after the checkpoint that the run resumes from, a half-written last line included."""
-        with contextlib.suppress(FileNotFoundError), open(self.path("log.jsonl"), encoding="utf-8") as file:
-            lines = [line for line in file if line.endswith("\n")]
-            keep = [line for line in lines if (entry := json.loads(line))["stage"] != stage or entry["step"] <= step]
+        """Forget what was logged after the checkpoint that the run resumes from, and lines that a kill cut short."""
+        with contextlib.suppress(FileNotFoundError):
+            entries = read_log(self.path("log.jsonl"))
             with atomic_write(self.path("log.jsonl"), "w") as out:
-                out.writelines(keep)
+                out.writelines(json.dumps(e) + "\n" for e in entries if e["stage"] != stage or e["step"] <= step)
 
     def batches(self, split, batch_size, **changes):
         c = self.config.data
