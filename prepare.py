@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import motion
 import readers
+import render
 from config import HERE
 from data import Batches
 from pack import Pack, write_pack
@@ -173,7 +174,6 @@ def open_named(name):
 
 def show(args):
     pack, motions = open_named(args.dataset), []
-    import render
     for id in args.ids:
         i = pack.index(id)
         joints = pack.joints(i)
@@ -182,7 +182,6 @@ def show(args):
         joints[..., 1] -= joints[..., 1].min()
         caption = " / ".join(caption.text for caption in pack.captions(i)) or pack.action(i)
         entry = {"joints": joints, "caption": caption, "fps": pack.fps, "title": f"{pack.name} {id}"}
-        entry["parents"] = list(motion.SMPL_PARENTS if pack.skeleton == "smpl" else motion.SKELETONS[pack.skeleton].parents)
         if pack.skeleton != "smpl":
             entry["contacts"] = pack.features(i)[:, -4:] > 0.5
         motions.append(entry)

@@ -16,6 +16,7 @@ import bvh
 import motion
 import prepare
 import readers
+import render
 from conftest import ROOT
 from pack import Clip, Pack
 from test_data import walking
@@ -422,11 +423,13 @@ def test_show_check_and_time(layout, tmp_path, capsys, monkeypatch):
     path = tmp_path / "a.pack"
     run(capsys, "humanml3d", layout, "--out", path)
     shown = {}
-    monkeypatch.setitem(sys.modules, "render", types.SimpleNamespace(write_player=lambda out, motions: shown.update({out: motions})))
-    code, printed, _ = run(capsys, "show", path, "000001", "A_000006", "--out", "x.html")
-    first, second = shown["x.html"]
-    assert code == 0 and "wrote x.html" in printed and first["joints"].shape == (120, 22, 3) and second["joints"].shape == (50, 22, 3)
-    assert first["caption"] == "a man # 000001 walks. / he stops" and first["fps"] == 20 and len(first["parents"]) == 22 and first["contacts"].shape == (120, 4)
+    player = render.write_player
+    monkeypatch.setattr(render, "write_player", lambda out, motions: (player(out, motions), shown.update(motions=motions)))
+    page = tmp_path / "new" / "x.html"
+    code, printed, _ = run(capsys, "show", path, "000001", "A_000006", "--out", page)
+    first, second = shown["motions"]
+    assert code == 0 and f"wrote {page}" in printed and "he turns" in page.read_text() and first["joints"].shape == (120, 22, 3) and second["joints"].shape == (50, 22, 3)
+    assert first["caption"] == "a man # 000001 walks. / he stops" and first["fps"] == 20 and first["contacts"].shape == (120, 4)
     assert first["joints"][..., 1].min() == 0
     assert run(capsys, "check", path) == (0, f"{path}: 10 items, checksum right\n", "")
     code, printed, _ = run(capsys, "time", path, layout)
