@@ -38,7 +38,7 @@ KIT = HUMANML3D | {
     "train_vae.steps": 220_000, "train_diffusion.steps": 220_000,
 }
 ACTION = {  # the published action model: ACTOR's VAE, a 15-layer denoiser, 1000 DDPM steps
-    "data.skeleton": "smpl", "data.min_length": 60, "data.max_length": 61, "data.max_frames": 60,
+    "data.skeleton": "smpl", "data.min_length": 60, "data.max_length": 100_000, "data.max_frames": 60, "data.unit_length": 60,
     "vae.arch": "actor", "vae.num_layers": 6, "denoiser.condition": "action", "denoiser.num_layers": 15,
     "denoiser.text_encoded_dim": 256, "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
     "diffusion.clip_sample": True,
