@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from config import pack_path
-from pack import Caption, Clip, Pack, features_to_joints, write_pack  # noqa: F401, the format lives there
+from pack import Caption, Clip, Pack, write_pack  # noqa: F401, the format lives there
 
 GROUP = 16  # batches that are sorted by length together: 7% padding instead of 51% on clips of 24 to 196 frames
 

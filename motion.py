@@ -379,6 +379,20 @@ def features_to_joints(features, skeleton):
     return torch.cat([torch.stack(root, dim=-1)[..., None, :], joints], dim=-2)
 
 
+@_numpy_too
+def to_metres(features, name, rest=None):
+    """Features (..., T, F), not normalised, of the skeleton called `name` ("t2m", "kit" or "smpl") -> joints (..., T, J, 3)
+    in metres. The features of "smpl" are 24 rotations and the root's place, which need a body: `rest (24, 3)`, in metres.
+    """
+    if name in SKELETONS:
+        return features_to_joints(features, SKELETONS[name]) * SKELETONS[name].unit
+    rows = features.unflatten(-1, (25, 6))
+    rest = torch.as_tensor(rest, dtype=features.dtype, device=features.device)
+    offsets = rest - rest[[max(p, 0) for p in SMPL_PARENTS]]
+    rotations = matrix_from_6d(rows[..., :24, :]).mT  # ACTOR's six numbers are rows of the matrix
+    return forward_kinematics(rotations, rows[..., 24, :3], offsets, SMPL_PARENTS)
+
+
 def features_to_joints_from_rotations(features, skeleton, offsets):
     """As `features_to_joints`, but from the rotations, on a body with these offsets (J, 3): bone lengths are exact."""
     c, s, root, _, rotations = _unpack(features, skeleton)

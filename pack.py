@@ -17,7 +17,6 @@ import struct
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 import motion
 from config import atomic_write
@@ -234,9 +233,8 @@ class Pack:
         self.name, self.skeleton, self.fps, self.actions = (self._header[key] for key in ("name", "skeleton", "fps", "actions"))
         self.nfeats = NFEATS[self.skeleton]
         self.mean, self.std = a["mean"].copy(), a["std"].copy()
-        self.rest = a["rest"].copy() if "rest" in a else None
+        self.rest = a["rest"].copy() if "rest" in a else None  # (24, 3), of the "smpl" skeleton
         self.lengths, self.labels = a["frames"].astype(np.int64), a["label"].astype(np.int64)
-        self.rest = a.get("rest")  # (24, 3), of the "smpl" skeleton
         self.ids, self.splits = [i.decode() for i in a["ids"].tolist()], [SPLITS[s] for s in a["split"].tolist()]
         if self._header["encoding"] == "features":
             rows = int(a["clip_start"][-1])
@@ -270,7 +268,7 @@ class Pack:
 
     def joints(self, i):
         """(T, J, 3) joint positions in metres."""
-        return features_to_joints(self.features(i), self.skeleton, self.rest)
+        return motion.to_metres(self.features(i), self.skeleton, self.rest)
 
     def captions(self, i):
         """list[Caption]; empty for datasets that have action labels only."""
@@ -311,16 +309,3 @@ def _remake(path):
     name = os.path.splitext(os.path.basename(path))[0]
     known = {"toy": "toy", "humanml3d": "humanml3d DIR", "kit": "kit DIR", "humanact12": "humanact12 DIR", "uestc": "uestc DIR"}
     return f"python prepare.py {known.get(name, f'humanml3d DIR --name {name} (or bvh DIR --captions FILE --name {name})')}"
-
-
-def features_to_joints(features, skeleton, rest=None):
-    """(..., T, F) numpy -> (..., T, J, 3) metres; `rest (24, 3)` for "smpl", whose features are rotations."""
-    features = torch.from_numpy(np.array(features, np.float32))
-    if skeleton == "smpl":
-        rows = features.unflatten(-1, (25, 6))
-        parents = list(motion.SMPL_PARENTS)
-        offsets = np.asarray(rest) - np.where(np.arange(24)[:, None] > 0, np.asarray(rest)[parents], 0)
-        rotations = motion.matrix_from_6d(rows[..., :24, :]).mT  # ACTOR's six numbers are rows of the matrix
-        return motion.forward_kinematics(rotations, rows[..., 24, :3], offsets, parents).numpy()
-    skeleton = motion.SKELETONS[skeleton]
-    return motion.features_to_joints(features, skeleton).numpy() * skeleton.unit
