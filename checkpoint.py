@@ -35,10 +35,13 @@ FORMAT, VERSION = "nanoMLD checkpoint", 1
 def save(path, config, model, **training_state):
     """Write a checkpoint atomically: Config, the state dict `model`, and whatever else training needs to go on (tensors
     and plain data; TypeError for anything else, which could be written but not read). `vocabulary`: the words of a
-    WordEncoder. CLIP's weights are left out: they come from assets.clip_path."""
+    WordEncoder. Left out are CLIP's weights, which come from assets.clip_path, and the settings that are paths of the
+    machine at hand: whoever loads the file has their own."""
     if config.text.kind == "clip":
         model = {name: value for name, value in model.items() if not name.startswith("text_encoder.")}
-    data = {"format": FORMAT, "version": VERSION, "config": to_dict(config), "model": model, **training_state}
+    settings = to_dict(config)
+    del settings["assets"], settings["train"]["out"], settings["train"]["vae_checkpoint"]
+    data = {"format": FORMAT, "version": VERSION, "config": settings, "model": model, **training_state}
     refuse_objects(data, "checkpoint")
     with atomic_write(path) as file:
         torch.save(data, file)
@@ -53,8 +56,8 @@ def refuse_objects(data, name):
 
 
 def load(path):
-    """Read a checkpoint that `save` wrote: its dict, "config" as a Config, tensors on the CPU. ValueError in one sentence
-    for a file that is cut short, not ours, or of another version."""
+    """Read a checkpoint that `save` wrote: its dict, "config" as a Config (paths: our defaults), tensors on the CPU.
+    ValueError in one sentence for a file that is cut short, not ours, or of another version."""
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -63,8 +66,8 @@ def load(path):
         raise ValueError(f"{path} is not a whole nanoMLD checkpoint: it is of another kind or was cut short.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path} is a torch file, but no nanoMLD checkpoint.")
-    if data["version"] != VERSION:
-        raise ValueError(f"{path} is a nanoMLD checkpoint of version {data['version']}; this code reads {VERSION}.")
+    if data.get("version") != VERSION:
+        raise ValueError(f"{path} is a nanoMLD checkpoint of version {data.get('version')}; this code reads {VERSION}.")
     try:
         data["config"] = from_dict(data["config"])
     except SettingError as error:
@@ -75,7 +78,7 @@ def load(path):
 def load_model(path, assets=None, device="cpu"):
     """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model or from a published one.
 
-    assets  AssetsConfig with this machine's paths; None = the checkpoint's own (our defaults for a published one)
+    assets  AssetsConfig with this machine's paths; None = our defaults
     FileNotFoundError or ValueError in one sentence: no checkpoint there, cut short, of another kind, weights that do not
     fit, CLIP's weights missing.
     """
@@ -298,7 +301,8 @@ def read_published(path):
                          "rotations).")
     action = "mld_uestc" if denoiser.get("num_actions") == 40 else "mld_humanact12"
     name = {"t2m": "mld_humanml3d", "kit": "mld_kit", "smpl": action}[skeleton]
-    layers = [PRESETS[name], {} if has["vae"] else NOVAE]
+    # Without a VAE the published denoiser attends to padded frames too: its weights have learnt to, and are run that way.
+    layers = [PRESETS[name], {} if has["vae"] else NOVAE | {"denoiser.mask_padding": False}]
     if has["vae"] and not has["denoiser"]:
         denoiser = {"latent_dim": vae["latent_dim"]}
     for part, values in (("vae", vae), ("denoiser", denoiser)):

@@ -80,6 +80,7 @@ def test_published_keys_at_their_full_sizes(tmp_path, monkeypatch, name):
     lightning(tmp_path / "a.ckpt", monkeypatch, {key: torch.zeros(shape, dtype=torch.float16) for key, shape in keys.items()})
     config, state = checkpoint.read_published(tmp_path / "a.ckpt")
     published = preset(name)
+    published.denoiser.mask_padding = name != "novae_humanml3d"  # padded frames were attended to when it was trained
     assert (config.vae, config.data, config.diffusion) == (published.vae, published.data, published.diffusion)
     assert config.denoiser == published.denoiser
     # every number is read, or belongs to what is knowingly not
@@ -121,7 +122,7 @@ def test_published_weights_arrive_where_they_belong(tmp_path, monkeypatch, name)
         assert torch.equal(ours.decode(z, lengths), direct.decode(z, lengths)) and ours.decode(z, lengths).std() > 1e-3
     d = {"latent_dim": 64 if name == "novae_humanml3d" else 32, "ff_size": 128, "text_encoded_dim": 96, "num_layers": 9}
     if name == "novae_humanml3d":
-        d |= {"arch": "trans_dec", "skip_connect": False}
+        d |= {"arch": "trans_dec", "skip_connect": False, "mask_padding": False}
     if name == "mld_humanact12":
         d |= {"condition": "action", "num_actions": 12, "num_layers": 15, "text_encoded_dim": 32}
     direct_cfg = DenoiserConfig(**d)
@@ -351,6 +352,18 @@ def test_clip_is_not_stored(tmp_path):
     assert list(checkpoint.load(tmp_path / "a.pt")["model"]) == ["denoiser.y"]
 
 
+def test_paths_of_this_machine_are_not_stored(tmp_path):
+    config, place = tiny_config(), tmp_path / "some.where"
+    for asset in vars(config.assets):
+        setattr(config.assets, asset, str(place))
+    config.train.out = config.train.vae_checkpoint = str(place)
+    finished(config, tmp_path / "model.pt")
+    assert b"some.where" not in (tmp_path / "model.pt").read_bytes()
+    loaded = checkpoint.load(tmp_path / "model.pt")["config"]
+    assert loaded.assets == AssetsConfig() and (loaded.train.out, loaded.train.vae_checkpoint) == (Config().train.out, "")
+    assert loaded.vae == config.vae and loaded.train.seed == config.train.seed
+
+
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
     checkpoint.save(tmp_path / "a.pt", Config(), {"x": torch.ones(2)}, step=1)
     before = (tmp_path / "a.pt").read_bytes()
@@ -393,6 +406,9 @@ def test_own_files_that_cannot_be_read(tmp_path):
         checkpoint.load(tmp_path / "nothing.pt")
     torch.save({"state_dict": {}}, path)
     with pytest.raises(ValueError, match="no nanoMLD checkpoint"):
+        checkpoint.load(path)
+    torch.save({"format": checkpoint.FORMAT}, path)
+    with pytest.raises(ValueError, match="version None"):
         checkpoint.load(path)
     torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
     with pytest.raises(ValueError, match="version 99"):
