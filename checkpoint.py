@@ -76,7 +76,8 @@ def load(path):
 
 
 def load_model(path, assets=None, device="cpu"):
-    """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model or from a published one.
+    """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model or from a published one; its
+    `actions` are the names of the action labels, in the order of their numbers.
 
     assets  AssetsConfig with this machine's paths; None = our defaults
     FileNotFoundError or ValueError in one sentence: no checkpoint there, cut short, of another kind, weights that do not
@@ -109,6 +110,7 @@ def load_model(path, assets=None, device="cpu"):
     # a published file knows nothing of what is ours alone
     fill(model, state, path, ("text_encoder.tower.",) * (config.text.kind == "clip") if ours else
          tuple(name for name in model.state_dict() if not name.startswith(("vae.", "denoiser."))))
+    model.actions = data.get("actions") or [str(i) for i in range(config.denoiser.num_actions)]  # published files have no names
     return model.to(device).eval()
 
 

@@ -79,10 +79,10 @@ def main(argv):
 
 
 def run(args, prompts):
-    import checkpoint  # torch takes most of the start: not for a wrong flag, nor for --help
-    import torch
+    import torch  # takes most of the start: not for a wrong flag, nor for --help
 
     import bvh
+    import checkpoint
     import kernels
     import motion
     import render
@@ -91,7 +91,7 @@ def run(args, prompts):
     assets = AssetsConfig(clip_path=args.clip) if args.clip else None
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     model = checkpoint.load_model(args.ckpt, assets, device)
-    c, actions = model.config, getattr(model, "actions", [])
+    c, actions = model.config, model.actions
     labels = None
     if args.action:
         unknown = [name for name in args.action if name not in actions]
@@ -110,18 +110,23 @@ def run(args, prompts):
     motions = [j[:n].cpu().numpy() for j, n in zip(joints, lengths)]
     made = time.time()
 
-    skeleton = motion.SKELETONS.get(c.data.skeleton)
     base = os.path.join(args.out, file_name(captions[0]) + (f"-and-{len(set(captions)) - 1}-more" if len(set(captions)) > 1 else ""))
     written = []
+    parents = motion.SKELETONS[c.data.skeleton].parents if c.data.skeleton in motion.SKELETONS else motion.SMPL_PARENTS
+    shown = [{"joints": j, "caption": t, "fps": c.data.fps, "parents": parents} for j, t in zip(motions, captions)]
     for kind in args.format.split(","):
         if kind == "html":
-            render.write_player(base + ".html", [{"joints": j, "caption": t, "fps": c.data.fps, "parents": skeleton.parents if skeleton else motion.SMPL_PARENTS}
-                                                 for j, t in zip(motions, captions)])
+            render.write_player(base + ".html", shown)
             written.append(base + ".html")
             continue
-        for i, j in enumerate(motions):
-            path = os.path.join(args.out, file_name(captions[i])) + (f"-{i:03d}" if len(motions) > 1 else "") + "." + kind
-            {"bvh": bvh.write_bvh, "npy": render.write_npy, "gif": render.write_gif}[kind](path, j, *(() if kind == "npy" else (c.data.fps,)))
+        for i, one in enumerate(shown):
+            path = os.path.join(args.out, file_name(captions[i])) + (f"-{i:03d}" if len(shown) > 1 else "") + "." + kind
+            if kind == "npy":
+                render.write_npy(path, one["joints"])
+            elif kind == "gif":
+                render.write_gif(path, [one])
+            else:
+                bvh.write_bvh(path, one["joints"], c.data.fps)
             written.append(path)
     print("\n".join(written))
     print(f"{len(motions)} motion(s), {', '.join(f'{n / c.data.fps:.1f} s' for n in lengths[:8])}{' ...' if len(lengths) > 8 else ''}; "
