@@ -52,6 +52,8 @@ def _check(motion, where):
     if len(parents) != count or not all(-1 <= p < count for p in parents):
         raise ValueError(f"{where}: {count} joints and {len(parents)} parents; a body other than the known ones (22, 21 or 24 joints) "
                          "needs `parents`, one joint number for each joint and -1 for the root")
+    if count > 60:
+        raise ValueError(f"{where}: {count} joints, and the player draws at most 60; leave out fingers and face")
     names = NAMES.get(count, ("",) * count)
     ends = (("ankle", "foot"), ("midfoot", "toe"))[count == 21]
     feet = [names.index(f"{side}_{end}") for side in ("left", "right") for end in ends] if any(names) else []
@@ -119,7 +121,8 @@ def write_player(path, motions, title="nanoMLD"):
     packed = [_pack(_check(motion, f"{path}, motion {i}")) for i, motion in enumerate(motions)]
     # "<" is written as an escape so that no caption can end the script element that holds the data
     data = json.dumps({"camera": CAMERA, "motions": packed}).replace("<", "\\u003c")
-    page = re.sub("%TITLE%|%DATA%", lambda mark: data if mark[0] == "%DATA%" else html.escape(title), TEMPLATE.read_text(encoding="utf-8"))
+    parts = {"%TITLE%": html.escape(title), "%DATA%": data}  # both at once: a caption may say %TITLE%
+    page = re.sub("|".join(parts), lambda mark: parts[mark[0]], TEMPLATE.read_text(encoding="utf-8"))
     with atomic_write(path, "w") as file:
         file.write(page)
 
@@ -210,13 +213,19 @@ def _draw_person(image, motion, t, camera, theme):
         r = [radius * camera.scale / shadow[j, 2] * 0.8 for radius, j in ((radius_a, a), (radius_b, b))]
         _capsule(ImageDraw.Draw(shade), shadow[a, :2], shadow[b, :2], *r, round(255 * theme["shadow"]))
     image.paste((0, 0, 0), mask=shade)
-    for a, b, radius_a, radius_b, side in sorted(motion["bones"], key=lambda bone: -seen[bone[0], 2] - seen[bone[1], 2]):
-        colour = theme["contact"] if b in standing[:, 1:] else theme[("middle", "left", "right")[side]]
-        r = np.array([radius_a * camera.scale / seen[a, 2], radius_b * camera.scale / seen[b, 2]])
-        for grow, lit in ((1.0, -0.38), (0.86, -0.2), (0.68, -0.04), (0.46, 0.1), (0.22, 0.24)):  # from the rim to the lit middle
-            move = light[:2] * (1, -1) * r.mean() * (1 - grow) * 0.55
-            shown = _mix(colour, (255, 255, 255) if lit > 0 else (0, 0, 0), abs(lit))
-            _capsule(pen, seen[a, :2] + move, seen[b, :2] + move, *(r * grow), shown)
+    # Far parts first, in the player's order: the trunk is one part; height counts only when one looks from above; limbs
+    # come 6 cm nearer, as they enclose where they begin.
+    near = now @ (math.sin(CAMERA["yaw"]), math.sin(CAMERA["pitch"]) ** 3, math.cos(CAMERA["yaw"]))
+    parts = [[bone for bone in motion["bones"] if not bone[4]]] + [[bone] for bone in motion["bones"] if bone[4]]
+    nearness = lambda part: near[[end for bone in part for end in bone[:2]]].mean() + 0.06 * (len(part) == 1)
+    for part in sorted(filter(None, parts), key=nearness):
+        for grow, lit in ((1.0, -0.36), (0.86, -0.18), (0.68, -0.04), (0.46, 0.09), (0.22, 0.2)):  # dark rim to lit middle
+            for a, b, radius_a, radius_b, side in part:
+                colour = theme["contact"] if b in standing[:, 1:] else theme[("middle", "left", "right")[side]]
+                r = np.array([radius_a * camera.scale / seen[a, 2], radius_b * camera.scale / seen[b, 2]])
+                move = light[:2] * (1, -1) * r.mean() * (1 - grow) * 0.55
+                shown = _mix(colour, (255, 255, 255) if lit > 0 else (0, 0, 0), abs(lit))
+                _capsule(pen, seen[a, :2] + move, seen[b, :2] + move, *(r * grow), shown)
 
 
 def _wrap(text, font, width):

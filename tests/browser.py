@@ -1,5 +1,6 @@
 """A Chromium without a window, driven over its DevTools pipe with the standard library alone: real mouse, touch and keys."""
 import base64
+import fcntl
 import json
 import os
 import select
@@ -26,9 +27,8 @@ class Browser:
         self.read, from_browser = os.pipe()
 
         def pipes():  # Chromium reads commands from 3 and writes answers to 4
-            low, high = os.dup(to_browser), os.dup(from_browser)
-            a, b = os.dup(low), os.dup(high)
-            os.dup2(a, 3), os.dup2(b, 4)
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+            os.dup2(ends[0], 3), os.dup2(ends[1], 4)
 
         self.process = subprocess.Popen([find(), *FLAGS, f"--user-data-dir={folder}/profile", "about:blank"], preexec_fn=pipes,
                                         close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -91,6 +91,7 @@ def test_captions_cannot_break_the_page_and_nothing_is_loaded(tmp_path):
     ({"joints": np.zeros((0, 22, 3))}, "found .0, 22, 3."),
     ({"joints": np.where(np.arange(5)[:, None, None] == 3, np.nan, np.zeros((5, 22, 3)))}, "NaN or infinity, first in frame 3"),
     ({"joints": np.zeros((5, 17, 3))}, "17 joints and 0 parents.*known ones"),
+    ({"joints": np.zeros((5, 61, 3)), "parents": [-1] + [0] * 60}, "61 joints, and the player draws at most 60"),
     ({"parents": [-1, 0]}, "22 joints and 2 parents"), ({"fps": 0}, "0.0 frames a second"), ({"fps": float("nan")}, "nan frames"),
     ({"contacts": np.zeros((9, 4))}, r"contacts of shape \(9, 4\), expected \(60, 4\)"),
 ])
@@ -186,8 +187,9 @@ def test_it_plays_and_every_control_works(show):
 
     page.click("#play")
     assert not clock()["playing"]
-    page.key(" ")  # not the button again: it must not keep the focus
-    assert clock()["playing"]
+    page.click("#theme")
+    page.key(" ")  # plays, and is not the button again, which must not have kept the focus
+    assert clock()["playing"] and page.js("document.documentElement.dataset.theme") == "dark"
     page.key(" ")
     assert not clock()["playing"]
 
