@@ -191,6 +191,14 @@ def plan(schedule, sampler="ddim", num_inference_steps=50, eta=0.0):
     return steps
 
 
+def make_generators(seed, count):
+    """One torch.Generator per sample, from a whole number s (seeds s, s + 1, ...) or a list of seeds; None for None."""
+    if seed is None:
+        return None
+    seeds = seed if isinstance(seed, (list, tuple)) else range(seed, seed + count)
+    return [torch.Generator().manual_seed(s) for s in seeds]
+
+
 def draw_noise(shape, generator=None, device=None, dtype=torch.float32, lengths=None):
     """N(0, I) of `shape` (B, ...). `generator`: None, one torch.Generator, or a list of B of them, one per sample, so that a
     sample's noise does not depend on its batch; nor on its padding, if `lengths` (B,) says how many rows of each sample of

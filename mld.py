@@ -19,27 +19,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import motion
-from diffusion import add_noise, draw_noise, guide, make_schedule, sample, training_target
-from transformer import Positions, Stack, sinusoid, zero_padding
+from diffusion import add_noise, draw_noise, guide, make_generators, make_schedule, sample, training_target
+from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The denoiser
-
-
-class TimestepEmbedding(nn.Module):
-    """Sinusoidal embedding of the noise level, then Linear, SiLU, Linear."""
-
-    def __init__(self, dim_in, dim, flip_sin_to_cos=True, freq_shift=0.0):
-        super().__init__()
-        self.dim_in, self.flip, self.shift = dim_in // 2 * 2, flip_sin_to_cos, freq_shift
-        self.linear_1, self.linear_2 = nn.Linear(self.dim_in, dim), nn.Linear(dim, dim)
-
-    def forward(self, timesteps):
-        """timesteps (B,) -> (B, D)"""
-        angles = sinusoid(timesteps, self.dim_in, self.shift)
-        halves = (angles.cos(), angles.sin()) if self.flip else (angles.sin(), angles.cos())
-        return self.linear_2(F.silu(self.linear_1(torch.cat(halves, -1).to(self.linear_1.weight.dtype))))
 
 
 class Denoiser(nn.Module):
@@ -56,7 +41,8 @@ class Denoiser(nn.Module):
             self.emb_proj = nn.Sequential(nn.ReLU(), nn.Linear(cfg.text_encoded_dim, D))
         elif cfg.condition == "action":
             if cfg.num_actions < 1:
-                raise ValueError("denoiser.condition is action, but denoiser.num_actions is 0; set it to the dataset's number.")
+                raise ValueError("denoiser.condition is action, but denoiser.num_actions is 0; set it to the number of "
+                                 "the dataset's actions.")
             self.emb_proj = nn.Embedding(cfg.num_actions, D)
             nn.init.xavier_uniform_(self.emb_proj.weight)
         self.query_pos = Positions(cfg.max_positions, D, cfg.position_embedding == "learned")
@@ -78,16 +64,20 @@ class Denoiser(nn.Module):
             return time
         if self.cfg.condition == "text":
             return torch.cat((time, self.emb_proj(condition)), 1)
-        action = self.emb_proj(condition.clamp(min=0))  # -1, "no action", is embedded as zero
-        return torch.cat((time, torch.where(condition[:, None] < 0, 0.0, action)[:, None]), 1)
+        return torch.cat((time, self.action_tokens(condition)[:, None]), 1)
+
+    def action_tokens(self, actions):
+        """actions (B,) -> their embeddings (B, D); that of -1, "no action", is zero."""
+        return torch.where(actions[:, None] < 0, 0.0, self.emb_proj(actions.clamp(min=0)))
 
     def forward(self, x_t, timesteps, condition=None, lengths=None):
-        """x_t (B, N, D) latents or (B, T, F) frames; timesteps (B,) or one for all; condition (B, L, E) text embeddings,
-        or (B,) action numbers, -1 for none; lengths (B,) of frames. Returns x_t's shape, padded frames zero.
+        """x_t (B, N, D) latents or (B, T, F) frames; timesteps (B,) or one for all; condition (B, L, E) embeddings of
+        texts, or (B,) action numbers, -1 for none; lengths (B,) of frames. Returns x_t's shape, padded frames zero.
         ValueError for latents or frames of another width."""
         width = self.nfeats or self.cfg.latent_dim
         if x_t.dim() != 3 or x_t.shape[-1] != width:
-            raise ValueError(f"The denoiser takes (B, {'T' if self.nfeats else 'N'}, {width}), found {tuple(x_t.shape)}.")
+            shape = f"(B, {'T' if self.nfeats else 'N'}, {width})"
+            raise ValueError(f"The denoiser takes {shape}, found {tuple(x_t.shape)}.")
         tokens = self.condition_tokens(timesteps, condition, len(x_t))
         keys = lengths if self.nfeats and self.cfg.mask_padding else None
         x = self.pose_embd(zero_padding(x_t, keys)) if self.nfeats else x_t
@@ -104,17 +94,14 @@ class Denoiser(nn.Module):
 
 
 class LengthEstimator(nn.Module):
-    """How long motions with such a condition are: a distribution over lengths in units of frames. Ours; the published system
-    takes the length from the user."""
+    """Condition (B, C) -> logits of the motion's length, 1, 2, ... units. Ours: the published system asks the user."""
 
-    def __init__(self, condition_dim, max_frames, unit_length, width=128):
+    def __init__(self, dim, data, width=128):
         super().__init__()
-        self.unit_length = unit_length
-        self.net = nn.Sequential(nn.LayerNorm(condition_dim), nn.Linear(condition_dim, width), nn.GELU(),
-                                 nn.Linear(width, max_frames // unit_length))
+        self.net = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(),
+                                 nn.Linear(width, data.max_frames // data.unit_length))
 
     def forward(self, condition):
-        """condition (B, C) -> logits (B, max_frames / unit_length): 1 unit, 2 units, ..."""
         return self.net(condition)
 
 
@@ -137,19 +124,20 @@ class MLD(nn.Module):
         self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
         self.denoiser = Denoiser(config.denoiser, None if self.vae else nfeats)
         self.text_encoder = text_encoder
-        dim = {"text": config.denoiser.text_encoded_dim, "action": config.denoiser.latent_dim, "none": 1}[config.denoiser.condition]
-        self.length_estimator = LengthEstimator(dim, config.data.max_frames, config.data.unit_length)
+        dims = {"text": config.denoiser.text_encoded_dim, "action": config.denoiser.latent_dim, "none": 1}
+        self.length_estimator = LengthEstimator(dims[config.denoiser.condition], config.data)
         d = config.diffusion
-        self.schedule = make_schedule(d.beta_schedule, d.num_train_timesteps, d.beta_start, d.beta_end, d.prediction_type)
+        self.schedule = make_schedule(d.beta_schedule, d.num_train_timesteps, d.beta_start, d.beta_end,
+                                      d.prediction_type)
 
         def buffer(name, value, default):
-            self.register_buffer(name, default if value is None else torch.as_tensor(value, dtype=torch.float32).clone())
+            value = default if value is None else torch.as_tensor(value, dtype=torch.float32).clone()
+            self.register_buffer(name, value)
 
         buffer("mean", mean, torch.zeros(nfeats))
         buffer("std", std, torch.ones(nfeats))
-        if config.data.skeleton == "smpl":
-            buffer("rest", rest, torch.zeros(24, 3))
-        self.normalize_latents = config.denoiser.normalize_latents and self.vae is not None  # frames are normalised already
+        buffer("rest", rest, torch.zeros(24, 3) if config.data.skeleton == "smpl" else None)
+        self.normalize_latents = config.denoiser.normalize_latents and self.vae is not None  # frames are already
         if self.normalize_latents:  # set by train.py, from the training set's latents
             buffer("latent_mean", None, torch.zeros(config.vae.latent_size, config.vae.latent_dim))
             buffer("latent_std", None, torch.ones(config.vae.latent_size, config.vae.latent_dim))
@@ -176,18 +164,11 @@ class MLD(nn.Module):
         return lengths.to(self.mean.device, torch.int64)
 
     def to_joints(self, features):
-        """Normalised features (..., T, F) -> joints (..., T, J, 3) in metres. Differentiable: it sits in the VAE's loss."""
-        features = features * self.std + self.mean
-        if self.config.data.skeleton in motion.SKELETONS:
-            skeleton = motion.SKELETONS[self.config.data.skeleton]
-            return motion.features_to_joints(features, skeleton) * skeleton.unit
-        if not (torch.compiler.is_compiling() or self.rest.any()):
-            raise ValueError("The smpl skeleton's features are rotations: joints need a rest pose (24, 3); give MLD `rest`, "
-                             "from the pack or the SMPL model.")
-        rows = features.unflatten(-1, (25, 6))  # 24 rotations and the root's place
-        rotations = motion.matrix_from_6d(rows[..., :24, :]).mT  # ACTOR's six numbers are rows of the matrix
-        offsets = self.rest - self.rest[[max(p, 0) for p in motion.SMPL_PARENTS]]
-        return motion.forward_kinematics(rotations, rows[..., 24, :3], offsets, motion.SMPL_PARENTS)
+        """Normalised features (..., T, F) -> joints (..., T, J, 3) in metres. Differentiable, for the VAE's loss."""
+        if self.rest is not None and not (torch.compiler.is_compiling() or self.rest.any()):
+            raise ValueError("The smpl skeleton's features are rotations: joints need a rest pose (24, 3); give MLD "
+                             "`rest`, from the pack or the SMPL model.")
+        return motion.to_metres(features * self.std + self.mean, self.config.data.skeleton, self.rest)
 
     def finish(self, features, lengths):
         """Normalised features (B, T, F) -> features as they were before, and joints; zero on padding."""
@@ -214,34 +195,38 @@ class MLD(nn.Module):
 
     @staticmethod
     def interpolate(z_a, z_b, n):
-        """n latents on the line from z_a (N, D) to z_b, both ends included -> (n, N, D). A line, not a great circle: the
-        KL weight is far too small to put the latents on a sphere."""
+        """n latents on the line from z_a (N, D) to z_b, both ends included -> (n, N, D). A line, not a great circle:
+        the KL weight is far too small to put the latents on a sphere."""
         weights = torch.linspace(0, 1, n, device=z_a.device, dtype=z_a.dtype)
         return torch.lerp(z_a, z_b, weights.view(-1, 1, 1))
 
     def need_vae(self):
         if self.vae is None:
-            raise ValueError("This model diffuses frames and has no VAE (vae.arch is none): no latents to encode or decode.")
+            raise ValueError("This model diffuses frames and has no VAE (vae.arch is none): it has no latents.")
 
     # --- conditions ---
 
-    def conditions(self, texts, actions, count):
-        """What the denoiser takes, with and without the condition: (B, L, E) embeddings of the texts and of the empty text,
-        or (B,) action numbers and -1, or None twice. Neither texts nor actions: both are "without". ValueError for what
-        this model does not know."""
+    def conditions(self, texts, actions, count, known_only=False):
+        """What the denoiser takes, with and without the condition: (B, L, E) embeddings of the texts and of the empty
+        text, or (B,) action numbers and -1, or None twice. Neither texts nor actions: both are "without". ValueError
+        for what this model does not take; with known_only for any action number out of range, such as -1, too."""
         kind, device = self.config.denoiser.condition, self.mean.device
         if texts is not None and kind != "text" or actions is not None and kind != "action":
             takes = {"text": "texts", "action": "actions", "none": "no condition"}[kind]
             raise ValueError(f"This model takes {takes}, but was given {'actions' if texts is None else 'texts'}.")
         given = texts if kind == "text" else actions
-        if isinstance(given, str) or given is not None and len(given) != count:
+        if given is not None and (isinstance(given, str) or len(given) != count or kind == "text" and
+                                  not all(isinstance(text, str) for text in given)):
             raise ValueError(f"Expected a list of {count} {kind}s, one per motion, found {given!r}.")
         if kind == "none":
             return None, None
         if kind == "action":
             uncond = torch.full((count,), -1, device=device)
-            actions = uncond if actions is None else torch.as_tensor(actions, device=device)
-            return actions, uncond
+            cond = uncond if actions is None else torch.as_tensor(actions, device=device)
+            n, known_only = self.config.denoiser.num_actions, known_only and actions is not None
+            if known_only and (cond.is_floating_point() or not 0 <= cond.min() <= cond.max() < n):
+                raise ValueError(f"Unknown action: this model knows the actions 0 to {n - 1}, found {cond.tolist()}.")
+            return cond, uncond
         if self.text_encoder is None:
             raise ValueError("This model takes texts, but has no text encoder; give MLD a text_encoder.")
         texts = [""] * count if texts is None else list(texts)
@@ -254,32 +239,34 @@ class MLD(nn.Module):
 
     # --- lengths ---
 
-    def length_logits(self, texts, actions, count):
-        """(B, max_frames / unit_length), from the condition as it is: its gradient stays within the estimator."""
-        cond = self.conditions(texts, actions, count)[0]
-        if cond is None:
-            cond = torch.zeros(count, 1, device=self.mean.device)
-        elif self.config.denoiser.condition == "action":
-            cond = torch.where(cond[:, None] < 0, 0.0, self.denoiser.emb_proj(cond.clamp(min=0)))
-        return self.length_estimator(cond.detach().flatten(1)[:, :self.length_estimator.net[0].normalized_shape[0]])
+    def length_logits(self, texts, actions, count, known_only=False):
+        """(B, max_frames / unit_length); no gradient leaves the length estimator."""
+        with torch.no_grad():
+            cond, _ = self.conditions(texts, actions, count, known_only)
+            if cond is None:
+                cond = self.mean.new_zeros(count, 1)
+            else:
+                cond = cond.mean(1) if self.config.denoiser.condition == "text" else self.denoiser.action_tokens(cond)
+        return self.length_estimator(cond).float()
 
     def length_loss(self, lengths, texts=None, actions=None):
-        """Cross-entropy of the motions' lengths (B,) in frames."""
-        bins = (lengths // self.config.data.unit_length).clamp(min=1) - 1
-        return F.cross_entropy(self.length_logits(texts, actions, len(lengths)).float(), bins.clamp(max=self.config.data.max_frames // self.config.data.unit_length - 1))
+        """Cross-entropy of the motions' lengths (B,) in frames; those above max_frames count as max_frames."""
+        logits = self.length_logits(texts, actions, len(lengths))
+        return F.cross_entropy(logits, (lengths // self.config.data.unit_length).clamp(1, logits.shape[1]) - 1)
 
     @torch.inference_mode()
-    def draw_lengths(self, texts=None, actions=None, count=None, seed=None):
-        """B lengths in frames as training saw them for such texts or actions; seed as in generate. (count where there are neither)
-        ValueError for published weights, which know nothing of lengths."""
+    def draw_lengths(self, texts=None, actions=None, count=1, seed=None):
+        """A list of lengths in frames, as training saw them, one for each text or action, or `count` where there are
+        neither; seed as in generate. ValueError for weights that know nothing of lengths, as the published ones."""
         if self.length_estimator is None:
             raise ValueError("These weights came without a length estimator; say how long the motions are to be.")
-        count = count or len(texts if texts is not None else actions)
-        shares = self.length_logits(texts, actions, count).float().softmax(-1).cpu()
-        shares = torch.where(shares < 0.02, 0.0, shares) + 1e-9  # rare lengths are mostly the estimator's doubt
-        generators = [None] * count if seed is None else [torch.Generator().manual_seed(seed + i) for i in range(count)]
-        bins = [torch.multinomial(row, 1, generator=g).item() for row, g in zip(shares, generators)]
-        return [(b + 1) * self.config.data.unit_length for b in bins]
+        given = actions if texts is None else texts
+        count = count if given is None else len(given)
+        shares = self.length_logits(texts, actions, count, known_only=True).softmax(-1).cpu()
+        shares[shares < shares.amax(-1, keepdim=True) / 10] = 0  # rare lengths are mostly the estimator's doubt
+        generators = make_generators(seed, count) or [None] * count
+        units = [1 + torch.multinomial(row, 1, generator=g).item() for row, g in zip(shares, generators)]
+        return [n * self.config.data.unit_length for n in units]
 
     # --- generation ---
 
@@ -288,10 +275,10 @@ class MLD(nn.Module):
                  num_inference_steps=None, eta=None, seed=None, x_T=None, callback=None, progress=False, latents=False):
         """Motions for B texts or B action numbers (or neither: unconditional), of B lengths in frames.
 
-        guidance_scale ... eta  as in DiffusionConfig, which has their defaults; 1 = without guidance, 0 = without condition
-        seed      whole number s: motion i draws all its noise from its own generator, seeded s + i, so that it comes out the
+        guidance_scale ... eta  as in DiffusionConfig, which has their defaults; 1 = no guidance, 0 = no condition
+        seed      whole number s: motion i draws all its noise from its own generator, seeded s + i, so that it is the
                   same alone and in any batch; or a list of B; None = torch's global generator
-        x_T       the noise to start from, (B, N, D) or, without a VAE, (B, T, F); callback, progress: see diffusion.sample
+        x_T       noise to start from, (B, N, D) or, without a VAE, (B, T, F); callback, progress: see diffusion.sample
         latents   stop before the VAE's decoder and return z (B, N, D)
         Returns features (B, T, F), not normalised, and joints (B, T, J, 3) in metres, zero behind each motion's length.
         ValueError for lengths, texts, actions or settings that cannot be.
@@ -301,9 +288,7 @@ class MLD(nn.Module):
         d, c = self.config.diffusion, self.config.denoiser
         lengths = self.check_lengths(lengths)
         B, T, device = len(lengths), int(lengths.max()), self.mean.device
-        cond, uncond = self.conditions(texts, actions, B)
-        if actions is not None and (cond.is_floating_point() or not 0 <= cond.min() <= cond.max() < c.num_actions):
-            raise ValueError(f"Unknown action: this model knows the actions 0 to {c.num_actions - 1}, found {cond.tolist()}.")
+        cond, uncond = self.conditions(texts, actions, B, known_only=True)
 
         def setting(name, value):
             return getattr(d, name) if value is None else value
@@ -311,10 +296,7 @@ class MLD(nn.Module):
         scale, rescale = setting("guidance_scale", guidance_scale), setting("guidance_rescale", guidance_rescale)
         if cond is None or (texts is None and actions is None):
             scale = 1.0
-        generator = None
-        if seed is not None:
-            seeds = seed if isinstance(seed, (list, tuple)) else [seed + i for i in range(B)]
-            generator = [torch.Generator().manual_seed(s) for s in seeds]
+        generator = make_generators(seed, B)
         ragged = None if len(lengths.unique()) == 1 else lengths
         frames = None if self.vae else lengths.cpu()  # how many rows of noise each sample draws
         shape = (B, self.config.vae.latent_size, c.latent_dim) if self.vae else (B, T, len(self.mean))
@@ -350,7 +332,7 @@ class MLD(nn.Module):
 
         x0 (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F) with their lengths; actions of -1 are
         unknown; t (B,) int64, eps like x0, dropped (B,) bool: drawn here where None, from torch's global generator.
-        Returns {"loss": scalar, "error": (B,) each sample's loss, without gradient}, of frames the mean over a clip's own.
+        Returns {"loss": scalar, "error": (B,) each sample's loss, without gradient}; padded frames are left out.
         """
         c, B, device = self.config.denoiser, len(x0), x0.device
         lengths = None if self.vae else lengths

@@ -23,7 +23,7 @@ def length_mask(lengths, size):
 
 
 def zero_padding(x, lengths):
-    """x (B, T, ...) with exact zeros from lengths[i] on, whatever stood there, NaN included; lengths None leaves x as it is."""
+    """x (B, T, ...) with exact zeros from lengths[i] on, whatever stood there, NaN included; lengths None leaves x be."""
     if lengths is None:
         return x
     mask = length_mask(lengths, x.shape[1])
@@ -55,6 +55,21 @@ class Positions(nn.Module):
         return x + self.pe[:x.shape[1]].to(x.dtype)
 
 
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal embedding of the noise level, then Linear, SiLU, Linear."""
+
+    def __init__(self, dim_in, dim, flip_sin_to_cos=True, freq_shift=0.0):
+        super().__init__()
+        self.dim_in, self.flip, self.shift = dim_in // 2 * 2, flip_sin_to_cos, freq_shift
+        self.linear_1, self.linear_2 = nn.Linear(self.dim_in, dim), nn.Linear(dim, dim)
+
+    def forward(self, timesteps):
+        """timesteps (B,) -> (B, D)"""
+        angles = sinusoid(timesteps, self.dim_in, self.shift)
+        halves = (angles.cos(), angles.sin()) if self.flip else (angles.sin(), angles.cos())
+        return self.linear_2(F.silu(self.linear_1(torch.cat(halves, -1).to(self.linear_1.weight.dtype))))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Layers
 
@@ -78,7 +93,8 @@ class Attention(nn.Module):
         B, L, D = x.shape
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if self.one_key_shortcut and memory is not None and memory.shape[1] == 1 and lengths is None:
-            # The softmax over a single key is 1, so every query receives the value itself: exact, and free of (B, L) work.
+            # The softmax over a single key is 1, so every query receives the value itself: exact, and free of (B, L) work
+            # (but for one thing: training does not drop that lone probability, as the published code does).
             return self.out_proj(F.linear(memory, weight[2 * D:], bias[2 * D:])).expand(B, L, D)
 
         def heads(t, n):  # (B, *, n * D) -> n tensors (B, H, *, D / H)
@@ -110,12 +126,12 @@ class Layer(nn.Module):
             self.norm3 = nn.LayerNorm(dim)
 
     def feed_forward(self, x):
+        p = self.dropout if self.training else 0.0
         if self.activation == "gelu":
-            h = linear_gelu(x, self.linear1.weight, self.linear1.bias)
-        else:
-            h = self.linear1(x)
-            h = F.relu(h) if self.activation == "relu" else h * torch.sigmoid(1.702 * h)  # quick_gelu: CLIP's
-        return self.linear2(F.dropout(h, self.dropout, self.training))
+            return self.linear2(linear_gelu(x, self.linear1.weight, self.linear1.bias, p))
+        h = self.linear1(x)
+        h = F.relu(h) if self.activation == "relu" else h * torch.sigmoid(1.702 * h)  # quick_gelu: CLIP's
+        return self.linear2(F.dropout(h, p))
 
     def forward(self, x, lengths=None, memory=None, causal=False):
         """x (B, L, D) -> (B, L, D); lengths (B,) valid tokens of x, memory (B, M, D) for the cross-attention."""
