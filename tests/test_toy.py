@@ -1,0 +1,301 @@
+"""The toy set that ships: does each clip do what it says, and does it look human? Asserted over the whole pack."""
+import collections
+import os
+import re
+
+import numpy as np
+import pytest
+
+import motion
+import toy
+import toy_body
+import toy_captions
+from pack import Pack
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CLIPS_DIR = os.environ.get('NANOMLD_TOY_CLIPS', '')  # the folder pybullet_data/data/motions, to build the set again
+PELVIS, L_KNEE, R_KNEE, L_ANKLE, R_ANKLE, L_TOE, R_TOE, NECK, HEAD = 0, 4, 5, 7, 8, 10, 11, 12, 15
+L_SHOULDER, R_SHOULDER, L_WRIST, R_WRIST = 16, 17, 20, 21
+LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)[1:]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a motion does, from its joints (T, 22, 3)
+
+
+def heading(j):
+    """Radians to the left of the first frame's heading, (T,), unwrapped."""
+    across = j[:, 1] - j[:, 2] + j[:, L_SHOULDER] - j[:, R_SHOULDER]
+    angle = np.unwrap(np.arctan2(-across[:, 2], across[:, 0]))
+    return angle - angle[0]
+
+
+def speed(j):
+    """Metres a second of the pelvis over the floor, over the whole clip."""
+    step = np.diff(j[:, PELVIS], axis=0)
+    return np.hypot(step[:, 0], step[:, 2]).mean() * 20
+
+
+def rise(j):
+    """How far the pelvis comes up over where it was at first."""
+    return j[:, PELVIS, 1].max() - j[:3, PELVIS, 1].mean()
+
+
+def airborne(j):
+    """(T,) both feet, heel and toe, off the floor."""
+    return j[:, [L_ANKLE, R_ANKLE, L_TOE, R_TOE], 1].min(1) > 0.05
+
+
+def hand_up(j, side):
+    """Seconds in which a wrist is above its shoulder; side 0 left, 1 right."""
+    return (j[:, L_WRIST + side, 1] > j[:, L_SHOULDER + side, 1]).mean() * len(j) / 20
+
+
+def both_up(j):
+    return (j[:, [L_WRIST, R_WRIST], 1].min(1) > j[:, HEAD, 1]).any()
+
+
+def top_speed(j, joint):
+    """Metres a second of a joint seen from the pelvis."""
+    return np.linalg.norm(np.diff(j[:, joint] - j[:, PELVIS], axis=0), axis=1).max() * 20
+
+
+def foot_out(j, side):
+    """Metres from pelvis to ankle over the floor, times two if the foot is up: how far a leg is kicked out."""
+    gap = j[:, L_ANKLE + side] - j[:, PELVIS]
+    return (np.hypot(gap[:, 0], gap[:, 2]) * (j[:, L_ANKLE + side, 1] > 0.2)).max()
+
+
+def drop(j):
+    return j[:2, PELVIS, 1].mean() - j[:, PELVIS, 1].min()
+
+
+CHECKS = {
+    'walk': lambda j: j[-1, 0, 2] > 1 and abs(j[-1, 0, 0]) < 0.6 * j[-1, 0, 2],
+    'walk backward': lambda j: j[-1, 0, 2] < -1 and abs(j[-1, 0, 0]) < -0.6 * j[-1, 0, 2],
+    'walk and turn left': lambda j: heading(j)[-1] > 0.8 and speed(j) > 0.3,
+    'walk and turn right': lambda j: heading(j)[-1] < -0.8 and speed(j) > 0.3,
+    'turn left': lambda j: heading(j)[-1] > 0.8 and speed(j) < 0.3,
+    'turn right': lambda j: heading(j)[-1] < -0.8 and speed(j) < 0.3,
+    'run': lambda j: speed(j) > 2 and j[-1, 0, 2] > 3,
+    'jump': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.15,
+    'hop': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.05,
+    'walk and jump': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.15 and speed(j[:40]) > 0.3,
+    'wave left hand': lambda j: hand_up(j, 0) > 0.8 and hand_up(j, 1) == 0,
+    'wave right hand': lambda j: hand_up(j, 1) > 0.8 and hand_up(j, 0) == 0,
+    'wave both hands': lambda j: hand_up(j, 0) > 0.8 and hand_up(j, 1) > 0.8,
+    'raise both arms': both_up,
+    'jumping jacks': lambda j: both_up(j) and np.linalg.norm(j[:, L_ANKLE] - j[:, R_ANKLE], axis=1).max() > 0.45,
+    'kick': lambda j: max(foot_out(j, 0), foot_out(j, 1)) > 0.4 and max(top_speed(j, L_ANKLE), top_speed(j, R_ANKLE)) > 2,
+    'punch': lambda j: max(top_speed(j, L_WRIST), top_speed(j, R_WRIST)) > 2 and max(j[:, L_WRIST, 1].max(), j[:, R_WRIST, 1].max()) > 1,
+    'squat': lambda j: drop(j) > 0.25 and j[-1, 0, 1] > j[0, 0, 1] - 0.06 and j[:, [L_TOE, R_TOE], 1].max() < 0.05,
+    'bow': lambda j: j[0, HEAD, 1] - j[:, HEAD, 1].min() > 0.12 and drop(j) < 0.15,
+    'sit': lambda j: drop(j) > 0.3 and (j[:, 0, 1] < j[0, 0, 1] - 0.3).sum() > 8,
+    'spin': lambda j: abs(heading(j)[-1]) > 5.5 and np.abs(j[-1, 0, [0, 2]]).max() < 0.5,
+    'crawl': lambda j: j[:, PELVIS, 1].max() < 0.65 and j[-1, 0, 2] > 0.4,
+    'stand': lambda j: np.abs(j - j[0]).max() < 0.3 and top_speed(j, HEAD) < 0.6,
+    'step left': lambda j: j[-1, 0, 0] > 0.2 and abs(j[-1, 0, 2]) < 0.15,
+    'step right': lambda j: j[-1, 0, 0] < -0.2 and abs(j[-1, 0, 2]) < 0.15,
+}
+LIVELY = ('backflip', 'spin kick', 'kick', 'roll')  # real clips of fast limbs
+NUMBERS = {'once': 1, 'twice': 2, 'two times': 2, 'three times': 3, '3 times': 3, 'four times': 4}
+
+
+@pytest.fixture(scope='module')
+def pack():
+    return Pack.open(os.path.join(HERE, 'data', 'toy', 'toy.pack'))
+
+
+@pytest.fixture(scope='module')
+def clips(pack):
+    """[(id, action, joints (T, 22, 3))] of the whole pack."""
+    return [(id, pack.action(i), pack.joints(i).astype(np.float64)) for i, id in enumerate(pack.ids)]
+
+
+@pytest.fixture(scope='module')
+def texts(pack):
+    return [[caption.text for caption in pack.captions(i)] for i in range(len(pack))]
+
+
+def test_size_and_splits(pack):
+    assert pack.fps == 20 and pack.skeleton == 't2m'
+    assert len(pack) >= 1000 and len(pack.actions) >= 28
+    assert pack.lengths.min() >= 40 and pack.lengths.max() <= 120
+    split = dict(zip(pack.ids, pack.splits))
+    assert all(split['M' + id] == split[id] for id in pack.ids if id[0] != 'M')
+    share = {name: pack.splits.count(name) / len(pack) for name in ('train', 'val', 'test')}
+    assert 0.75 < share['train'] < 0.85 and 0.05 < share['val'] < 0.12 and 0.09 < share['test'] < 0.16
+    sources = collections.Counter(pack.action(i).replace('right', 'left') for i, id in enumerate(pack.ids) if id[0] != 'M')
+    assert all(sources[name] >= 6 for name in sources)
+    tested = ('walk', 'walk backward', 'walk and turn left', 'turn left', 'run', 'jump', 'wave left hand', 'kick', 'punch', 'squat', 'bow', 'sit',
+              'raise both arms', 'spin', 'crawl', 'stand', 'jumping jacks')
+    assert all(sources[name] >= 30 for name in tested)
+    for i, id in enumerate(pack.ids):
+        if id[0] == 'M' and pack.action(i)[-4:] in ('left', 'right'):
+            assert pack.action(i) == pack.action(pack.index(id[1:])).replace('left', 'right')
+    assert os.path.getsize(pack.path) < 5e6
+
+
+def test_everybody_has_the_same_bones(clips):
+    for id, _, j in clips:
+        lengths = np.linalg.norm(j[:, 1:] - j[:, motion.T2M.parents[1:]], axis=-1)
+        assert np.abs(lengths.mean(0) / LENGTHS - 1).max() < 0.005, id
+        assert (lengths.std(0) / LENGTHS).max() < 0.01, id  # the pack's grid is half a millimetre
+
+
+def test_on_the_floor_at_the_origin_facing_z(clips):
+    for id, _, j in clips:
+        assert -0.03 < j[..., 1].min() < 0.03, id
+        assert np.abs(j[0, PELVIS, [0, 2]]).max() < 1e-3, id
+        across = j[0, 1] - j[0, 2] + j[0, L_SHOULDER] - j[0, R_SHOULDER]
+        assert abs(np.arctan2(-across[2], across[0])) < 0.02, id
+
+
+def test_standing_feet_do_not_slide(clips):
+    by_action = collections.defaultdict(list)
+    for _, action, j in clips:
+        toes = j[:, [L_TOE, R_TOE]]
+        step = np.linalg.norm(np.diff(toes[..., [0, 2]], axis=0), axis=-1) * 2000  # cm/s
+        low = toes[..., 1] < 0.01
+        by_action[action].append(step[low[1:] & low[:-1]])
+    means = {action: np.concatenate(steps).mean() for action, steps in by_action.items()}
+    assert max(means.values()) < 8, means
+    assert np.concatenate([s for steps in by_action.values() for s in steps]).mean() < 1.5
+
+
+def test_nothing_jerks(clips):
+    for id, action, j in clips:
+        bend = np.linalg.norm(np.diff(j, 2, axis=0), axis=-1).max()  # metres per frame, per frame
+        assert bend < (0.75 if action in LIVELY else 0.45), (id, action, bend)
+
+
+def test_knees_bend_forward(clips):
+    for id, _, j in clips:
+        left = j[:, 1] - j[:, 2]
+        for hip, knee, ankle in ((1, L_KNEE, L_ANKLE), (2, R_KNEE, R_ANKLE)):
+            leg = j[:, ankle] - j[:, hip]
+            out = j[:, knee] - (j[:, hip] + j[:, ankle]) / 2
+            forward = np.cross(leg, left)  # of the leg, wherever it points
+            forward /= np.linalg.norm(forward, axis=1, keepdims=True)
+            assert ((out * forward).sum(1) > -0.03).mean() > 0.97, (id, knee)
+
+
+@pytest.mark.parametrize('action', CHECKS)
+def test_does_what_it_says(clips, action):
+    found = [(id, CHECKS[action](j)) for id, name, j in clips if name == action]
+    assert len(found) >= 6
+    assert not [id for id, good in found if not good]
+
+
+def test_captions_are_many_and_well_formed(pack, texts):
+    assert all(len(set(t)) == len(t) >= 4 for t in texts)
+    assert len({t for each in texts for t in each}) > 4000
+    for i in range(len(pack)):
+        for caption in pack.captions(i):
+            assert re.fullmatch(r"[a-z0-9 ,]+\.?", caption.text) and '  ' not in caption.text, caption.text
+            assert all(re.fullmatch(r"[a-z0-9]+/[A-Z]+", token) for token in caption.tokens.split()), caption.tokens
+            assert len(caption.tokens.split()) == len(caption.text.split())
+
+
+def test_captions_name_the_right_side(clips, texts):
+    for (id, action, _), lines in zip(clips, texts):
+        if action.split()[-1] in ('left', 'right') or action.startswith('wave ') and 'both' not in action:
+            wrong = 'left' if 'right' in action else 'right'
+            assert not any(re.search(rf'\b{wrong}\b', line) for line in lines), (id, lines)
+
+
+def test_captions_count_jumps(clips, texts):
+    checked = 0
+    for (id, action, j), lines in zip(clips, texts):
+        if action != 'jump':
+            continue
+        up = airborne(j).astype(int)
+        count = (np.diff(up, prepend=0) == 1).sum()
+        for line in lines:
+            said = [number for words, number in NUMBERS.items() if words in line]
+            checked += len(said)
+            assert all(number == count for number in said), (id, line, count)
+    assert checked > 10
+
+
+def test_captions_know_kicking_and_hopping_legs(clips, texts):
+    for (id, action, j), lines in zip(clips, texts):
+        if action in ('kick', 'hop'):
+            height = j[:, [L_ANKLE, R_ANKLE], 1].max(0) if action == 'kick' else -np.median(j[:, [L_ANKLE, R_ANKLE], 1], axis=0)
+            side = ('left', 'right')[int(height.argmax())]
+            for line in lines:
+                said = re.search(r'\b(left|right) (leg|foot)\b', line)
+                assert not said or said[1] == side, (id, line)
+
+
+def test_captions_know_fast_from_slow(clips, texts):
+    pace = {True: [], False: []}
+    for (_, action, j), lines in zip(clips, texts):
+        if action == 'walk' and any(re.search('slow', line) for line in lines):
+            pace[False].append(speed(j))
+        if action == 'walk' and any(re.search('quick|fast|brisk', line) for line in lines):
+            pace[True].append(speed(j))
+    assert np.mean(pace[True]) > 1.3 * np.mean(pace[False])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def test_solve_keeps_bones_whatever_it_is_told():
+    rng = np.random.default_rng(0)
+    v = rng.normal(0, 1, (50, 19, 3))
+    j = toy_body.solve(v, rng.random((50, 2)) < 0.5)
+    lengths = np.linalg.norm(j[:, 1:] - j[:, motion.T2M.parents[1:]], axis=-1)
+    assert np.abs(lengths / LENGTHS - 1).max() < 1e-9
+
+
+def test_mirror_twice_is_nothing_and_joints_agree():
+    rng = np.random.default_rng(1)
+    v = rng.normal(0, 1, (5, 19, 3))
+    assert np.array_equal(toy_body.mirror(toy_body.mirror(v)), v)
+    path = rng.normal(0, 1, (5, 3))
+    assert np.allclose(toy_body.mirror(toy_body.place(v, path)), toy_body.place(toy_body.mirror(v), path * (-1, 1, -1)))
+
+
+def test_lock_feet_holds_each_stance():
+    rng = np.random.default_rng(2)
+    v = np.cumsum(rng.normal(0, 0.01, (60, 19, 3)), axis=0) + rng.normal(0, 1, (19, 3))
+    contact = np.zeros((60, 2), bool)
+    contact[:20, 0] = contact[30:50, 0] = contact[10:35, 1] = True
+    locked = toy_body.lock_feet(v, contact)
+    for toe, a, b in ((toy_body.LT, 0, 20), (toy_body.LT, 30, 50), (toy_body.RT, 10, 35)):
+        assert np.ptp(locked[a:b, toe], axis=0).max() < 1e-9
+        assert np.allclose(locked[a:b, toe, 1], toy_body.TOE_Y)
+    assert np.abs(np.diff(locked[:, toy_body.LT], axis=0)).max() < 0.2  # no jump between stances
+
+
+def test_interpolate_meets_its_keys_without_overshoot():
+    t, y = [0, 0.5, 0.8, 2.0], np.array([[0.0], [1.0], [1.0], [-1.0]])
+    x = np.linspace(0, 2, 201)
+    curve = toy_body.interpolate(t, y, x)[:, 0]
+    assert np.allclose(toy_body.interpolate(t, y, np.array(t)), y)
+    assert curve.max() <= 1 + 1e-12 and curve.min() >= -1 - 1e-12
+    fall = toy_body.interpolate([0, 1], [0.0, 0.0], np.array([0.5]), [2.0, -2.0])
+    assert np.allclose(fall, 0.5)  # a parabola from its end slopes
+
+
+def test_verbs():
+    assert [toy_captions._third(v) for v in ('jump', 'crouch', 'carry', 'do', 'sway')] == ['jumps', 'crouches', 'carries', 'does', 'sways']
+    assert [toy_captions._ing(v) for v in ('run', 'wave', 'lie', 'flee', 'bow')] == ['running', 'waving', 'lying', 'fleeing', 'bowing']
+
+
+def test_a_clip_of_another_form_is_refused(tmp_path):
+    (tmp_path / 'a.txt').write_text('{"Frames": [[0.1, 0, 0, 0], [0.1, 0, 0, 0]]}')
+    with pytest.raises(ValueError, match='44 numbers'):
+        toy_body.read_clip(tmp_path / 'a.txt')
+
+
+@pytest.mark.skipif(not CLIPS_DIR, reason='NANOMLD_TOY_CLIPS does not name the folder pybullet_data/data/motions of pybullet 3.2.7')
+def test_the_wheel_gives_the_same_pack_again(pack, texts):
+    built = toy.build(CLIPS_DIR)
+    assert [clip.id for clip in built] == pack.ids and [clip.split for clip in built] == pack.splits
+    for i, clip in enumerate(built):
+        assert [caption.text for caption in clip.captions] == texts[i] and clip.action == pack.action(i)
+        if i % 9 == 0:
+            assert np.abs(pack.joints(i) - clip.joints[:-1]).max() < 1e-2  # the grid may turn a long path by a hair
