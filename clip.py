@@ -50,16 +50,17 @@ class TextTower(nn.Module):
 
 
 class CLIPTextEncoder(nn.Module):
-    """The published tower with its tokenizer: B texts -> (B, 1, E), or (B, 77, W) hidden states. Frozen, always in eval mode."""
+    """The published tower with its tokenizer: B texts -> (B, 1, E), or (B, 77, W) hidden states. Frozen, always in eval."""
 
     def __init__(self, tower, last_hidden_state=False):
         super().__init__()
-        self.tower, self.tokenizer, self.last_hidden_state = tower.eval().requires_grad_(False), Tokenizer(), last_hidden_state
+        self.tower, self.tokenizer = tower.eval().requires_grad_(False), Tokenizer()
+        self.last_hidden_state = last_hidden_state
         self.context_length, self.width = tower.positional_embedding.shape
         self.embed_dim = self.width if last_hidden_state else tower.text_projection.out_features
         if len(self.tokenizer) != tower.token_embedding.num_embeddings:
-            raise ValueError(f"CLIP's vocabulary has {len(self.tokenizer)} tokens, these weights have {tower.token_embedding.num_embeddings}; "
-                             "they are not a CLIP text tower's.")
+            raise ValueError(f"CLIP's vocabulary has {len(self.tokenizer)} tokens, these weights have "
+                             f"{tower.token_embedding.num_embeddings}; they are not a CLIP text tower's.")
 
     def train(self, mode=True):
         return super().train(False)
@@ -108,7 +109,8 @@ class WordEncoder(nn.Module):
 
     def ids(self, texts):
         """(B, L) int64: word numbers, END; L as long as the longest text needs."""
-        rows = [[self.number.get(word, UNKNOWN) for word in words_of(text)][:self.context_length - 1] + [END] for text in texts]
+        room = self.context_length - 1
+        rows = [[self.number.get(word, UNKNOWN) for word in words_of(text)[:room]] + [END] for text in texts]
         ids = torch.full((len(rows), max(map(len, rows))), END)
         for row, numbers in zip(ids, rows):
             row[:len(numbers)] = torch.tensor(numbers)
@@ -121,28 +123,30 @@ class WordEncoder(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # Published weights
 
-HOW = ("Get `config.json` and `model.safetensors` (or `pytorch_model.bin`) of openai/clip-vit-large-patch14 from the Hugging Face hub, or "
-       "OpenAI's ViT-L-14.pt, put them there, or point to another place with --assets.clip_path=PATH.")
+HOW = ("Get `config.json` and `model.safetensors` (or `pytorch_model.bin`) of openai/clip-vit-large-patch14 from the "
+       "Hugging Face hub, or OpenAI's ViT-L-14.pt, put them there, or point to another place with --assets.clip_path=PATH.")
 
 # published name -> ours, as (pattern, replacement); a name that no pattern matches is not the text tower's
+HF_LAYER, LAYER = r"text_model\.encoder\.layers\.(\d+)\.", r"transformer.layers.\1."
 HUGGING_FACE = [
     (r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
     (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
-    (r"text_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", r"transformer.layers.\1.self_attn.in_proj_\3.\2"),
-    (r"text_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)", r"transformer.layers.\1.self_attn.out_proj.\2"),
-    (r"text_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.(weight|bias)", r"transformer.layers.\1.norm\2.\3"),
-    (r"text_model\.encoder\.layers\.(\d+)\.mlp\.fc([12])\.(weight|bias)", r"transformer.layers.\1.linear\2.\3"),
+    (HF_LAYER + r"self_attn\.([qkv])_proj\.(weight|bias)", LAYER + r"self_attn.in_proj_\3.\2"),
+    (HF_LAYER + r"self_attn\.out_proj\.(weight|bias)", LAYER + r"self_attn.out_proj.\2"),
+    (HF_LAYER + r"layer_norm([12])\.(weight|bias)", LAYER + r"norm\2.\3"),
+    (HF_LAYER + r"mlp\.fc([12])\.(weight|bias)", LAYER + r"linear\2.\3"),
     (r"text_model\.final_layer_norm\.(weight|bias)", r"transformer.norm.\1"),
     (r"text_projection\.weight", "text_projection.weight"),
 ]
+OPENAI_LAYER = r"transformer\.resblocks\.(\d+)\."
 OPENAI = [
     (r"token_embedding\.weight", "token_embedding.weight"),
     (r"positional_embedding", "positional_embedding"),
-    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", r"transformer.layers.\1.self_attn.in_proj_\2"),
-    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(weight|bias)", r"transformer.layers.\1.self_attn.out_proj.\2"),
-    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(weight|bias)", r"transformer.layers.\1.norm\2.\3"),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(weight|bias)", r"transformer.layers.\1.linear1.\2"),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(weight|bias)", r"transformer.layers.\1.linear2.\2"),
+    (OPENAI_LAYER + r"attn\.in_proj_(weight|bias)", LAYER + r"self_attn.in_proj_\2"),
+    (OPENAI_LAYER + r"attn\.out_proj\.(weight|bias)", LAYER + r"self_attn.out_proj.\2"),
+    (OPENAI_LAYER + r"ln_([12])\.(weight|bias)", LAYER + r"norm\2.\3"),
+    (OPENAI_LAYER + r"mlp\.c_fc\.(weight|bias)", LAYER + r"linear1.\2"),
+    (OPENAI_LAYER + r"mlp\.c_proj\.(weight|bias)", LAYER + r"linear2.\2"),
     (r"ln_final\.(weight|bias)", r"transformer.norm.\1"),
     (r"text_projection", "text_projection.weight"),
 ]
@@ -183,9 +187,9 @@ def read_json(path):
 
 
 def load_clip(path, last_hidden_state=False):
-    """CLIPTextEncoder from published weights: a Hugging Face folder (config.json with model.safetensors, one file or several, or
-    pytorch_model.bin), one such file, or OpenAI's ViT-L-14.pt. Only the text tower is read, and nothing in the file is run.
-    FileNotFoundError says what to get; ValueError what is wrong with the file."""
+    """CLIPTextEncoder from published weights: a Hugging Face folder (config.json with model.safetensors, one file or
+    several, or pytorch_model.bin), one such file, or OpenAI's ViT-L-14.pt. Only the text tower is read, and nothing in the
+    file is run. FileNotFoundError says what to get; ValueError what is wrong with the file."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"CLIP's weights are not at {path}. {HOW}")
     heads, activation, file = None, "quick_gelu", path

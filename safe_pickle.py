@@ -273,7 +273,9 @@ def read_legacy(file, memory):
         place += 8 + numel * dtypes[key].itemsize
 
     def storage(dtype, key, location, numel, view=None):
-        return found[key] if view is None else found[key][view[1]:view[1] + view[2]]
+        if view is not None:
+            raise ValueError("it has storages inside storages, which no torch since 0.4 has written")
+        return found[key]
 
     file.seek(start)
     return Reader(file, TENSORS | PLAIN, False, storage).load()

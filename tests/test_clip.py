@@ -1,5 +1,7 @@
 """CLIP's text tower: equal to the published numbers under both namings; reading every published form; the small tower."""
 import json
+import os
+import pathlib
 import struct
 
 import numpy as np
@@ -142,6 +144,26 @@ def test_every_published_form_gives_the_same_tower(files, form):
     ids = torch.from_numpy(Tokenizer()(texts, pad_to=77))
     assert encoder(texts).shape == (4, 1, 12)
     assert relative(encoder(texts)[:, 0], expected.pooled(ids, 49407)) < 1e-5
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="NOT TESTED: how much of a file is in memory is read from /proc")
+def test_the_image_tower_is_not_read(files, tmp_path):
+    text = (files / "one" / "model.safetensors").read_bytes()
+    size, = struct.unpack("<Q", text[:8])
+    header, image = json.loads(text[8:8 + size]), 1 << 29
+    end = max(entry["data_offsets"][1] for entry in header.values())
+    header["vision_model.big"] = {"dtype": "F32", "shape": [image // 4], "data_offsets": [end, end + image]}
+    header = json.dumps(header).encode()
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header + text[8 + size:])
+        file.truncate(8 + len(header) + end + image)  # half a GB that takes no place on the disk
+
+    def resident():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    encoder = load_clip(str(tmp_path))
+    assert encoder(["a man"]).isfinite().all() and resident() - before < image / 4
 
 
 def test_hidden_states_keep_all_77_positions(files):

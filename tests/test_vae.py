@@ -11,8 +11,9 @@ from conftest import GOLDEN
 from vae import MotionVAE, clip_mean, reparameterize, vae_loss
 
 TINY = dict(latent_dim=8, ff_size=12, num_layers=3, num_heads=2, max_positions=64)
-FORMS = [dict(arch="encoder_decoder"), dict(arch="encoder_decoder", latent_size=3), dict(arch="encoder_decoder", mlp_dist=True, latent_size=2),
-         dict(arch="all_encoder", latent_size=2), dict(arch="actor", num_layers=2), dict(arch="encoder_decoder", normalize_before=True)]
+FORMS = [dict(arch="encoder_decoder"), dict(arch="encoder_decoder", latent_size=10), dict(arch="encoder_decoder", mlp_dist=True, latent_size=2),
+         dict(arch="all_encoder", latent_size=2), dict(arch="all_encoder", mlp_dist=True), dict(arch="actor", num_layers=2),
+         dict(arch="encoder_decoder", normalize_before=True), dict(arch="encoder_decoder", position_embedding="sine")]
 LENGTHS = torch.tensor([20, 13, 1])
 
 
