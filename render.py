@@ -48,10 +48,10 @@ def _check(motion, where):
     fps, count = float(motion.get("fps", T2M.fps)), joints.shape[1]
     if not 0 < fps < math.inf:
         raise ValueError(f"{where}: {fps} frames a second, expected a positive number")
-    parents = list(motion.get("parents") or PARENTS.get(count, ()))
+    parents = list(PARENTS.get(count, ()) if motion.get("parents") is None else motion["parents"])
     if len(parents) != count or not all(-1 <= p < count for p in parents):
-        raise ValueError(f"{where}: {count} joints and {len(parents)} parents; a body other than the known ones (22, 21 or 24 joints) "
-                         "needs `parents`, one joint number for each joint and -1 for the root")
+        raise ValueError(f"{where}: {count} joints and {len(parents)} parents; a body other than the known ones (22, 21 or 24 "
+                         "joints) needs `parents`, one joint number for each joint and -1 for the root")
     if count > 60:
         raise ValueError(f"{where}: {count} joints, and the player draws at most 60; leave out fingers and face")
     names = NAMES.get(count, ("",) * count)
@@ -61,8 +61,9 @@ def _check(motion, where):
     contacts = _standing(joints[:, feet], fps) if contacts is None else np.asarray(contacts, dtype=bool)
     if contacts.shape not in ((len(joints), len(feet)), (len(joints) - 1, len(feet))):
         raise ValueError(f"{where}: contacts of shape {contacts.shape}, expected ({len(joints)}, {len(feet)})")
-    return {"joints": joints - joints[0, 0] * (1, 0, 1), "caption": str(motion.get("caption", "")), "title": str(motion.get("title", "")),
-            "fps": fps, "parents": parents, "names": names, "feet": feet, "contacts": contacts}
+    texts = {key: str(motion.get(key, "")) for key in ("caption", "title")}
+    return texts | {"joints": joints - joints[0, 0] * (1, 0, 1), "fps": fps, "parents": parents, "names": names, "feet": feet,
+                    "contacts": contacts}
 
 
 def _standing(feet, fps):
@@ -142,7 +143,8 @@ def write_npy(path, joints):
 
 def _theme(name):
     """The colours of player.html's style sheet -> {name: (r, g, b)}, and shadow, how dark it is."""
-    block = re.search(r":root \{(.*?)\}" if name == "light" else rf"\[data-theme={name}\] \{{(.*?)\}}", TEMPLATE.read_text("utf-8"), re.S)[1]
+    start = {"light": ":root {", "dark": "[data-theme=dark] {"}[name]
+    block = TEMPLATE.read_text(encoding="utf-8").split(start)[1].split("}")[0]
     colours = {key: tuple(bytes.fromhex(value)) for key, value in re.findall(r"--(\w+): #(\w{6})", block)}
     return colours | {"shadow": float(re.search(r"--shadow: ([\d.]+)", block)[1])}
 

@@ -243,10 +243,10 @@ def test_z_up():
 
 
 def test_resampling_is_a_cubic_spline():
-    time = np.arange(31) / 30
-    cubic = np.stack([time ** 3 - time, 2 * time ** 2, 0 * time + 5], axis=-1)
-    new = np.arange(21) / 20
-    np.testing.assert_allclose(resample(cubic, 30, 20), np.stack([new ** 3 - new, 2 * new ** 2, 0 * new + 5], axis=-1), atol=1e-12)
+    cubics = lambda time: np.stack([time ** 3 - time, 2 * time ** 2, 0 * time + 5], axis=-1)
+    time, new = np.arange(31) / 30, np.arange(21) / 20
+    np.testing.assert_allclose(resample(cubics(time), 30, 20), cubics(new), atol=1e-12)
+    np.testing.assert_allclose(resample(cubics(time), 30, 120), cubics(np.arange(121) / 120), atol=1e-12)
     wave = resample(np.sin(2 * np.pi * time), 30, 20)
     assert np.abs(wave - np.sin(2 * np.pi * new)).max() < 1e-4  # linear interpolation is wrong by 5e-3 here
     long = np.random.default_rng(0).normal(size=(121, 22, 3))

@@ -323,7 +323,7 @@ def test_other_bodies_and_single_frames(show, mode):
     kit = walk(30, KIT.parents, KIT.offsets_dir * 0.2)
     smpl = walk(30, SMPL_PARENTS, np.concatenate([T2M_OFFSETS, T2M_OFFSETS[20:]]))
     page = show([{"joints": kit, "fps": 12.5}, {"joints": smpl}, {"joints": walk(1)}, {"joints": walk(2)},
-                 {"joints": walk()[:, :5], "parents": [-1, 0, 0, 0, 1]}], mode)
+                 {"joints": walk()[:, :5], "parents": np.array([-1, 0, 0, 0, 1])}], mode)
     assert page.js("player.motions.map(m => m.feet.length)") == [4, 4, 4, 4, 0]
     pause(page, 0.5)
     page = show([{"joints": walk(1)}], mode)
