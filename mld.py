@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 import motion
 from diffusion import add_noise, draw_noise, guide, make_generators, make_schedule, sample, training_target
+from kernels import few_tokens
 from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
@@ -87,7 +88,7 @@ class Denoiser(nn.Module):
         elif self.nfeats:
             x = self.encoder(self.query_pos(torch.cat((tokens, x), 1)), None if keys is None else keys + c)[:, c:]
         else:
-            x = self.encoder(self.query_pos(torch.cat((x, tokens), 1)))[:, :n]
+            x = few_tokens(self.encoder, self.query_pos(torch.cat((x, tokens), 1)))[:, :n]
         if self.nfeats:
             return zero_padding(self.pose_proj(x), lengths)
         return x if self.final_linear is None else self.final_linear(x)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import attention as attention_kernels  # before the function of the same name takes its place below
-from kernels import backend
+from kernels import backend, denoiser_layer
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
 from kernels.backend import calls
@@ -64,6 +64,15 @@ def linear_gelu(x, weight, bias, dropout_p=0.0):
     return operators.bias_gelu(F.linear(x, weight), bias, operators.new_seed(x, dropout_p), dropout_p)
 
 
+def few_tokens(stack, x):
+    """stack(x), for a transformer.Stack on the few tokens of the latent denoiser, x (B, L, D), without lengths.
+
+    When sampling on a GPU it runs in two launches per layer (denoiser_layer.py); anywhere else it is the stack itself, whose
+    operations pick their own path."""
+    usable = not backend.WHY_NOT and backend.MODE != "torch" and (x.is_cuda or backend.INTERPRETED) and not torch.compiler.is_compiling()
+    return denoiser_layer.denoiser_layers(x, stack) if usable and not denoiser_layer.unsupported(x, stack) else stack(x)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Which path to take, and which ran
 
@@ -72,7 +81,7 @@ def path(operation, x, unsupported, *others):
     """-> 'triton' or 'torch' for these tensors; raises where MLD_KERNELS=triton demands what cannot be."""
     if backend.MODE not in ("auto", "triton", "torch"):
         raise ValueError(f"MLD_KERNELS must be auto, triton or torch, not '{backend.MODE}'.")
-    why_not = backend.WHY_NOT
+    why_not = backend.WHY_NOT or ("MLD_KERNELS=torch" if backend.MODE == "torch" else "")
     if not why_not and not (x.is_cuda or backend.INTERPRETED):
         why_not = f"its tensors are on {x.device}, not on a GPU"
     why_not = why_not or unsupported(x, *others)

@@ -18,6 +18,9 @@ if MODE == "triton" or (MODE == "auto" and torch.cuda.is_available()):
     try:
         import triton
         import triton.language as tl
+
+        if torch.version.cuda and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+            WHY_NOT = "the GPU is older than sm_80"
     except ImportError as error:  # only absence is survivable: an error in a kernel must always be seen
         WHY_NOT = f"triton cannot be imported ({error})"
 else:

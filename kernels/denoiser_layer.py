@@ -19,21 +19,13 @@ barrier across the chip, the same bits every time; every program repeats the che
 
 A launch from Python costs more than one of torch's own, so the gain comes with a CUDA graph around the whole loop: shapes
 are static and nothing here synchronises. Sequences are packed 16 // L to a tile of 16 rows, so any batch works.
-None of this has run on a GPU yet: it is checked in Triton's interpreter and compiled for sm_80 and sm_90.
+The plain torch twin is the stack itself, transformer.Stack. None of this has run on a GPU yet: it is checked in Triton's
+interpreter and compiled for sm_80 and sm_90.
 """
 import torch
 
 from kernels.backend import calls, tl, triton
 from kernels.tiles import denoiser_tiles
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The plain torch twin
-
-
-def torch_denoiser_layers(x, stack):
-    """The same function in plain torch: the stack itself."""
-    return stack(x)
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The kernels
@@ -46,11 +38,11 @@ def torch_denoiser_layers(x, stack):
 
 @triton.jit
 def rows_of(number, N, L: tl.constexpr):
-    """Rows of tile `number`, and which of them are there."""
-    r = tl.arange(0, 16)
+    """Rows of tile `number`, which of the 16 are there, and how many."""
     per_tile: tl.constexpr = 16 // L * L
-    rows = number * per_tile + r
-    return rows, (r < per_tile) & (rows < N)
+    count = tl.minimum(N - number * per_tile, per_tile)
+    r = tl.arange(0, 16)
+    return number * per_tile + r, r < count, count
 
 
 @triton.jit
@@ -79,12 +71,12 @@ def layer_norm(x, norm_w, norm_b, eps, D: tl.constexpr):
 
 
 @triton.jit
-def product(x, w):
-    """x (16, K), w (OUT, K) of the same type -> x w^T (16, OUT) float32."""
+def product(x, w, count):
+    """x (16, K), w (OUT, K) of the same type -> x w^T (16, OUT) float32; rows from count on hold nothing of use."""
     if w.dtype == tl.float32:  # exact: row by row, since an unrolled float32 tl.dot of this depth does not fit the registers
         row = tl.arange(0, 16)[:, None]
         out = tl.zeros((16, w.shape[0]), tl.float32)
-        for r in range(16):
+        for r in range(count):
             one = tl.sum(tl.where(row == r, x, 0.0), 0)  # (K,)
             out = tl.where(row == r, tl.sum(w * one[None, :], 1)[None, :], out)
         return out
@@ -108,7 +100,7 @@ def attention_half(base, parts, add_bias, norm_w, norm_b, in_w, in_b, out_w, x_o
                    L: tl.constexpr, D: tl.constexpr, DH: tl.constexpr, P: tl.constexpr):
     """Grid (H, tiles). x_out: the layer's input, written by head 0; parts_out (H, N, D)."""
     h = tl.program_id(0)
-    rows, there = rows_of(tl.program_id(1), N, L)
+    rows, there, count = rows_of(tl.program_id(1), N, L)
     x = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
     at = rows[:, None] * D + tl.arange(0, D)[None, :]
     if h == 0:
@@ -116,16 +108,16 @@ def attention_half(base, parts, add_bias, norm_w, norm_b, in_w, in_b, out_w, x_o
     dtype = in_w.dtype.element_ty
     x = x.to(dtype)
     d, mine = tl.arange(0, D), h * DH + tl.arange(0, DH)
-    q = (product(x, weights(in_w, mine, d, D)) + row(in_b, mine)).to(dtype)  # (16, DH)
-    k = (product(x, weights(in_w, D + mine, d, D)) + row(in_b, D + mine)).to(dtype)
-    v = (product(x, weights(in_w, 2 * D + mine, d, D)) + row(in_b, 2 * D + mine)).to(dtype)
-    s = product(q, k) * (scale * 1.4426950408889634)  # (16, 16)
+    q = (product(x, weights(in_w, mine, d, D), count) + row(in_b, mine)).to(dtype)  # (16, DH)
+    k = (product(x, weights(in_w, D + mine, d, D), count) + row(in_b, D + mine)).to(dtype)
+    v = (product(x, weights(in_w, 2 * D + mine, d, D), count) + row(in_b, 2 * D + mine)).to(dtype)
+    s = product(q, k, count) * (scale * 1.4426950408889634)  # (16, 16)
     sequence = tl.arange(0, 16) // L  # a row sees its own sequence; the rows behind the last one form a harmless one of zeros
     s = tl.where(sequence[:, None] == sequence[None, :], s, float("-inf"))
     p = tl.exp2(s - tl.max(s, 1)[:, None])
     p = p / tl.sum(p, 1)[:, None]
-    o = product(p.to(dtype), tl.trans(v)).to(dtype)  # (16, DH)
-    tl.store(parts_out + h * N * D + at, product(o, weights(out_w, d, mine, D)), mask=there[:, None])
+    o = product(p.to(dtype), tl.trans(v), count).to(dtype)  # (16, DH)
+    tl.store(parts_out + h * N * D + at, product(o, weights(out_w, d, mine, D), count), mask=there[:, None])
 
 
 @triton.jit
@@ -133,28 +125,29 @@ def ffn_half(base, parts, add_bias, norm_w, norm_b, w1, b1, w2, y_out, parts_out
              L: tl.constexpr, D: tl.constexpr, F: tl.constexpr, BF: tl.constexpr, P: tl.constexpr):
     """Grid (F / BF, tiles). y_out: the feed-forward's input, written by program 0; parts_out (F / BF, N, D)."""
     f = tl.program_id(0)
-    rows, there = rows_of(tl.program_id(1), N, L)
+    rows, there, count = rows_of(tl.program_id(1), N, L)
     y = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
     at = rows[:, None] * D + tl.arange(0, D)[None, :]
     if f == 0:
         tl.store(y_out + at, y, mask=there[:, None])
     dtype = w1.dtype.element_ty
     d, mine = tl.arange(0, D), f * BF + tl.arange(0, BF)
-    z = product(y.to(dtype), weights(w1, mine, d, D)) + row(b1, mine)  # (16, BF)
+    z = product(y.to(dtype), weights(w1, mine, d, D), count) + row(b1, mine)  # (16, BF)
     z = z * (0.5 + 0.5 * tl.erf(z * 0.7071067811865476))
-    tl.store(parts_out + f * N * D + at, product(z.to(dtype), weights(w2, d, mine, F)), mask=there[:, None])
+    tl.store(parts_out + f * N * D + at, product(z.to(dtype), weights(w2, d, mine, F), count), mask=there[:, None])
 
 
 @triton.jit
 def join(base, parts, add_bias, norm_w, norm_b, kept, w, b, x_out, N, eps,
          L: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, P: tl.constexpr):
     """Grid (D / BD, tiles): BD columns of Linear([x, kept]); kept (N, D) float32, w (D, 2 D), b (D,)."""
-    rows, there = rows_of(tl.program_id(1), N, L)
+    rows, there, count = rows_of(tl.program_id(1), N, L)
     x = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
     d, o = tl.arange(0, D), tl.program_id(0) * BD + tl.arange(0, BD)
     old = tl.load(kept + rows[:, None] * D + d[None, :], mask=there[:, None], other=0.0)
     dtype = w.dtype.element_ty
-    out = product(x.to(dtype), weights(w, o, d, 2 * D)) + product(old.to(dtype), weights(w, o, D + d, 2 * D)) + row(b, o)
+    out = product(x.to(dtype), weights(w, o, d, 2 * D), count) + product(old.to(dtype), weights(w, o, D + d, 2 * D), count)
+    out += row(b, o)
     tl.store(x_out + rows[:, None] * D + o[None, :], out, mask=there[:, None])
 
 
@@ -162,7 +155,7 @@ def join(base, parts, add_bias, norm_w, norm_b, kept, w, b, x_out, N, eps,
 def finish(base, parts, add_bias, norm_w, norm_b, last_w, last_b, x_out, N, eps,
            L: tl.constexpr, D: tl.constexpr, P: tl.constexpr, LAST_NORM: tl.constexpr):
     """Grid (1, tiles): the last layer's norm, and the stack's own if LAST_NORM; x_out (N, D) of any type."""
-    rows, there = rows_of(tl.program_id(1), N, L)
+    rows, there, count = rows_of(tl.program_id(1), N, L)
     x = normalised(base, parts, add_bias, norm_w, norm_b, rows, there, N, eps, D, P)
     if LAST_NORM:
         x = layer_norm(x, last_w, last_b, eps, D)
@@ -180,7 +173,7 @@ def blocks_of(stack):
 
 def unsupported(x, stack):
     """Why `denoiser_layers` cannot run this stack on x (B, L, D); empty if it can."""
-    (B, L, D), layer = x.shape, blocks_of(stack)[0]
+    (_, L, D), layer = x.shape, blocks_of(stack)[0]
     head, hidden, dtype = D // layer.self_attn.heads, layer.linear1.out_features, layer.linear1.weight.dtype
     if layer.pre_norm or layer.cross or layer.activation != "gelu":
         return "the layers must be post-norm self-attention layers with GELU"
@@ -237,3 +230,33 @@ def denoiser_layers(x, stack):
     finish[(1, tiles)](*state, last and last.weight, last and last.bias, out, N, eps, L=L, D=D, P=P,
                        LAST_NORM=last is not None, num_warps=warps)
     return out
+
+
+def graphed(function):
+    """function(x, t) of CUDA tensors -> the same, recorded as one CUDA graph at its first call and replayed at every later
+    one with the same shapes: a whole denoising step costs one launch. On other devices it is function itself.
+
+    What function launches must depend on nothing but x and t, and it must not wait for the GPU (no .item(), no printing)."""
+    recorded = {}  # (shapes) -> graph, its inputs, its output
+
+    def run(x, t):
+        if not x.is_cuda:
+            return function(x, t)
+        key = (x.shape, x.dtype, t.shape)
+        if key not in recorded:
+            inputs, side = (x.clone(), t.clone()), torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # compiles the kernels and sets up cuBLAS, which may not happen while recording
+                function(*inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = function(*inputs)
+            recorded[key] = graph, inputs, output
+        graph, inputs, output = recorded[key]
+        for held, given in zip(inputs, (x, t)):
+            held.copy_(given)
+        graph.replay()
+        return output.clone()
+
+    return run

@@ -7,7 +7,6 @@ by a recorder, so what is compiled is what they launch, for every length from 1 
 compiles the same set and asserts on it.
 """
 import concurrent.futures
-import functools
 import os
 import re
 import subprocess
@@ -21,10 +20,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # a * b + c in one round
 
 import torch
 
-import kernels.attention
-import kernels.denoiser_layer
-import kernels.gelu
-import kernels.layer_norm
+import kernels  # noqa: F401 (brings in the modules below)
 from kernels import backend
 from kernels.tiles import attention_tiles
 
@@ -120,9 +116,8 @@ def attention_lengths(D, dtype, arch, programs):
     return sorted(set(answers.values()))
 
 
-def attention_launches(arch, dtype, widths=(16, 32, 64, 128), flags=None):
-    """Every attention kernel for one type and architecture, as Launches."""
-    flags = flags or [(lengths, causal, dropout) for lengths in (True, False) for causal in (False, True) for dropout in (False, True)]
+def attention_launches(arch, dtype, widths=(16, 32, 64, 128), flags=((True, True, True), (True, False, False))):
+    """Every attention kernel for one type and architecture, as Launches. flags: (lengths, causal, dropout)."""
     with recorded(arch) as found:
         for D in widths:
             for B in (1, 64):
@@ -132,30 +127,31 @@ def attention_launches(arch, dtype, widths=(16, 32, 64, 128), flags=None):
     return list(found)
 
 
-def other_launches(arch, dtype, widths=(64, 128, 256, 512, 768, 1024)):
-    """Layer norm and GELU of every power of two (and CLIP's 768), and the denoiser's layers."""
-    with recorded(arch) as found, torch.no_grad():
+def row_launches(arch, dtype, widths=(16, 32, 64, 128, 256, 512, 768, 1024)):
+    """Layer norm and GELU of every width that has its own tile, with and without dropout, and CLIP's 768."""
+    with recorded(arch) as found:
         for C in widths:
             x, w = torch.empty(12672, C, dtype=dtype, device="meta"), torch.empty(C, dtype=dtype, device="meta")
             for seed in (None, torch.empty(1, dtype=torch.int64, device="meta")):
-                for residual in (None, x):
-                    y, s, mean, rstd = LAYER_NORM.launch_forward(x, residual, w, w, seed, 1e-5, 0.1, residual is not None, dtype)
-                    for dsum in (None, x):
-                        LAYER_NORM.launch_backward(x, dsum, x, w, mean, rstd, seed, 0.1, dtype)
+                _, s, mean, rstd = LAYER_NORM.launch_forward(x, x, w, w, seed, 1e-5, 0.1, True, dtype)
+                LAYER_NORM.launch_backward(x, x, s, w, mean, rstd, seed, 0.1, dtype)
                 GELU.launch_forward(x, w, seed, 0.1)
                 GELU.launch_backward(x, w, x, seed, 0.1)
     return list(found)
 
 
-def denoiser_launches(arch, dtype, sizes=((64, 4, 128), (64, 1, 256), (128, 4, 512), (256, 4, 1024), (256, 8, 1024))):
+def denoiser_launches(arch, dtype, sizes=((64, 4, 128), (128, 4, 512), (256, 4, 1024), (256, 8, 1024))):
     """The few-token denoiser, 9 layers with skips, for (width, heads, hidden)."""
     from transformer import Stack
 
-    with recorded(arch) as found, torch.no_grad():
+    with recorded(arch) as found, torch.no_grad(), torch.device("meta"):
         for D, H, F in sizes:
-            with torch.device("meta"):
-                DENOISER.denoiser_layers(torch.empty(2, 3, D), Stack(9, D, H, F, skip=True).eval().to(dtype))
+            DENOISER.denoiser_layers(torch.empty(2, 3, D), Stack(9, D, H, F, skip=True).eval().to(dtype))
     return list(found)
+
+
+def all_launches(arch, dtype):
+    return attention_launches(arch, dtype) + row_launches(arch, dtype) + denoiser_launches(arch, dtype)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -213,8 +209,136 @@ def problems(launch, built, arch):
         found.append(f"needs {built.shared} bytes of shared memory")
     if dots and not launch.exact and not built.wgmma + built.mma:
         found.append("uses no tensor cores")
-    if launch.exact and built.wgmma + built.mma:
+    if launch.exact and built.wgmma + built.mma and arch != "gfx942":  # whose matrix units do exact float32 as well
         found.append("uses tensor cores for exact float32")
     if built.atomics:
         found.append("uses atomics")
     return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# docs/kernels.md
+
+
+def floors():
+    """What must move, and how long that takes at least, as rows of a table. H100: 3.0 TB/s, 798 TFLOP/s in bfloat16."""
+    B, H, L, D, C, F = 64, 4, 198, 64, 256, 1024
+    stream, hidden, product = B * L * C * 2 / 1e6, B * L * F * 2 / 1e6, 2 * B * H * L * L * D / 1e9
+    rows = [("attention forward", "q, k, v in; o out", 4 * stream, 2 * product), ("attention backward", "q, k, v, o, do in; dq, dk, dv out", 8 * stream, 5 * product),
+            ("residual + layer norm forward", "x, residual in; y, s out", 4 * stream, 0), ("residual + layer norm backward", "dy, s in; ds out", 3 * stream, 0),
+            ("bias + GELU forward", "h in; y out", 2 * hidden, 0), ("bias + GELU backward", "h, dy in; dh out", 3 * hidden, 0)]
+    for name, what, megabytes, gflop in rows:
+        yield name, what, f"{megabytes:.1f} MB", f"{megabytes / 3.0:.1f} us", f"{gflop / 0.798:.1f} us" if gflop else "-"
+
+
+def operation_counts():
+    """How many operations (views not counted) 50 guided steps and a decoding dispatch -> all, in the denoiser's stack."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from config import Config
+    from mld import MLD
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            shared = isinstance(out, torch.Tensor) and any(isinstance(a, torch.Tensor) and a.untyped_storage()._cdata == out.untyped_storage()._cdata for a in args)
+            self.operations += not shared
+            return out
+
+    config = Config()
+    for part in (config.vae, config.denoiser):
+        part.latent_dim, part.ff_size, part.dropout = 16, 32, 0.0
+    model, inside = MLD(config, lambda texts: torch.zeros(len(texts), 1, config.denoiser.text_encoded_dim)).eval(), []
+    stack = model.denoiser.encoder
+    with Count() as total:
+        before = stack.register_forward_pre_hook(lambda *_: inside.append(-total.operations))
+        after = stack.register_forward_hook(lambda *_: inside.append(total.operations))
+        model.generate(texts=["jump"], lengths=[196], num_inference_steps=50)
+    before.remove(), after.remove()
+    return total.operations, sum(inside)
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def built(job):
+    return job, compile_launch(*job)
+
+
+def write(path="docs/kernels.md"):
+    jobs = [(launch, arch) for arch in (80, 90) for dtype in (torch.bfloat16, torch.float32) for launch in all_launches(arch, dtype)]
+    jobs += [(launch, "gfx942") for dtype in (torch.bfloat16, torch.float32)
+             for launch in attention_launches(0, dtype, widths=(64,)) + row_launches(0, dtype, widths=(256, 1024)) + denoiser_launches(0, dtype, ((256, 4, 1024),))]
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = []
+        for job, figures in pool.map(built, jobs):
+            results.append((*job, figures))
+            print(f"\r{len(results)} of {len(jobs)} kernels compiled", end="", flush=True)
+    print()
+    wrong = [f"{launch.kernel} {dict(launch.constants)} on {arch}: {problem}" for launch, arch, figures in results for problem in problems(launch, figures, arch)]
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    operations, in_stack = operation_counts()
+    fused = operations - in_stack + 50 * len(STEP)
+    rows = [(launch.kernel, next(kind for _, kind in launch.signature if kind[1:] in ("bf16", "fp32")).strip("*"), arch if arch == "gfx942" else f"sm_{arch}",
+             " ".join(f"{name}={value}" for name, value in launch.constants if name.isupper() and name not in ("BD", "BC", "STAGES", "LAST_NORM") and value is not False),
+             launch.warps, figures.registers, figures.stack, figures.shared, figures.wgmma, figures.mma, figures.instructions)
+            for launch, arch, figures in results]
+    text = TEXT.format(
+        date_of=f"triton {backend.triton.__version__}", count=len(rows), operations=operations, fused=fused, per_step=len(STEP),
+        floors=table(["operation", "moves", "bytes", "at 3.0 TB/s", "products at 798 TFLOP/s"], floors()),
+        kernels=table(["kernel", "type", "for", "constants", "warps", "registers", "stack", "shared bytes", "wgmma", "mma", "instructions"], rows))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write(text)
+    print(f"{path}: {len(rows)} kernels, no spill, no atomics")
+
+
+# the launches of one step of MLD's denoiser: 4 layers in, 1 in the middle, 4 out, each in two halves, 4 joins, the last norm
+STEP = ["attention_half", "ffn_half"] * 9 + ["join"] * 4 + ["finish"]
+
+TEXT = """# The kernels: what they must move, and what they compile to
+
+Written by `python -m kernels.report` ({date_of}). **Compiled, not run on a GPU**: nobody has timed these kernels yet, and every time
+below is a floor computed from bytes and operations, not a measurement. Their results are checked in Triton's interpreter
+against float64 (`tests/test_kernels_interpreter.py`); `pytest tests/test_kernels.py tests/test_kernels_models.py` checks them on a GPU,
+and `python bench.py kernels` times them there.
+
+## Floors on an H100
+
+One operation of a training step at HumanML3D's size, in bfloat16: 64 motions of 198 tokens, 4 heads of 64, width 256, hidden
+layer 1024. What an operation reads and writes at least, and how long the memory takes for it; float32 doubles both.
+
+{floors}
+The two-phase attention backward computes the scores twice, 7 products instead of 5, and reads q, k, v and do twice, the second
+time largely from the cache.
+
+## Launches of a sampling run
+
+One prompt, 50 DDIM steps with guidance, the VAE's decoder: operations dispatched to the device, views not counted.
+
+| | launches |
+| --- | --- |
+| plain torch | {operations} |
+| denoiser's layers in two launches each ({per_step} a step) | {fused} |
+
+With `kernels.denoiser_layer.graphed` a whole denoising step is recorded once and replayed as one launch.
+
+## Every configuration, compiled
+
+{count} kernels: every configuration that the launchers choose for lengths from 1 to 512, head widths 16, 32, 64 and 128, layer
+widths up to 1024, in bfloat16 and float32, for sm_80 and sm_90, and the main ones for gfx942. `stack` is bytes of registers spilled per thread: all 0. `shared` is
+per block (limits: 163 KB on sm_80, 227 KB on sm_90, 64 KB on gfx942). `wgmma` and `mma` count tensor-core instructions
+(matrix instructions on gfx942): present wherever 16-bit numbers are multiplied, absent for exact float32 (gfx942 multiplies float32 exactly in its
+matrix units). No kernel contains an atomic.
+
+{kernels}"""
+
+
+if __name__ == "__main__":
+    sys.modules["kernels.report"] = sys.modules["__main__"]  # so that worker processes and this one mean the same classes
+    write()

@@ -93,6 +93,19 @@ for name in ("cast_impl", "create_fp_ext", "create_fp_trunc"):
     setattr(InterpreterBuilder, name, cast)
 InterpreterBuilder.create_dot, InterpreterBuilder.create_erf = dot, erf
 
+
+def call(self, *args, **kwargs):
+    """A kernel calls another @triton.jit function. The stock one patches all of triton.language again at every call, which
+    takes most of a kernel's time; once per launch and module is enough."""
+    module = self.fn.__globals__["__name__"]
+    if module not in current.patched:
+        interpreter._patch_lang(self.fn)
+        current.patched.add(module)
+    return self.rewrite()(*args, **kwargs)
+
+
+interpreter.InterpretedFunction.__call__ = call
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Addresses
 
@@ -111,7 +124,7 @@ class Watch:
 
     def __init__(self, tensors):
         self.allowed = np.unique(np.concatenate([addresses(t) for t in tensors]))
-        self.reads, self.writes = {}, {}
+        self.reads, self.writes, self.patched = {}, {}, set()
 
     def record(self, into, program, pointers, mask):
         shape = np.broadcast_shapes(pointers.data.shape, mask.data.shape)

@@ -1,0 +1,127 @@
+"""Whole networks on the kernels equal the torch path, and the counters prove which one ran: a VAE's training step, guided
+sampling, the denoiser's layers in two launches each. In Triton's interpreter (test_kernels_interpreter.py), or on a GPU."""
+import copy
+
+import pytest
+import torch
+
+import kernels
+from config import Config, VAEConfig
+from kernels import backend
+from kernels.denoiser_layer import denoiser_layers, graphed, unsupported
+from mld import MLD
+from test_kernels import DEVICE, close, on_kernels, setup  # noqa: F401 (setup is a fixture)
+from transformer import Stack
+from vae import MotionVAE, reparameterize, vae_loss
+
+pytestmark = on_kernels
+
+
+def on(path, monkeypatch):
+    monkeypatch.setattr(backend, "MODE", path)
+    return kernels.expect(path)
+
+
+def vae_step(vae, features, lengths, seed):
+    """One optimiser step on a copy -> loss, the copy's parameters."""
+    vae = copy.deepcopy(vae)
+    optimizer = torch.optim.SGD(vae.parameters(), lr=0.1)  # Adam's first step is the gradient's sign: of rounding, where it is zero
+    torch.manual_seed(seed)
+    mu, logvar = vae.encode(features, lengths)
+    recon = vae.decode(reparameterize(mu, logvar), lengths, features.shape[1])
+    loss = vae_loss(features, recon, mu, logvar, lengths, VAEConfig(lambda_joint=0.0))["loss"]
+    loss.backward()
+    optimizer.step()
+    return loss.item(), {name: (p.detach(), p.grad) for name, p in vae.named_parameters()}
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(latent_size=2, normalize_before=True)])
+def test_a_training_step_of_the_vae(settings, monkeypatch):
+    sizes = dict(latent_dim=32, ff_size=64, num_layers=3, num_heads=2, max_positions=64, dropout=0.0, attention_dropout=0.0)
+    vae = MotionVAE(VAEConfig(**sizes | settings), nfeats=10).to(DEVICE).train()
+    features, lengths = torch.randn(2, 15, 10, device=DEVICE), torch.tensor([15, 4], device=DEVICE)
+    with on("torch", monkeypatch):
+        expected_loss, expected = vae_step(vae, features, lengths, seed=1)
+    with on("triton", monkeypatch):
+        loss, found = vae_step(vae, features, lengths, seed=1)
+    assert abs(loss - expected_loss) < 1e-5 * expected_loss
+    for name, (parameter, gradient) in expected.items():
+        close(found[name][0], parameter, torch.float32, looser=5)
+        if gradient.norm() > 1e-5:  # some are zero but for rounding, such as a key's bias: it moves all scores alike
+            close(found[name][1], gradient, torch.float32, looser=10)
+
+
+def test_training_with_dropout_is_repeated_by_its_seed(monkeypatch):
+    vae = MotionVAE(VAEConfig(latent_dim=32, ff_size=64, num_layers=1, num_heads=2, latent_size=2, dropout=0.1, attention_dropout=0.1), 10)
+    vae, features, lengths = vae.to(DEVICE).train(), torch.randn(2, 9, 10, device=DEVICE), torch.tensor([9, 4], device=DEVICE)
+    with on("triton", monkeypatch):
+        (a, first), (b, again), (c, _) = (vae_step(vae, features, lengths, seed) for seed in (1, 1, 2))
+    assert a == b != c and all(torch.equal(first[name][0], again[name][0]) for name in first)
+
+
+class Texts(torch.nn.Module):
+    def forward(self, texts):
+        return torch.stack([torch.linspace(-1, 1, 12, device=DEVICE) * len(text) for text in texts])[:, None]
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_guided_sampling(frames, monkeypatch):
+    """frames: without a VAE, straight on frames, with cross-attention to the text."""
+    config = Config()
+    for part in (config.vae, config.denoiser):
+        part.latent_dim, part.ff_size, part.num_layers, part.num_heads, part.max_positions = 64, 64, 3, 2, 64
+    config.denoiser.text_encoded_dim = 12
+    if frames:
+        config.vae.arch, config.denoiser.arch, config.denoiser.skip_connect = "none", "trans_dec", False
+    model = MLD(config, Texts()).to(DEVICE).eval()
+    arguments = dict(texts=["jump", "walk on"], lengths=[12, 7], guidance_scale=2.5, num_inference_steps=3, seed=3)
+    with on("torch", monkeypatch):
+        expected = model.generate(**arguments)
+    before = kernels.calls["denoiser_layers", "triton"]
+    with on("triton", monkeypatch):
+        found = model.generate(**arguments)
+    assert kernels.calls["denoiser_layers", "triton"] - before == (0 if frames else 3)  # once a step
+    for a, b, looser in zip(found, expected, (10, 100)):  # features; joints, which add up the turns of all frames before
+        close(a, b, torch.float32, looser)
+
+
+STACKS = [(3, True, 2, 3, 64, 4, 128), (1, False, 7, 3, 128, 4, 64), (3, True, 1, 16, 64, 1, 64), (2, False, 2, 7, 256, 8, 64)]
+
+
+@pytest.mark.parametrize("layers, skip, B, L, D, heads, hidden, dtype", [(*s, t) for s in STACKS for t in (torch.bfloat16, torch.float16)] +
+                         [(*s, torch.float32) for s in STACKS[:2]])
+def test_denoiser_layers(layers, skip, B, L, D, heads, hidden, dtype):
+    stack = Stack(layers, D, heads, hidden, skip=skip).to(DEVICE).eval()
+    with torch.no_grad():
+        for p in stack.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+        stack, x = stack.to(dtype), torch.randn(B, L, D, device=DEVICE).to(dtype)
+        found = denoiser_layers(x, stack)
+        assert torch.equal(found, denoiser_layers(x, stack))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend, "MODE", "torch")
+            expected = stack.double()(x.double())
+    close(found, expected, dtype)
+
+
+def test_denoiser_layers_says_what_it_cannot_do():
+    with torch.no_grad():
+        good, x = Stack(1, 64, 4, 64).eval(), torch.randn(1, 3, 64)
+        assert unsupported(x, good) == ""
+        for stack, tokens, reason in ((Stack(1, 64, 4, 64, pre_norm=True), x, "post-norm"), (Stack(1, 64, 4, 64, activation="relu"), x, "GELU"),
+                                      (good, torch.randn(1, 17, 64), "17"), (Stack(1, 48, 3, 64), torch.randn(1, 3, 48), "48"),
+                                      (copy.deepcopy(good).double(), x, "float64"), (Stack(1, 64, 4, 64).train(), x, "eval")):
+            assert reason in unsupported(tokens, stack.eval() if reason != "eval" else stack)
+            with pytest.raises(RuntimeError, match=reason):
+                denoiser_layers(tokens, stack)
+    assert "no_grad" in unsupported(x, good)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="NOT RUN on a GPU, there is none: a CUDA graph has no interpreter")
+def test_a_step_as_a_cuda_graph(monkeypatch):
+    stack = Stack(5, 64, 4, 128, skip=True).cuda().eval()
+    with torch.inference_mode():
+        step = graphed(lambda x, t: kernels.few_tokens(stack, x + t))
+        for size in (2, 2, 3):
+            x, t = torch.randn(size, 3, 64, device="cuda"), torch.randn(1, device="cuda")
+            assert torch.equal(step(x, t), kernels.few_tokens(stack, x + t))
