@@ -48,7 +48,7 @@ def _check(motion, where):
     fps, count = float(motion.get("fps", T2M.fps)), joints.shape[1]
     if not 0 < fps < math.inf:
         raise ValueError(f"{where}: {fps} frames a second, expected a positive number")
-    parents = list(PARENTS.get(count, ()) if motion.get("parents") is None else motion["parents"])
+    parents = [int(p) for p in (PARENTS.get(count, ()) if motion.get("parents") is None else motion["parents"])]
     if len(parents) != count or not all(-1 <= p < count for p in parents):
         raise ValueError(f"{where}: {count} joints and {len(parents)} parents; a body other than the known ones (22, 21 or 24 "
                          "joints) needs `parents`, one joint number for each joint and -1 for the root")
