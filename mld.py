@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import motion
 from diffusion import add_noise, draw_noise, guide, make_generators, make_schedule, sample, training_target
-from kernels import few_tokens
+from kernels import few_tokens, graphed
 from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
@@ -315,7 +315,7 @@ class MLD(nn.Module):
             def denoise(x, t):
                 without, having = self.denoiser(x.repeat(2, 1, 1), t.repeat(2), both, twice).chunk(2)
                 return guide(without, having, scale, rescale, frames)
-        x = sample(denoise, x_T.to(device), self.schedule, setting("sampler", sampler),
+        x = sample(graphed(denoise), x_T.to(device), self.schedule, setting("sampler", sampler),
                    setting("num_inference_steps", num_inference_steps), setting("eta", eta), d.clip_sample, generator,
                    frames, callback, progress)
         if self.vae:

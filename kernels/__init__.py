@@ -3,6 +3,7 @@
     MLD_KERNELS=auto    Triton for CUDA tensors of a supported shape and type, plain torch for all else (the default)
     MLD_KERNELS=triton  Triton or an error that says why not: never a silent fallback
     MLD_KERNELS=torch   plain torch
+    MLD_GRAPH=1         on a GPU the sampler records a denoising step as one CUDA graph (off by default)
 
     import kernels
     o = kernels.attention(q, k, v, lengths)
@@ -22,6 +23,7 @@ from kernels import backend, denoiser_layer
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
 from kernels.backend import calls
+from kernels.denoiser_layer import graphed  # noqa: F401 (the sampler takes it from here)
 
 if not backend.WHY_NOT:
     from kernels import operators

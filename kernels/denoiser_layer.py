@@ -1,27 +1,29 @@
 """Few tokens, many layers: MLD's denoiser in two launches per layer, for sampling.
 
 With one latent token the denoiser sees 3 tokens (latent, time, condition), twice for guidance: 6 rows of 256 numbers. Its
-9 layers of plain torch are about 13 launches each, ~140 a step and ~7,000 a sample of 50 steps, and nearly all their time
-is waiting for launches: the work itself, reading 7.6 M weights (15.2 MB in bfloat16) once a step, has a floor of 5.1 us a step on
-an H100 (3.0 TB/s), 0.25 ms for 50 steps, and less once they lie in its 50 MB cache. So each layer becomes two launches, with
+9 layers of plain torch are 12 operations each, 108 a step, and nearly all their time is waiting for launches: the work
+itself, reading 7.6 M weights (15.2 MB in bfloat16) once a step, has a floor of 5.1 us
+a step on an H100 (3.0 TB/s), 0.25 ms for 50 steps, and less once they lie in its 50 MB cache. So each layer becomes two launches, with
 everything in between kept on chip:
 
     attention_half  one program per head         x = LN2(what the previous half left); q, k, v of this head; softmax;
                                                  its share of the output projection -> parts (H, rows, D)
     ffn_half        one program per BF hidden    x = LN1(x + parts + bias); its BF hidden units, GELU; their share of the
                                                  second Linear -> parts (F / BF, rows, D)
-    join            per 64 columns               the skip stack's Linear([x, kept]) before an output block
+    join            one program per 32 columns   the skip stack's Linear([x, kept]) before an output block
     finish          one program                  the last LN2, and the stack's own norm
 
 A sum over programs is left as parts in memory, and whoever reads next adds them up, in a fixed order: no atomics, no
 barrier across the chip, the same bits every time; every program repeats the cheap layer norm for itself. 9 layers and
-4 joins and 1 finish are 23 launches instead of ~140. The residual stream stays in float32 between launches.
+4 joins and 1 finish are 23 launches instead of 108. The residual stream stays in float32 between launches.
 
-A launch from Python costs more than one of torch's own, so the gain comes with a CUDA graph around the whole loop: shapes
-are static and nothing here synchronises. Sequences are packed 16 // L to a tile of 16 rows, so any batch works.
+A launch from Python costs more than one of torch's own, so the full gain comes with a CUDA graph of the step (`graphed`):
+shapes are static and nothing here synchronises. Sequences are packed 16 // L to a tile of 16 rows, so any batch works.
 The plain torch twin is the stack itself, transformer.Stack. None of this has run on a GPU yet: it is checked in Triton's
 interpreter and compiled for sm_80 and sm_90.
 """
+import os
+
 import torch
 
 from kernels.backend import calls, tl, triton
@@ -233,10 +235,13 @@ def denoiser_layers(x, stack):
 
 
 def graphed(function):
-    """function(x, t) of CUDA tensors -> the same, recorded as one CUDA graph at its first call and replayed at every later
-    one with the same shapes: a whole denoising step costs one launch. On other devices it is function itself.
+    """function(x, t) -> the same; with MLD_GRAPH=1, for CUDA tensors, recorded as one CUDA graph at its first call and replayed
+    at every later one with the same shapes, so that a whole denoising step costs one launch.
 
-    What function launches must depend on nothing but x and t, and it must not wait for the GPU (no .item(), no printing)."""
+    What function launches must depend on nothing but x and t, and it must not wait for the GPU (no .item(), no printing).
+    Off unless asked for, since it has not run on a GPU yet."""
+    if os.environ.get("MLD_GRAPH") != "1":
+        return function
     recorded = {}  # (shapes) -> graph, its inputs, its output
 
     def run(x, t):

@@ -9,13 +9,10 @@ compiles the same set and asserts on it.
 import concurrent.futures
 import os
 import re
-import subprocess
+import struct
 import sys
-import tempfile
 from typing import NamedTuple
 
-if __name__ == "__main__":  # before torch and kernels are imported: without a GPU only this brings the real Triton in
-    os.environ["MLD_KERNELS"] = "triton"
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # a * b + c in one rounding, as a launch compiles it
 
 import torch
@@ -169,6 +166,26 @@ class Built(NamedTuple):
     instructions: int
 
 
+def cubin_figures(cubin):
+    """An NVIDIA program, an ELF file -> registers, stack, instructions of its one kernel; what cuobjdump would print, without
+    its half second. Registers and stack are attributes 0x2F and 0x11 of section .nv.info; an instruction has 16 bytes."""
+    (table,), (size, count, names) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<3H", cubin, 0x3A)
+    headers = [struct.unpack_from("<2I4Q", cubin, table + i * size) for i in range(count)]  # name, type, flags, address, offset, length
+    sections = {}
+    for name, _, _, _, offset, length in headers:
+        start = headers[names][4] + name
+        sections[cubin[start:cubin.index(b"\0", start)].decode()] = offset, length
+    (at, length), found = sections[".nv.info"], {}
+    end = at + length
+    while at < end:
+        form, attribute, value = struct.unpack_from("<2BH", cubin, at)
+        at += 4
+        if form == 4:  # followed by `value` bytes: for these two, the kernel's symbol and a number
+            found[attribute] = struct.unpack_from("<2I", cubin, at)[1]
+            at += value
+    return found[0x2F], found[0x11], next(length for name, (_, length) in sections.items() if name.startswith(".text.")) // 16
+
+
 def compile_launch(launch, arch):
     """-> Built. arch: 80 or 90 (ptxas comes with Triton), or 'gfx942'."""
     from triton.backends.compiler import GPUTarget
@@ -181,22 +198,14 @@ def compile_launch(launch, arch):
                        signature={n: "constexpr" if n in constants else kinds[n] for n in kernel.arg_names},
                        attrs={(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned})
     target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
-    options = dict(num_warps=launch.warps, num_stages=launch.stages)
-    built = backend.triton.compile(source, target=target, options=options)
+    built = backend.triton.compile(source, target=target, options=dict(num_warps=launch.warps, num_stages=launch.stages))
     if isinstance(arch, str):
         code = built.asm["amdgcn"]
-        return Built(int(re.search(r"\.vgpr_count:\s+(\d+)", code)[1]), int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", code)[1]),
-                     built.metadata.shared, 0, code.count("v_mfma"), len(re.findall(r"\b\w*atomic_\w+", code)), len(re.findall(r"^\t[vs]_", code, re.M)))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([backend.triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
-                               capture_output=True, text=True, check=True).stdout
-        code = subprocess.run([backend.triton.knobs.nvidia.nvdisasm.path, "-c", file.name],
-                              capture_output=True, text=True, check=True).stdout
-    return Built(int(re.search(r"REG:(\d+)", usage)[1]), int(re.search(r"STACK:(\d+)", usage)[1]), built.metadata.shared,
-                 len(re.findall(r"\bHGMMA", code)), len(re.findall(r"\b(?:HMMA|IMMA|DMMA)", code)),
-                 len(re.findall(r"\b(?:ATOM|ATOMG|ATOMS|RED|REDG)\b", code)), len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M)))
+        figures = [int(re.search(rf"\.{name}:\s+(\d+)", code)[1]) for name in ("vgpr_count", "private_segment_fixed_size")]
+        return Built(*figures, built.metadata.shared, 0, code.count("v_mfma"), code.count("atomic_"), len(re.findall(r"^\t[a-z]+_", code, re.M)))
+    code, (registers, stack, instructions) = built.asm["ptx"], cubin_figures(built.asm["cubin"])
+    atomics = len(re.findall(r"\b(?:atom|red)\.(?!async)", code))
+    return Built(registers, stack, built.metadata.shared, code.count("wgmma.mma_async"), code.count("mma.sync"), atomics, instructions)
 
 
 def problems(launch, built, arch):
@@ -247,7 +256,7 @@ def operation_counts():
             self.operations += not shared
             return out
 
-    config = Config()
+    backend.MODE, config = "torch", Config()
     for part in (config.vae, config.denoiser):
         part.latent_dim, part.ff_size, part.dropout = 16, 32, 0.0
     model, inside = MLD(config, lambda texts: torch.zeros(len(texts), 1, config.denoiser.text_encoded_dim)).eval(), []
@@ -284,18 +293,21 @@ def write(path="docs/kernels.md"):
         raise SystemExit("\n".join(wrong))
     operations, in_stack = operation_counts()
     fused = operations - in_stack + 50 * len(STEP)
-    rows = [(launch.kernel, next(kind for _, kind in launch.signature if kind[1:] in ("bf16", "fp32")).strip("*"), arch if arch == "gfx942" else f"sm_{arch}",
-             " ".join(f"{name}={value}" for name, value in launch.constants if name.isupper() and name not in ("BD", "BC", "STAGES", "LAST_NORM") and value is not False),
-             launch.warps, figures.registers, figures.stack, figures.shared, figures.wgmma, figures.mma, figures.instructions)
-            for launch, arch, figures in results]
+    merged = {}  # the variants with and without lengths, causal mask, dropout ... of one tile: the most that any of them needs
+    for launch, arch, figures in results:
+        sizes = {name: value for name, value in launch.constants if name.isupper() and type(value) is int and name not in ("BD", "BC", "STAGES")}
+        kind = next(kind for _, kind in launch.signature if kind[1:] in ("bf16", "fp32")).strip("*")
+        key = (launch.kernel, kind, arch if isinstance(arch, str) else f"sm_{arch}", " ".join(f"{n}={v}" for n, v in sizes.items()), launch.warps)
+        merged.setdefault(key, []).append(figures)
+    rows = [(*key, *(max(column) for column in zip(*figures))) for key, figures in sorted(merged.items())]
     text = TEXT.format(
-        date_of=f"triton {backend.triton.__version__}", count=len(rows), operations=operations, fused=fused, per_step=len(STEP),
+        version=backend.triton.__version__, count=len(results), operations=operations, fused=fused, per_step=len(STEP),
         floors=table(["operation", "moves", "bytes", "at 3.0 TB/s", "products at 798 TFLOP/s"], floors()),
-        kernels=table(["kernel", "type", "for", "constants", "warps", "registers", "stack", "shared bytes", "wgmma", "mma", "instructions"], rows))
+        kernels=table(["kernel", "type", "for", "sizes", "warps", *Built._fields], rows))
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
         file.write(text)
-    print(f"{path}: {len(rows)} kernels, no spill, no atomics")
+    print(f"{path}: {len(results)} kernels, no spill, no atomics")
 
 
 # the launches of one step of MLD's denoiser: 4 layers in, 1 in the middle, 4 out, each in two halves, 4 joins, the last norm
@@ -303,10 +315,10 @@ STEP = ["attention_half", "ffn_half"] * 9 + ["join"] * 4 + ["finish"]
 
 TEXT = """# The kernels: what they must move, and what they compile to
 
-Written by `python -m kernels.report` ({date_of}). **Compiled, not run on a GPU**: nobody has timed these kernels yet, and every time
+Written by `python -m kernels.report` (triton {version}). **Compiled, not run on a GPU**: nobody has timed these kernels yet, and every time
 below is a floor computed from bytes and operations, not a measurement. Their results are checked in Triton's interpreter
-against float64 (`tests/test_kernels_interpreter.py`); `pytest tests/test_kernels.py tests/test_kernels_models.py` checks them on a GPU,
-and `python bench.py kernels` times them there.
+against float64 (`tests/test_kernels_interpreter.py`); on a GPU `pytest tests/test_kernels.py tests/test_kernels_models.py` runs the
+same cases.
 
 ## Floors on an H100
 
@@ -326,19 +338,21 @@ One prompt, 50 DDIM steps with guidance, the VAE's decoder: operations dispatche
 | plain torch | {operations} |
 | denoiser's layers in two launches each ({per_step} a step) | {fused} |
 
-With `kernels.denoiser_layer.graphed` a whole denoising step is recorded once and replayed as one launch.
+With `MLD_GRAPH=1` a whole denoising step is recorded once as a CUDA graph and replayed as one launch.
 
 ## Every configuration, compiled
 
 {count} kernels: every configuration that the launchers choose for lengths from 1 to 512, head widths 16, 32, 64 and 128, layer
-widths up to 1024, in bfloat16 and float32, for sm_80 and sm_90, and the main ones for gfx942. `stack` is bytes of registers spilled per thread: all 0. `shared` is
-per block (limits: 163 KB on sm_80, 227 KB on sm_90, 64 KB on gfx942). `wgmma` and `mma` count tensor-core instructions
-(matrix instructions on gfx942): present wherever 16-bit numbers are multiplied, absent for exact float32 (gfx942 multiplies float32 exactly in its
-matrix units). No kernel contains an atomic.
+widths up to 1024, in bfloat16 and float32, for sm_80 and sm_90, and the main ones for gfx942. A row is one choice of tile, with the most
+that its variants (with and without lengths, causal mask and dropout; residual; ...) need. Registers and stack are per thread; stack is
+what spilled to memory: 0 everywhere. Shared memory is in bytes per block (limits: 163 KB on sm_80, 227 KB on sm_90, 64 KB on gfx942).
+wgmma and mma count tensor-core instructions (matrix instructions on gfx942): present wherever 16-bit numbers are multiplied, absent for
+exact float32, except on gfx942, whose matrix units multiply float32 exactly. No kernel contains an atomic.
 
 {kernels}"""
 
 
 if __name__ == "__main__":
-    sys.modules["kernels.report"] = sys.modules["__main__"]  # so that worker processes and this one mean the same classes
-    write()
+    if backend.WHY_NOT and backend.MODE != "triton":  # without a GPU only this brings the real Triton in, in a new process
+        os.execve(sys.executable, [sys.executable, "-m", "kernels.report"], os.environ | {"MLD_KERNELS": "triton"})
+    sys.exit(backend.WHY_NOT or write())

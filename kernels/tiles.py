@@ -27,6 +27,7 @@ def attention_tiles(Lq, Lk, D, dtype, arch, programs=1, dropout=False):
     Returns {"forward": Tile, "queries": Tile, "keys": Tile} for the forward and the two backward phases, or with "whole" in
     place of the two where the one-pass backward fits: 16-bit numbers on sm_90 and sm_100."""
     BD, length = power_of_two(D), max(Lq, Lk)
+    hopper = 90 <= arch < 120  # sm_90 and sm_100; sm_120 has their number but less shared memory, and multiplies as sm_80 does
     if dtype == torch.float32:  # exact float32 has no tensor cores: small tiles, the products run on the plain units
         side, warps = 16 if length <= 16 else 32, 4 if BD <= 64 else 8
         keys = Tile(16, 16, 4, 1) if BD <= 32 else Tile(16, 16, 8, 1) if BD == 64 else Tile(32, 16, 8, 1)
@@ -35,11 +36,11 @@ def attention_tiles(Lq, Lk, D, dtype, arch, programs=1, dropout=False):
         forward = queries = Tile(16, 16, 1 if BD <= 64 else 2, 2)
         keys = Tile(16, 16, max(1, BD // 32), 2)
     else:
-        forward, queries = Tile(64, 64 if BD <= 64 else 32, 4, 2), Tile(64, 32, 4, 2)
+        forward, queries = Tile(64, 64 if BD <= (64 if hopper else 32) else 32, 4, 2), Tile(64, 32, 4, 2)
         keys = Tile(32, 64, 4, 2) if BD <= 64 else Tile(32, 32, 8, 2)
     BN = max(64, power_of_two(Lk))
-    if 90 <= arch < 120 and length > 16 and BN * BD <= 256 * 64 and BN <= 256 and (BN == 64 or programs >= 128):
-        # all keys on chip (sm_120 has less shared memory); from 65 keys on a chip of 132 processors needs that many (batch, head) pairs to be busy
+    if hopper and length > 16 and BN * BD <= 256 * 64 and BN <= 256 and (BN == 64 or programs >= 128):
+        # all keys on chip; from 65 keys on a chip of 132 processors needs that many (batch, head) pairs to be busy
         BM = 16 if BN * BD == 256 * 64 and dropout or BD > 64 else 32
         return {"forward": forward, "whole": Tile(BM, BN, 4 if BN == 64 else 8, 1)}
     return {"forward": forward, "queries": queries, "keys": keys}

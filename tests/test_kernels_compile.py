@@ -17,6 +17,11 @@ COMPILING = not backend.WHY_NOT and not backend.INTERPRETED
 inside = pytest.mark.skipif(not COMPILING, reason="runs in the process that the first test of this file starts")
 if COMPILING:
     from kernels import report
+    from kernels.backend import tl, triton
+
+    @triton.jit
+    def with_an_atomic(x):
+        tl.atomic_add(x + tl.program_id(0), 1.0)
 
 TYPES = [torch.bfloat16, torch.float32]
 
@@ -98,8 +103,12 @@ def test_every_answer_of_the_tile_function_is_compiled():
 
 
 @inside
-def test_a_spill_would_be_seen(monkeypatch):
-    """The check itself: a tile that is too big for the registers is reported."""
+def test_a_spill_and_an_atomic_would_be_seen(monkeypatch):
+    """The check itself: a tile that is too big for the registers is reported, and an atomic."""
+    monkeypatch.setattr(report.GELU, "forward", with_an_atomic)
+    for arch in (80, 90, "gfx942"):
+        launch = report.Launch("gelu.forward", (("x", "*fp32"),), (), ("x",), 1, 1)
+        assert report.problems(launch, report.compile_launch(launch, arch), arch) == ["uses atomics"]
     big = dict.fromkeys(("forward", "queries", "keys"), tiles.Tile(64, 64, 1, 1))
     monkeypatch.setattr(report.ATTENTION, "attention_tiles", lambda *_: big)
     with report.recorded(80) as found:

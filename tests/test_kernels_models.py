@@ -119,6 +119,7 @@ def test_denoiser_layers_says_what_it_cannot_do():
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="NOT RUN on a GPU, there is none: a CUDA graph has no interpreter")
 def test_a_step_as_a_cuda_graph(monkeypatch):
+    monkeypatch.setenv("MLD_GRAPH", "1")
     stack = Stack(5, 64, 4, 128, skip=True).cuda().eval()
     with torch.inference_mode():
         step = graphed(lambda x, t: kernels.few_tokens(stack, x + t))
