@@ -60,6 +60,8 @@ def read_prompts(args):
     given = [bool(prompts), bool(args.action), args.unconditional]
     if sum(given) != 1:
         raise ValueError("Give prompts (or --file), or --action NAME, or --unconditional: one of the three.")
+    if not os.path.exists(args.ckpt):
+        raise ValueError(f"There is no checkpoint {args.ckpt}: train one (python train.py --dataset toy) and name it with --ckpt out/toy/model.pt.")
     if args.num < 1:
         raise ValueError(f"--num must be at least 1, got {args.num}.")
     if args.seconds is not None and not args.seconds > 0:
