@@ -52,7 +52,8 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_su
     else:
         changed = residual is not None or dropout_p > 0  # else s is x itself
         training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, residual, weight, bias))
-        dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else layer_norm_kernels.sum_type(x, residual)
+        autocast = x.is_cuda and torch.is_autocast_enabled("cuda")  # under which torch's layer norm gives float32
+        dtype = torch.float32 if autocast else layer_norm_kernels.sum_type(x, residual)
         y, s, _, _ = operators.add_layer_norm(x, residual, weight, bias, operators.new_seed(x, dropout_p), eps, dropout_p,
                                               changed and (return_sum or training), dtype)
         s = s if changed else x

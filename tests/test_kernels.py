@@ -311,6 +311,30 @@ def test_opcheck():
                    (x, None, w, w.detach().clone(), None, 1e-5, 0.0, False, torch.float32)):
         torch.library.opcheck(operators.add_layer_norm, sample)
     torch.library.opcheck(operators.bias_gelu, (x, w, seed, 0.1))
+    with torch.no_grad():  # the backwards have no backward
+        kinds = ("test_schema", "test_faketensor")
+        o, lse = operators.attention(q, k, v, n, seed, True, 0.1)
+        torch.library.opcheck(operators.attention_backward, (q, k, v, o, lse, o, n, seed, True, 0.1), test_utils=kinds)
+        y, s, mean, rstd = operators.add_layer_norm(x, x, w, w, seed, 1e-5, 0.1, True, torch.float32)
+        for dropout_seed, dtype in ((seed, torch.float32), (None, torch.float32), (None, torch.bfloat16)):
+            torch.library.opcheck(operators.add_layer_norm_backward, (y, s, s, w, mean, rstd, dropout_seed, 0.1, dtype), test_utils=kinds)
+        torch.library.opcheck(operators.bias_gelu_backward, (x, w, x, None, 0.0), test_utils=kinds)
+
+
+@on_kernels
+@pytest.mark.parametrize("r_dtype", [torch.float32, torch.bfloat16, None])
+def test_types_under_autocast_are_those_of_the_torch_path(r_dtype, monkeypatch):
+    x, w = torch.randn(4, 32, device=DEVICE, dtype=torch.bfloat16), torch.randn(32, device=DEVICE)
+    residual = None if r_dtype is None else torch.randn(4, 32, device=DEVICE).to(r_dtype)
+    results = {}
+    for mode in ("torch", "triton"):
+        monkeypatch.setattr(backend, "MODE", mode)
+        with torch.autocast(DEVICE, torch.bfloat16), kernels.expect(mode):
+            y, s = kernels.add_layer_norm(x, residual, w, w, return_sum=True)
+            results[mode] = y, s, kernels.linear_gelu(y, torch.diag(w), w)
+    for found, expected in zip(results["triton"], results["torch"]):
+        assert found.dtype == expected.dtype
+        close(found, expected, torch.bfloat16, looser=2)  # two roundings, each path its own
 
 
 @on_kernels
