@@ -414,7 +414,7 @@ def test_modes():
     assert python(ONE_CALL, **hidden) == python(ONE_CALL, MLD_KERNELS="torch") == "attention torch x1"
     assert python(ONE_CALL, MLD_KERNELS="fast") == "ValueError: MLD_KERNELS must be auto, triton or torch, not 'fast'."
     without = "import sys; sys.modules['triton'] = None; "
-    assert python(without + ONE_CALL, **hidden) == "attention torch x1"
+    assert python(without + "import mld, clip, train, sample; " + ONE_CALL, **hidden) == "attention torch x1"
     error = python(without + ONE_CALL, MLD_KERNELS="triton")
     assert error.startswith("RuntimeError: MLD_KERNELS=triton, but attention cannot run as a Triton kernel: triton cannot be imported")
 
