@@ -1,4 +1,4 @@
-"""The three operations that a transformer spends its time in, each as a Triton kernel and as plain torch; this file picks.
+"""The operations that a transformer spends its time in, each as a Triton kernel and as plain torch; this file picks.
 
     MLD_KERNELS=auto    Triton for CUDA tensors of a supported shape and type, plain torch for all else (the default)
     MLD_KERNELS=triton  Triton or an error that says why not: never a silent fallback
@@ -22,7 +22,7 @@ from kernels import attention as attention_kernels  # before the function of the
 from kernels import backend, denoiser_layer
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
-from kernels.backend import calls
+from kernels.backend import calls, launched
 from kernels.denoiser_layer import graphed  # noqa: F401 (the sampler takes it from here)
 
 if not backend.WHY_NOT:
@@ -33,8 +33,8 @@ def attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
     """Multi-head attention, softmax(q k^T / sqrt(D)) v.
 
     q (B, H, Lq, D), k and v (B, H, Lk, D): any strides, so slices of one fused projection need no copy.
-    lengths (B,) int: how many of the first keys are there; the others count for nothing, whatever they hold. None = all.
-    causal: query i sees keys 0..i. dropout_p: share of the probabilities that is dropped (0 outside training).
+    lengths (B,) int: how many of the first keys are there; the others count for nothing, whatever they hold; None: all.
+    causal: query i sees keys 0..i. dropout_p: share of the probabilities that is dropped, below 1 (0 outside training).
     Returns (B, H, Lq, D) whose memory is (B, Lq, H, D): `.transpose(1, 2).reshape(B, Lq, H * D)` is free. A query
     without any key gives 0."""
     if path("attention", q, attention_kernels.unsupported, k, v, lengths) == "torch":
@@ -51,10 +51,11 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_su
         y, s = layer_norm_kernels.torch_add_layer_norm(x, residual, weight, bias, eps, dropout_p)
     else:
         changed = residual is not None or dropout_p > 0  # else s is x itself
-        training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, residual, weight, bias))
+        inputs = (x, residual, weight, bias)
+        training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
         autocast = x.is_cuda and torch.is_autocast_enabled("cuda")  # under which torch's layer norm gives float32
         dtype = torch.float32 if autocast else layer_norm_kernels.sum_type(x, residual)
-        y, s, _, _ = operators.add_layer_norm(x, residual, weight, bias, operators.new_seed(x, dropout_p), eps, dropout_p,
+        y, s, _, _ = operators.add_layer_norm(*inputs, operators.new_seed(x, dropout_p), eps, dropout_p,
                                               changed and (return_sum or training), dtype)
         s = s if changed else x
     return (y, s) if return_sum else y
@@ -70,10 +71,13 @@ def linear_gelu(x, weight, bias, dropout_p=0.0):
 def few_tokens(stack, x):
     """stack(x), for a transformer.Stack on the few tokens of the latent denoiser, x (B, L, D), without lengths.
 
-    When sampling on a GPU it runs in two launches per layer (denoiser_layer.py); anywhere else it is the stack itself, whose
-    operations pick their own path."""
-    usable = not backend.WHY_NOT and backend.MODE != "torch" and (x.is_cuda or backend.INTERPRETED) and not torch.compiler.is_compiling()
-    return denoiser_layer.denoiser_layers(x, stack) if usable and not denoiser_layer.unsupported(x, stack) else stack(x)
+    When sampling on a GPU it runs in two launches per layer (denoiser_layer.py); anywhere else it is the stack itself,
+    whose operations pick their own path."""
+    usable = not backend.WHY_NOT and backend.MODE != "torch" and (x.is_cuda or backend.INTERPRETED)
+    if not usable or torch.compiler.is_compiling() or denoiser_layer.unsupported(x, stack):
+        return stack(x)
+    with launched("denoiser_layers", x):
+        return denoiser_layer.denoiser_layers(x, stack)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -90,19 +94,21 @@ def path(operation, x, unsupported, *others):
     why_not = why_not or unsupported(x, *others)
     if why_not and backend.MODE == "triton":
         raise RuntimeError(f"MLD_KERNELS=triton, but {operation} cannot run as a Triton kernel: {why_not}.")
-    if why_not and not torch.compiler.is_compiling():  # a compiled graph counts its Triton launches, as they happen
+    if why_not and not torch.compiler.is_compiling():  # compiled code counts its Triton launches, as they happen
         calls[operation, "torch"] += 1
     return "torch" if why_not else "triton"
 
 
 def summary():
-    """-> what ran so far, e.g. 'add_layer_norm torch x18, attention torch x9'."""
-    return ", ".join(f"{operation} {path} x{count}" for (operation, path), count in sorted(calls.items())) or "nothing ran"
+    """-> what ran so far, e.g. 'add_layer_norm torch x18, attention torch x9'. Plain torch inside torch.compile is not
+    counted, and a CUDA graph only while it is recorded."""
+    counts = (f"{operation} {path} x{count}" for (operation, path), count in sorted(calls.items()))
+    return ", ".join(counts) or "nothing ran"
 
 
 @contextlib.contextmanager
 def expect(wanted):
-    """Fail unless at least one operation ran in the block, and every one of them on the path `wanted` ('triton' or 'torch')."""
+    """Fail unless at least one operation ran in the block, and all on the path `wanted` ('triton' or 'torch')."""
     before = Counter(calls)
     yield
     ran = calls - before

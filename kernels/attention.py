@@ -6,17 +6,17 @@ Forward, one program per (batch, head, tile of BM queries):
     on chip scores (BM, BN), running maximum m and sum l of each row, output sum acc (BM, D), all float32
     store   o tile (BM, D); lse (BM) = log2 of the sum of the row's exponentials, for the backward
 
-The scores never reach memory, so what must move is q, k, v in and o out. At HumanML3D's training size (B=64, H=4, L=198,
-D=64, bfloat16) that is 4 x 6.49 MB = 26.0 MB: a floor of 8.7 us on an H100 (3.0 TB/s), against 3.2 us for the
+The scores never reach memory, so what must move is q, k, v in and o out. At HumanML3D's training size (B=64, H=4,
+L=198, D=64, bfloat16) that is 4 x 6.49 MB = 26.0 MB: a floor of 8.7 us on an H100 (3.0 TB/s), against 3.2 us for the
 2.57 GFLOP (798 TFLOP/s). Backward: q, k, v, o, do in, dq, dk, dv out, 8 x 6.49 = 51.9 MB: 17.3 us, against 8.0 us.
 
 Backward, with p = softmax, z = dropout's keep / (1 - rate), delta_i = sum_d do_id o_id (= sum_j p_ij z_ij dp_ij):
 
     dv = (p z)^T do      dp = do v^T      ds = p (z dp - delta)      dq = ds k / sqrt(D)      dk = ds^T q / sqrt(D)
 
-- Two phases: `backward_queries` owns a tile of queries, loops over keys, writes dq and delta; `backward_keys` owns a tile
-  of keys, loops over queries, writes dk and dv. The scores are computed twice (7 matrix products instead of 5), every
-  program is the only writer of its tile, and it runs anywhere.
+- Two phases: `backward_queries` owns a tile of queries, loops over keys, writes dq and delta; `backward_keys` owns a
+  tile of keys, loops over queries, writes dk and dv. The scores are computed twice (7 matrix products instead of 5),
+  every program is the only writer of its tile, and it runs anywhere.
 - One pass: `backward_whole` owns one (batch, head), keeps all keys on chip and loops over queries, so that a dq tile is
   complete after one step and dk, dv stay in registers: 5 products, no second reading. It needs the registers and the
   shared memory of sm_90, at most 256 keys, and enough (batch, head) pairs to fill the chip.
@@ -54,11 +54,11 @@ def torch_attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
 # ----------------------------------------------------------------------------------------------------------------------
 # What all kernels share
 #
-# q (B, H, Lq, D), k, v (B, H, Lk, D), do like q: pointers, each with the strides of its first three dimensions; the last
-# stride is 1. o, dq (B, Lq, H, D) and dk, dv (B, Lk, H, D): contiguous. lse, delta (B, H, Lq) float32, contiguous.
-# lengths: pointer to (B,) int64, read if HAS_LENGTHS. seed: pointer to one int64, read if DROPOUT; threshold, rescale
-# from threshold_and_scale(). scale: 1 / sqrt(D); scores in base 2 are q k^T * scale * log2(e), since exp2 is one instruction.
-# BM, BN: queries and keys in a tile; BD: D rounded up to a power of two.
+# q (B, H, Lq, D), k, v (B, H, Lk, D), do like q: pointers, each with the strides of its first three dimensions; the
+# last stride is 1. o, dq (B, Lq, H, D) and dk, dv (B, Lk, H, D): contiguous. lse, delta (B, H, Lq) float32, contiguous.
+# lengths: pointer to (B,) ints, read if HAS_LENGTHS. seed: pointer to one int64, read if DROPOUT; threshold, rescale
+# from threshold_and_scale(). scale: 1 / sqrt(D); scores in base 2 are q k^T * scale * log2(e), since exp2 is one
+# instruction. BM, BN: queries and keys in a tile; BD: D rounded up to a power of two.
 
 
 @triton.jit
@@ -274,6 +274,10 @@ def backward_whole(q, k, v, o, do, lse, dq, dk, dv, lengths, seed, qb, qh, ql, k
 def unsupported(q, k, v, lengths):
     """Why these tensors cannot go through the kernels; empty if they can."""
     B, H, Lq, D = q.shape
+    if not k.shape == v.shape == (B, H, k.shape[2], D):
+        return f"k and v must be (B, H, Lk, D), not {tuple(k.shape)} and {tuple(v.shape)}, as q is {tuple(q.shape)}"
+    if lengths is not None and not (lengths.shape == (B,) and lengths.is_contiguous()):
+        return f"lengths must be {B} contiguous numbers, not {tuple(lengths.shape)} with strides {lengths.stride()}"
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not q.dtype == k.dtype == v.dtype:
         return f"q, k and v must all be float32, float16 or bfloat16, not {q.dtype}, {k.dtype}, {v.dtype}"
     if not 16 <= D <= 128:
@@ -283,7 +287,7 @@ def unsupported(q, k, v, lengths):
     if not 1 <= B * H <= 65535:
         return f"1 to 65535 (batch, head) pairs are supported, not {B * H}"
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
-        return f"the last dimension of q, k and v must be contiguous, strides are {q.stride()}, {k.stride()}, {v.stride()}"
+        return f"q, k and v must be contiguous in D, their strides are {q.stride()}, {k.stride()} and {v.stride()}"
     return ""
 
 

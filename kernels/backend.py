@@ -29,7 +29,13 @@ if WHY_NOT:
     triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=object)
 
 calls = Counter()  # (operation, "triton" or "torch") -> how often it ran
-INTERPRETED = not WHY_NOT and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # kernels run on the CPU, for tests
+INTERPRETED = not WHY_NOT and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # kernels run on the CPU: tests
+
+
+def launched(operation, tensor):
+    """`with launched("attention", q):` counts a launch, and makes it go to the tensor's own GPU."""
+    calls[operation, "triton"] += 1
+    return torch.cuda.device_of(tensor)
 
 
 @functools.lru_cache

@@ -1,39 +1,40 @@
 """Few tokens, many layers: MLD's denoiser in two launches per layer, for sampling.
 
-With one latent token the denoiser sees 3 tokens (latent, time, condition), twice for guidance: 6 rows of 256 numbers. Its
-9 layers of plain torch are 12 operations each, 108 a step, and nearly all their time is waiting for launches: the work
-itself, reading 7.6 M weights (15.2 MB in bfloat16) once a step, has a floor of 5.1 us
-a step on an H100 (3.0 TB/s), 0.25 ms for 50 steps, and less once they lie in its 50 MB cache. So each layer becomes two launches, with
-everything in between kept on chip:
+With one latent token the denoiser sees 3 tokens (latent, time, condition), twice for guidance: 6 rows of 256 numbers.
+Its 9 layers of plain torch are 10 operations each, 99 a step with the skips and the last norm, and nearly all their
+time is waiting for launches: the work itself, reading 7.6 M weights (15.2 MB in bfloat16) once a step, has a floor of
+5.1 us a step on an H100 (3.0 TB/s), 0.25 ms for 50 steps, and less once they lie in its 50 MB cache. So each layer
+becomes two launches, with everything in between kept on chip:
 
-    attention_half  one program per head         x = LN2(what the previous half left); q, k, v of this head; softmax;
-                                                 its share of the output projection -> parts (H, rows, D)
-    ffn_half        one program per BF hidden    x = LN1(x + parts + bias); its BF hidden units, GELU; their share of the
-                                                 second Linear -> parts (F / BF, rows, D)
-    join            one program per 32 columns   the skip stack's Linear([x, kept]) before an output block
-    finish          one program                  the last LN2, and the stack's own norm
+    attention_half  one program per head        x = LN2(what the previous half left); q, k, v of this head; softmax;
+                                                its share of the output projection -> parts (H, rows, D)
+    ffn_half        one program per BF hidden   x = LN1(x + parts + bias); its BF hidden units, GELU; their share of the
+                                                second Linear -> parts (F / BF, rows, D)
+    join            one program per 32 columns  the skip stack's Linear([x, kept]) before an output block
+    finish          one program                 the last LN2, and the stack's own norm
 
 A sum over programs is left as parts in memory, and whoever reads next adds them up, in a fixed order: no atomics, no
 barrier across the chip, the same bits every time; every program repeats the cheap layer norm for itself. 9 layers and
-4 joins and 1 finish are 23 launches instead of 108. The residual stream stays in float32 between launches.
+4 joins and 1 finish are 23 launches instead of 99. The residual stream stays in float32 between launches.
 
-A launch from Python costs more than one of torch's own, so the full gain comes with a CUDA graph of the step (`graphed`):
-shapes are static and nothing here synchronises. Sequences are packed 16 // L to a tile of 16 rows, so any batch works.
-The plain torch twin is the stack itself, transformer.Stack. None of this has run on a GPU yet: it is checked in Triton's
-interpreter and compiled for sm_80 and sm_90.
+A launch from Python costs more than one of torch's own, so the full gain comes with a CUDA graph of the step
+(`graphed`): shapes are static and nothing here synchronises. Sequences are packed 16 // L to a tile of 16 rows, so any
+batch works. The plain torch twin is the stack itself, transformer.Stack. None of this has run on a GPU yet: it is
+checked in Triton's interpreter and compiled for sm_80 and sm_90.
 """
 import os
 
 import torch
 
-from kernels.backend import calls, tl, triton
+from kernels.backend import tl, triton
 from kernels.tiles import denoiser_tiles
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The kernels
 #
-# base (N, D), x_out, y_out (N, D): float32, N = B * L rows. parts (P, N, D) float32: what P programs of the launch before
-# left to be added to base. add_bias, norm_w, norm_b (D,). All weights row-major as torch's Linear has them, (out, in).
+# base (N, D), x_out, y_out (N, D): float32, N = B * L rows; the first base is the input, of any type. parts (P, N, D)
+# float32: what P programs of the launch before left to be added to base. add_bias, norm_w, norm_b (D,). All weights
+# row-major as torch's Linear has them, (out, in).
 # A program works on rows [tile * G * L, ...), G = 16 // L whole sequences, as a (16, D) block. The in-projection is
 # (3 D, D) with rows query, key, value.
 
@@ -75,7 +76,7 @@ def layer_norm(x, norm_w, norm_b, eps, D: tl.constexpr):
 @triton.jit
 def product(x, w, count):
     """x (16, K), w (OUT, K) of the same type -> x w^T (16, OUT) float32; rows from count on hold nothing of use."""
-    if w.dtype == tl.float32:  # exact: row by row, since an unrolled float32 tl.dot of this depth does not fit the registers
+    if w.dtype == tl.float32:  # exact: row by row; an unrolled float32 tl.dot of this depth does not fit the registers
         row = tl.arange(0, 16)[:, None]
         out = tl.zeros((16, w.shape[0]), tl.float32)
         for r in range(count):
@@ -114,7 +115,7 @@ def attention_half(base, parts, add_bias, norm_w, norm_b, in_w, in_b, out_w, x_o
     k = (product(x, weights(in_w, D + mine, d, D), count) + row(in_b, D + mine)).to(dtype)
     v = (product(x, weights(in_w, 2 * D + mine, d, D), count) + row(in_b, 2 * D + mine)).to(dtype)
     s = product(q, k, count) * (scale * 1.4426950408889634)  # (16, 16)
-    sequence = tl.arange(0, 16) // L  # a row sees its own sequence; the rows behind the last one form a harmless one of zeros
+    sequence = tl.arange(0, 16) // L  # a row sees its own sequence; rows behind the last form harmless ones of zeros
     s = tl.where(sequence[:, None] == sequence[None, :], s, float("-inf"))
     p = tl.exp2(s - tl.max(s, 1)[:, None])
     p = p / tl.sum(p, 1)[:, None]
@@ -136,7 +137,8 @@ def ffn_half(base, parts, add_bias, norm_w, norm_b, w1, b1, w2, y_out, parts_out
     d, mine = tl.arange(0, D), f * BF + tl.arange(0, BF)
     z = product(y.to(dtype), weights(w1, mine, d, D), count) + row(b1, mine)  # (16, BF)
     z = z * (0.5 + 0.5 * tl.erf(z * 0.7071067811865476))
-    tl.store(parts_out + f * N * D + at, product(z.to(dtype), weights(w2, d, mine, F), count), mask=there[:, None])
+    out = product(z.to(dtype), weights(w2, d, mine, F), count)
+    tl.store(parts_out + f * N * D + at, out, mask=there[:, None])
 
 
 @triton.jit
@@ -148,8 +150,8 @@ def join(base, parts, add_bias, norm_w, norm_b, kept, w, b, x_out, N, eps,
     d, o = tl.arange(0, D), tl.program_id(0) * BD + tl.arange(0, BD)
     old = tl.load(kept + rows[:, None] * D + d[None, :], mask=there[:, None], other=0.0)
     dtype = w.dtype.element_ty
-    out = product(x.to(dtype), weights(w, o, d, 2 * D), count) + product(old.to(dtype), weights(w, o, D + d, 2 * D), count)
-    out += row(b, o)
+    out = product(x.to(dtype), weights(w, o, d, 2 * D), count) + row(b, o)
+    out += product(old.to(dtype), weights(w, o, D + d, 2 * D), count)
     tl.store(x_out + rows[:, None] * D + o[None, :], out, mask=there[:, None])
 
 
@@ -184,49 +186,47 @@ def unsupported(x, stack):
     if not 1 <= L <= 16:
         return f"1 to 16 tokens are supported, not {L}"
     if D not in (64, 128, 256) or head not in (16, 32, 64) or hidden % 64:
-        return f"widths of 64, 128, 256, heads of 16, 32, 64 and multiples of 64 hidden units are supported, not {D}, {head}, {hidden}"
+        return ("widths of 64, 128, 256, heads of 16, 32, 64 and multiples of 64 hidden units are supported, not "
+                f"{D}, {head} and {hidden}")
     if stack.training or torch.is_grad_enabled():
         return "it has no backward and no dropout: call eval() on the stack, and run under torch.no_grad()"
     return ""
 
 
 def denoiser_layers(x, stack):
-    """The whole of a `transformer.Stack` of post-norm layers, without dropout or mask, for sampling: the same as stack(x).
+    """A whole `transformer.Stack` of post-norm layers, without dropout or mask, for sampling: the same as stack(x).
 
     x (B, L, D), L <= 16 tokens, -> (B, L, D) of x's type. The stack's weights may be float32 (exact) or 16-bit (tensor
-    cores). Raises where `unsupported` gives a reason."""
-    why_not = unsupported(x, stack)
-    if why_not:
-        raise RuntimeError(f"denoiser_layers cannot run this stack: {why_not}.")
+    cores). Only for what `unsupported` has nothing against."""
     B, L, D = x.shape
     N, blocks = B * L, blocks_of(stack)
     heads, hidden = blocks[0].self_attn.heads, blocks[0].linear1.out_features
     BF, BD, warps = denoiser_tiles(D, blocks[0].linear1.weight.dtype)
     tiles = triton.cdiv(B, 16 // L)
-    calls["denoiser_layers", "triton"] += 1
 
     def buffer(*shape):
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
-    # what stands between two launches: base, parts, and how to make x of them: (base, parts, bias, norm weight, norm bias)
-    state, P, kept, joins = (x.contiguous().view(N, D), None, None, None, None), 0, [], list(stack.linear_blocks) if stack.skip else []
+    # between two launches stand base and P parts; (base, parts, bias, norm's weight and bias) make x
+    state, P = (x.contiguous().view(N, D), None, None, None, None), 0
+    kept, joins = [], [*stack.linear_blocks] if stack.skip else []
     half = len(joins)
     for number, layer in enumerate(blocks):
         a, eps = layer.self_attn, layer.norm1.eps
         if number > half and half:
-            linear_layer, x_out = joins[number - half - 1], buffer(N, D)
-            join[(D // BD, tiles)](*state, kept.pop(), linear_layer.weight, linear_layer.bias, x_out, N, eps,
+            linear, x_out = joins[number - half - 1], buffer(N, D)
+            join[(D // BD, tiles)](*state, kept.pop(), linear.weight, linear.bias, x_out, N, eps,
                                    L=L, D=D, BD=BD, P=P, num_warps=warps)
             state, P = (x_out, None, None, None, None), 0
         x_out, parts = buffer(N, D), buffer(heads, N, D)
-        attention_half[(heads, tiles)](*state, a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, x_out, parts, N, eps,
-                                       (D // heads)**-0.5, L=L, D=D, DH=D // heads, P=P, num_warps=warps)
+        attention_half[(heads, tiles)](*state, a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, x_out, parts, N,
+                                       eps, (D // heads)**-0.5, L=L, D=D, DH=D // heads, P=P, num_warps=warps)
         if 0 < number <= half:
             kept.append(x_out)  # what the input block before this one put out
         y_out, parts_out = buffer(N, D), buffer(hidden // BF, N, D)
         ffn_half[(hidden // BF, tiles)](x_out, parts, a.out_proj.bias, layer.norm1.weight, layer.norm1.bias,
-                                        layer.linear1.weight, layer.linear1.bias, layer.linear2.weight, y_out, parts_out,
-                                        N, eps, L=L, D=D, F=hidden, BF=BF, P=heads, num_warps=warps)
+                                        layer.linear1.weight, layer.linear1.bias, layer.linear2.weight, y_out,
+                                        parts_out, N, eps, L=L, D=D, F=hidden, BF=BF, P=heads, num_warps=warps)
         state, P = (y_out, parts_out, layer.linear2.bias, layer.norm2.weight, layer.norm2.bias), hidden // BF
     out, last = torch.empty_like(x, memory_format=torch.contiguous_format), stack.norm
     finish[(1, tiles)](*state, last and last.weight, last and last.bias, out, N, eps, L=L, D=D, P=P,
@@ -235,11 +235,12 @@ def denoiser_layers(x, stack):
 
 
 def graphed(function):
-    """function(x, t) -> the same; with MLD_GRAPH=1, for CUDA tensors, recorded as one CUDA graph at its first call and replayed
-    at every later one with the same shapes, so that a whole denoising step costs one launch.
+    """function(x, t) -> the same; with MLD_GRAPH=1, for CUDA tensors, recorded as one CUDA graph at its first call and
+    replayed at every later one with the same shapes, so that a whole denoising step costs one launch.
 
-    What function launches must depend on nothing but x and t, and it must not wait for the GPU (no .item(), no printing).
-    Off unless asked for, since it has not run on a GPU yet."""
+    A step and not the whole loop: recording 50 steps takes longer than running them, and random draws and callbacks
+    between the steps stay possible. What function launches must depend on nothing but x and t, and it must not wait for
+    the GPU (no .item(), no printing). Off unless asked for, since it has not run on a GPU yet."""
     if os.environ.get("MLD_GRAPH") != "1":
         return function
     recorded = {}  # (shapes) -> graph, its inputs, its output
@@ -247,21 +248,22 @@ def graphed(function):
     def run(x, t):
         if not x.is_cuda:
             return function(x, t)
-        key = (x.shape, x.dtype, t.shape)
-        if key not in recorded:
-            inputs, side = (x.clone(), t.clone()), torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # compiles the kernels and sets up cuBLAS, which may not happen while recording
-                function(*inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                output = function(*inputs)
-            recorded[key] = graph, inputs, output
-        graph, inputs, output = recorded[key]
-        for held, given in zip(inputs, (x, t)):
-            held.copy_(given)
-        graph.replay()
-        return output.clone()
+        with torch.cuda.device_of(x):
+            key = (x.shape, x.dtype, t.shape)
+            if key not in recorded:
+                inputs, side = (x.clone(), t.clone()), torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):  # compiles kernels, sets up cuBLAS: neither may happen while recording
+                    function(*inputs)
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    output = function(*inputs)
+                recorded[key] = graph, inputs, output
+            graph, inputs, output = recorded[key]
+            for held, given in zip(inputs, (x, t)):
+                held.copy_(given)
+            graph.replay()
+            return output.clone()
 
     return run

@@ -11,7 +11,8 @@ x, residual in and s, y out: at B=64, L=198, C=256 in bfloat16 4 x 6.49 MB = 26.
 
 Backward, with n = (s - mean) rstd and g = dy weight:
 
-    ds = rstd (g - mean_c(g) - n mean_c(g n)) [+ what flows into s itself]      dweight = sum_rows dy n      dbias = sum_rows dy
+    ds = rstd (g - mean_c(g) - n mean_c(g n)) [+ what flows into s itself]
+    dweight = sum_rows dy n      dbias = sum_rows dy
 
 The sums over all rows are made without atomics: a fixed number of programs walk over the rows, each adds up its own
 (C,) part in registers and stores it, and torch sums the (programs, C) parts. The same input gives the same bits.
@@ -70,7 +71,8 @@ def backward(dy, dsum, s, weight, mean, rstd, seed, ds, dx, dweights, dbiases, R
              C: tl.constexpr, HAS_DSUM: tl.constexpr, DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr,
              ROWS: tl.constexpr, BC: tl.constexpr):
     """Grid (programs,): each takes every programs-th tile of rows. dsum: gradient of the second output, s. ds is the
-    gradient of the residual; WRITE_DX: dx is another (dropout, or another type). dweights, dbiases (programs, C) float32."""
+    gradient of the residual; WRITE_DX: dx is another (dropout, or another type). dweights, dbiases (programs, C),
+    float32."""
     columns = tl.arange(0, BC)
     there = columns < C
     w = tl.load(weight + columns, mask=there, other=0.0).to(tl.float32)
@@ -109,6 +111,8 @@ def unsupported(x, residual, weight, bias):
     """Why these tensors cannot go through the kernels; empty if they can."""
     if any(t.dtype not in (torch.float32, torch.float16, torch.bfloat16) for t in (x, weight, bias)):
         return f"it takes float32, float16 and bfloat16, not {x.dtype} with weights of {weight.dtype}"
+    if not (weight.shape == bias.shape == x.shape[-1:] and weight.is_contiguous() and bias.is_contiguous()):
+        return f"weight and bias must be {x.shape[-1]} contiguous numbers each, not {weight.shape} and {bias.shape}"
     if x.shape[-1] > 1024 or not x.numel():
         return f"it takes 1 to 1024 columns, not a tensor of shape {tuple(x.shape)}"
     if residual is not None and (residual.shape != x.shape or residual.dtype not in (torch.float32, x.dtype)):
@@ -122,7 +126,8 @@ def sum_type(x, residual):
 
 
 def launch_forward(x, residual, weight, bias, seed, eps, dropout_p, save, dtype):
-    """-> y (x.shape) of type `dtype`; s like it, of the sum's own type, empty unless `save`; mean, rstd (R,) float32."""
+    """-> y (x.shape) of type `dtype`; s like it, of the sum's own type, empty unless `save`; mean, rstd (R,) float32.
+    """
     C = x.shape[-1]
     x, R = x.contiguous(), x.numel() // C
     residual = None if residual is None else residual.contiguous()

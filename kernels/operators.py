@@ -13,18 +13,12 @@ from torch import Tensor
 from kernels import attention as attention_kernels
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
-from kernels.backend import calls
+from kernels.backend import launched
 
 
 def new_seed(like, dropout_p):
     """-> one int64 on the device of `like`, or None if nothing is dropped."""
     return torch.randint(2**62, (1,), device=like.device) if dropout_p else None
-
-
-def launched(operation, tensor):
-    """Count a launch, and make it go to the tensor's own GPU."""
-    calls[operation, "triton"] += 1
-    return torch.cuda.device_of(tensor)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -74,8 +68,9 @@ attention.register_autograd(_attention_grad, setup_context=_attention_setup)
 
 
 @torch.library.custom_op("mld::add_layer_norm", mutates_args=())
-def add_layer_norm(x: Tensor, residual: Optional[Tensor], weight: Tensor, bias: Tensor, seed: Optional[Tensor], eps: float,
-                   dropout_p: float, save: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def add_layer_norm(x: Tensor, residual: Optional[Tensor], weight: Tensor, bias: Tensor, seed: Optional[Tensor],
+                   eps: float, dropout_p: float, save: bool, dtype: torch.dtype
+                   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with launched("add_layer_norm", x):
         return layer_norm_kernels.launch_forward(x, residual, weight, bias, seed, eps, dropout_p, save, dtype)
 
@@ -89,7 +84,8 @@ def _(x, residual, weight, bias, seed, eps, dropout_p, save, dtype):
 
 @torch.library.custom_op("mld::add_layer_norm_backward", mutates_args=())
 def add_layer_norm_backward(dy: Tensor, dsum: Optional[Tensor], s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-                            seed: Optional[Tensor], dropout_p: float, x_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                            seed: Optional[Tensor], dropout_p: float, x_dtype: torch.dtype
+                            ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with launched("add_layer_norm_backward", s):
         return layer_norm_kernels.launch_backward(dy, dsum, s, weight, mean, rstd, seed, dropout_p, x_dtype)
 
@@ -136,7 +132,8 @@ def _(h, bias, seed, dropout_p):
 
 
 @torch.library.custom_op("mld::bias_gelu_backward", mutates_args=())
-def bias_gelu_backward(h: Tensor, bias: Tensor, dy: Tensor, seed: Optional[Tensor], dropout_p: float) -> tuple[Tensor, Tensor]:
+def bias_gelu_backward(h: Tensor, bias: Tensor, dy: Tensor, seed: Optional[Tensor], dropout_p: float
+                       ) -> tuple[Tensor, Tensor]:
     with launched("linear_gelu_backward", h):
         return gelu_kernels.launch_backward(h, bias, dy, seed, dropout_p)
 

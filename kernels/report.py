@@ -2,9 +2,9 @@
 
     python -m kernels.report            needs triton, but no GPU and no CUDA toolkit; about five minutes on two cores
 
-Nothing is listed by hand: the launchers themselves run on tensors without memory ("meta") while their kernels are replaced
-by a recorder, so what is compiled is what they launch, for every length from 1 to 512. tests/test_kernels_compile.py
-compiles the same set and asserts on it.
+Nothing is listed by hand: the launchers themselves run on tensors without memory ("meta") while their kernels are
+replaced by a recorder, so what is compiled is what they launch, for every length from 1 to 512.
+tests/test_kernels_compile.py compiles every tile of it and asserts on what comes out.
 """
 import concurrent.futures
 import os
@@ -21,8 +21,10 @@ import kernels  # noqa: F401 (brings in the modules below)
 from kernels import backend
 from kernels.tiles import attention_tiles
 
-ATTENTION, LAYER_NORM, GELU, DENOISER = (sys.modules[f"kernels.{name}"] for name in ("attention", "layer_norm", "gelu", "denoiser_layer"))
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, "gfx942": 64 * 1024}  # bytes of shared memory that one block may have
+MODULES = ("attention", "layer_norm", "gelu", "denoiser_layer")
+ATTENTION, LAYER_NORM, GELU, DENOISER = (sys.modules[f"kernels.{name}"] for name in MODULES)
+# bytes of shared memory that one block may have; sm_80 has 163 KB, but its tiles are also those of sm_86, 89 and 120
+SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024, "gfx942": 64 * 1024}
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 
 
@@ -62,12 +64,16 @@ class Recorder:
         for name, value in zip(self.kernel.arg_names, args):
             if value is None or (isinstance(value, int) and value == 1):
                 constants[name] = value  # Triton compiles these in
+            elif isinstance(value, torch.Tensor):
+                signature[name] = f"*{TYPES[value.dtype]}"
+                aligned.append(name)
             else:
-                signature[name] = (f"*{TYPES[value.dtype]}" if isinstance(value, torch.Tensor) else "fp32" if isinstance(value, float) else "i32")
-                if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                signature[name] = "fp32" if isinstance(value, float) else "i32"
+                if isinstance(value, int) and value % 16 == 0:
                     aligned.append(name)
-        assert len(args) + len(constants) - sum(n in constants for n in self.kernel.arg_names[:len(args)]) == len(self.kernel.arg_names)
-        launch = Launch(self.name, tuple(signature.items()), tuple(sorted(constants.items())), tuple(aligned), num_warps, num_stages)
+        assert {*signature, *constants} == {*self.kernel.arg_names}
+        constants = tuple(sorted(constants.items()))
+        launch = Launch(self.name, tuple(signature.items()), constants, tuple(aligned), num_warps, num_stages)
         self.found[launch] = None  # a dict keeps the order
 
 
@@ -137,18 +143,14 @@ def row_launches(arch, dtype, widths=(16, 32, 64, 128, 256, 512, 768, 1024)):
     return list(found)
 
 
-def denoiser_launches(arch, dtype, sizes=((64, 4, 128), (128, 4, 512), (256, 4, 1024), (256, 8, 1024))):
-    """The few-token denoiser, 9 layers with skips, for (width, heads, hidden)."""
+def denoiser_launches(arch, dtype, sizes=((3, 64, 4, 128), (4, 128, 4, 512), (3, 256, 4, 1024), (9, 256, 8, 1024))):
+    """The few-token denoiser, 9 layers with skips, for (tokens, width, heads, hidden)."""
     from transformer import Stack
 
     with recorded(arch) as found, torch.no_grad(), torch.device("meta"):
-        for D, H, F in sizes:
-            DENOISER.denoiser_layers(torch.empty(2, 3, D), Stack(9, D, H, F, skip=True).eval().to(dtype))
+        for L, D, H, F in sizes:
+            DENOISER.denoiser_layers(torch.empty(2, L, D), Stack(9, D, H, F, skip=True).eval().to(dtype))
     return list(found)
-
-
-def all_launches(arch, dtype):
-    return attention_launches(arch, dtype) + row_launches(arch, dtype) + denoiser_launches(arch, dtype)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -167,10 +169,12 @@ class Built(NamedTuple):
 
 
 def cubin_figures(cubin):
-    """An NVIDIA program, an ELF file -> registers, stack, instructions of its one kernel; what cuobjdump would print, without
-    its half second. Registers and stack are attributes 0x2F and 0x11 of section .nv.info; an instruction has 16 bytes."""
+    """An NVIDIA program, an ELF file -> registers, stack, instructions of its one kernel; what cuobjdump would print,
+    without its half second. Registers and stack are attributes 0x2F and 0x11 of section .nv.info; an instruction has 16
+    bytes."""
     (table,), (size, count, names) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<3H", cubin, 0x3A)
-    headers = [struct.unpack_from("<2I4Q", cubin, table + i * size) for i in range(count)]  # name, type, flags, address, offset, length
+    # each header: name, type, flags, address, offset, length
+    headers = [struct.unpack_from("<2I4Q", cubin, table + i * size) for i in range(count)]
     sections = {}
     for name, _, _, _, offset, length in headers:
         start = headers[names][4] + name
@@ -183,7 +187,8 @@ def cubin_figures(cubin):
         if form == 4:  # followed by `value` bytes: for these two, the kernel's symbol and a number
             found[attribute] = struct.unpack_from("<2I", cubin, at)[1]
             at += value
-    return found[0x2F], found[0x11], next(length for name, (_, length) in sections.items() if name.startswith(".text.")) // 16
+    code, = (length for name, (_, length) in sections.items() if name.startswith(".text."))
+    return found[0x2F], found[0x11], code // 16
 
 
 def compile_launch(launch, arch):
@@ -198,14 +203,19 @@ def compile_launch(launch, arch):
                        signature={n: "constexpr" if n in constants else kinds[n] for n in kernel.arg_names},
                        attrs={(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned})
     target = GPUTarget("hip", arch, 64) if isinstance(arch, str) else GPUTarget("cuda", arch, 32)
-    built = backend.triton.compile(source, target=target, options=dict(num_warps=launch.warps, num_stages=launch.stages))
+    options = dict(num_warps=launch.warps, num_stages=launch.stages)
+    built = backend.triton.compile(source, target=target, options=options)
     if isinstance(arch, str):
         code = built.asm["amdgcn"]
-        figures = [int(re.search(rf"\.{name}:\s+(\d+)", code)[1]) for name in ("vgpr_count", "private_segment_fixed_size")]
-        return Built(*figures, built.metadata.shared, 0, code.count("v_mfma"), code.count("atomic_"), len(re.findall(r"^\t[a-z]+_", code, re.M)))
-    code, (registers, stack, instructions) = built.asm["ptx"], cubin_figures(built.asm["cubin"])
-    atomics = len(re.findall(r"\b(?:atom|red)\.(?!async)", code))
-    return Built(registers, stack, built.metadata.shared, code.count("wgmma.mma_async"), code.count("mma.sync"), atomics, instructions)
+        registers, stack = (int(re.search(rf"\.{name}:\s+(\d+)", code)[1])
+                            for name in ("vgpr_count", "private_segment_fixed_size"))
+        wgmma, mma, atomics = 0, code.count("v_mfma"), code.count("atomic_")
+        instructions = len(re.findall(r"^\t[a-z]+_", code, re.M))
+    else:
+        code, (registers, stack, instructions) = built.asm["ptx"], cubin_figures(built.asm["cubin"])
+        wgmma, mma = code.count("wgmma.mma_async"), code.count("mma.sync")
+        atomics = len(re.findall(r"\b(?:atom|red)\.(?!async)", code))
+    return Built(registers, stack, built.metadata.shared, wgmma, mma, atomics, instructions)
 
 
 def problems(launch, built, arch):
@@ -233,15 +243,19 @@ def floors():
     """What must move, and how long that takes at least, as rows of a table. H100: 3.0 TB/s, 798 TFLOP/s in bfloat16."""
     B, H, L, D, C, F = 64, 4, 198, 64, 256, 1024
     stream, hidden, product = B * L * C * 2 / 1e6, B * L * F * 2 / 1e6, 2 * B * H * L * L * D / 1e9
-    rows = [("attention forward", "q, k, v in; o out", 4 * stream, 2 * product), ("attention backward", "q, k, v, o, do in; dq, dk, dv out", 8 * stream, 5 * product),
-            ("residual + layer norm forward", "x, residual in; y, s out", 4 * stream, 0), ("residual + layer norm backward", "dy, s in; ds out", 3 * stream, 0),
-            ("bias + GELU forward", "h in; y out", 2 * hidden, 0), ("bias + GELU backward", "h, dy in; dh out", 3 * hidden, 0)]
+    rows = [("attention forward", "q, k, v in; o out", 4 * stream, 2 * product),
+            ("attention backward", "q, k, v, o, do in; dq, dk, dv out", 8 * stream, 5 * product),
+            ("residual + layer norm forward", "x, residual in; y, s out", 4 * stream, 0),
+            ("residual + layer norm backward", "dy, s in; ds out", 3 * stream, 0),
+            ("bias + GELU forward", "h in; y out", 2 * hidden, 0),
+            ("bias + GELU backward", "h, dy in; dh out", 3 * hidden, 0)]
     for name, what, megabytes, gflop in rows:
-        yield name, what, f"{megabytes:.1f} MB", f"{megabytes / 3.0:.1f} us", f"{gflop / 0.798:.1f} us" if gflop else "-"
+        time = f"{gflop / 0.798:.1f} us" if gflop else "-"
+        yield name, what, f"{megabytes:.1f} MB", f"{megabytes / 3.0:.1f} us", time
 
 
 def operation_counts():
-    """How many operations (views not counted) 50 guided steps and a decoding dispatch -> all, in the denoiser's stack."""
+    """How many operations (not views) 50 guided steps and a decoding dispatch -> all; those in the denoiser's stack."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from config import Config
@@ -252,15 +266,14 @@ def operation_counts():
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            shared = isinstance(out, torch.Tensor) and any(isinstance(a, torch.Tensor) and a.untyped_storage()._cdata == out.untyped_storage()._cdata for a in args)
-            self.operations += not shared
+            self.operations += not (function.is_view or "empty" in function.name())
             return out
 
     backend.MODE, config = "torch", Config()
     for part in (config.vae, config.denoiser):
         part.latent_dim, part.ff_size, part.dropout = 16, 32, 0.0
-    model, inside = MLD(config, lambda texts: torch.zeros(len(texts), 1, config.denoiser.text_encoded_dim)).eval(), []
-    stack = model.denoiser.encoder
+    model = MLD(config, lambda texts: torch.zeros(len(texts), 1, config.denoiser.text_encoded_dim)).eval()
+    stack, inside = model.denoiser.encoder, []
     with Count() as total:
         before = stack.register_forward_pre_hook(lambda *_: inside.append(-total.operations))
         after = stack.register_forward_hook(lambda *_: inside.append(total.operations))
@@ -279,25 +292,32 @@ def built(job):
 
 
 def write(path="docs/kernels.md"):
-    jobs = [(launch, arch) for arch in (80, 90) for dtype in (torch.bfloat16, torch.float32) for launch in all_launches(arch, dtype)]
-    jobs += [(launch, "gfx942") for dtype in (torch.bfloat16, torch.float32)
-             for launch in attention_launches(0, dtype, widths=(64,)) + row_launches(0, dtype, widths=(256, 1024)) + denoiser_launches(0, dtype, ((256, 4, 1024),))]
+    jobs = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for arch in (80, 90):
+            jobs += [(launch, arch) for launch in attention_launches(arch, dtype) + row_launches(arch, dtype)]
+            jobs += [(launch, arch) for launch in denoiser_launches(arch, dtype)]
+        jobs += [(launch, "gfx942") for launch in attention_launches(0, dtype, widths=(64,))]
+        jobs += [(launch, "gfx942") for launch in row_launches(0, dtype, widths=(256, 1024))]
+        jobs += [(launch, "gfx942") for launch in denoiser_launches(0, dtype, ((3, 256, 4, 1024),))]
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
         results = []
         for job, figures in pool.map(built, jobs):
             results.append((*job, figures))
             print(f"\r{len(results)} of {len(jobs)} kernels compiled", end="", flush=True)
     print()
-    wrong = [f"{launch.kernel} {dict(launch.constants)} on {arch}: {problem}" for launch, arch, figures in results for problem in problems(launch, figures, arch)]
+    wrong = [f"{launch.kernel} {dict(launch.constants)} on {arch}: {problem}" for launch, arch, figures in results
+             for problem in problems(launch, figures, arch)]
     if wrong:
         raise SystemExit("\n".join(wrong))
     operations, in_stack = operation_counts()
     fused = operations - in_stack + 50 * len(STEP)
-    merged = {}  # the variants with and without lengths, causal mask, dropout ... of one tile: the most that any of them needs
+    merged = {}  # the variants with and without lengths, causal mask, dropout ... of one tile: the most that any needs
     for launch, arch, figures in results:
-        sizes = {name: value for name, value in launch.constants if name.isupper() and type(value) is int and name not in ("BD", "BC", "STAGES")}
-        kind = next(kind for _, kind in launch.signature if kind[1:] in ("bf16", "fp32")).strip("*")
-        key = (launch.kernel, kind, arch if isinstance(arch, str) else f"sm_{arch}", " ".join(f"{n}={v}" for n, v in sizes.items()), launch.warps)
+        sizes = " ".join(f"{name}={value}" for name, value in launch.constants
+                         if name.isupper() and type(value) is int and name not in ("BD", "BC", "STAGES"))
+        chip = arch if isinstance(arch, str) else f"sm_{arch}"
+        key = (launch.kernel, "fp32" if launch.exact else "bf16", chip, sizes, launch.warps)
         merged.setdefault(key, []).append(figures)
     rows = [(*key, *(max(column) for column in zip(*figures))) for key, figures in sorted(merged.items())]
     text = TEXT.format(
@@ -310,28 +330,29 @@ def write(path="docs/kernels.md"):
     print(f"{path}: {len(results)} kernels, no spill, no atomics")
 
 
-# the launches of one step of MLD's denoiser: 4 layers in, 1 in the middle, 4 out, each in two halves, 4 joins, the last norm
+# the launches of a step of MLD's denoiser: 4 layers in, 1 in the middle, 4 out, each in two halves, 4 joins, last norm
 STEP = ["attention_half", "ffn_half"] * 9 + ["join"] * 4 + ["finish"]
 
 TEXT = """# The kernels: what they must move, and what they compile to
 
-Written by `python -m kernels.report` (triton {version}). **Compiled, not run on a GPU**: nobody has timed these kernels yet, and every time
-below is a floor computed from bytes and operations, not a measurement. Their results are checked in Triton's interpreter
-against float64 (`tests/test_kernels_interpreter.py`); on a GPU `pytest tests/test_kernels.py tests/test_kernels_models.py` runs the
-same cases.
+Written by `python -m kernels.report` (triton {version}). **Compiled, not run on a GPU**: nobody has timed these kernels
+yet, and every time below is a floor computed from bytes and operations, not a measurement. Their results are checked in
+Triton's interpreter against float64 (`tests/test_kernels_interpreter.py`); on a GPU
+`pytest tests/test_kernels.py tests/test_kernels_models.py` runs the same cases.
 
 ## Floors on an H100
 
-One operation of a training step at HumanML3D's size, in bfloat16: 64 motions of 198 tokens, 4 heads of 64, width 256, hidden
-layer 1024. What an operation reads and writes at least, and how long the memory takes for it; float32 doubles both.
+One operation of a training step at HumanML3D's size, in bfloat16: 64 motions of 198 tokens, 4 heads of 64, width 256,
+hidden layer 1024. What an operation reads and writes at least, and how long memory takes for it; float32 doubles both.
 
 {floors}
-The two-phase attention backward computes the scores twice, 7 products instead of 5, and reads q, k, v and do twice, the second
-time largely from the cache.
+The two-phase attention backward computes the scores twice, 7 products instead of 5, and reads q, k, v and do twice, the
+second time largely from the cache.
 
 ## Launches of a sampling run
 
-One prompt, 50 DDIM steps with guidance, the VAE's decoder: operations dispatched to the device, views not counted.
+One prompt, 50 DDIM steps with guidance, the VAE's decoder, without the text encoder: operations that torch dispatches,
+views not counted, counted on a CPU; each is at least one launch on a GPU.
 
 | | launches |
 | --- | --- |
@@ -342,17 +363,19 @@ With `MLD_GRAPH=1` a whole denoising step is recorded once as a CUDA graph and r
 
 ## Every configuration, compiled
 
-{count} kernels: every configuration that the launchers choose for lengths from 1 to 512, head widths 16, 32, 64 and 128, layer
-widths up to 1024, in bfloat16 and float32, for sm_80 and sm_90, and the main ones for gfx942. A row is one choice of tile, with the most
-that its variants (with and without lengths, causal mask and dropout; residual; ...) need. Registers and stack are per thread; stack is
-what spilled to memory: 0 everywhere. Shared memory is in bytes per block (limits: 163 KB on sm_80, 227 KB on sm_90, 64 KB on gfx942).
-wgmma and mma count tensor-core instructions (matrix instructions on gfx942): present wherever 16-bit numbers are multiplied, absent for
-exact float32, except on gfx942, whose matrix units multiply float32 exactly. No kernel contains an atomic.
+{count} kernels: every tile that the launchers choose for lengths from 1 to 512, head widths 16, 32, 64 and 128, layer
+widths up to 1024, in bfloat16 and float32, for sm_80 and sm_90, and the main ones for gfx942. A row is one choice of
+tile, with the most that its variants (with and without lengths, causal mask and dropout; residual; ...) need. The type
+is that of the weights. Registers and stack are per thread; stack is what spilled to memory: 0 everywhere. Shared memory
+is in bytes per block (limits: 99 KB for sm_80's tiles, which sm_86, sm_89 and sm_120 get too, 227 KB on sm_90, 64 KB on
+gfx942). wgmma and mma count tensor-core instructions (matrix instructions on gfx942): present wherever 16-bit numbers
+are multiplied, absent for exact float32, except on gfx942, whose matrix units multiply float32 exactly. No kernel
+contains an atomic.
 
 {kernels}"""
 
 
 if __name__ == "__main__":
-    if backend.WHY_NOT and backend.MODE != "triton":  # without a GPU only this brings the real Triton in, in a new process
+    if backend.WHY_NOT and backend.MODE != "triton":  # without a GPU only a new process brings the real Triton in
         os.execve(sys.executable, [sys.executable, "-m", "kernels.report"], os.environ | {"MLD_KERNELS": "triton"})
     sys.exit(backend.WHY_NOT or write())

@@ -1,7 +1,8 @@
-"""How big a tile each kernel works on: plain functions, so that a reader sees every choice and a test can compile them all.
+"""How big a tile each kernel works on: plain functions, so that a reader sees every choice and a test compiles all.
 
 No autotuning: a run would start slower, differ from the next, and could pick what no test has compiled. The choices are
-what ptxas keeps in registers (no spill) within a block's shared memory, for sm_80 and sm_90: docs/kernels.md has the table.
+what ptxas keeps in registers (no spill) within a block's shared memory, for sm_80 and sm_90 (docs/kernels.md has the
+table); sm_86, sm_89 and sm_120 get the tiles of sm_80, sm_100 those of sm_90. Nobody has timed them yet.
 """
 from typing import NamedTuple
 
@@ -24,10 +25,10 @@ def power_of_two(n):
 def attention_tiles(Lq, Lk, D, dtype, arch, programs=1, dropout=False):
     """Tiles for Lq queries and Lk keys of head width D, for `programs` = batch * heads.
 
-    Returns {"forward": Tile, "queries": Tile, "keys": Tile} for the forward and the two backward phases, or with "whole" in
+    Returns {"forward": Tile, "queries": Tile, "keys": Tile} for the forward and the two backward phases, or "whole" in
     place of the two where the one-pass backward fits: 16-bit numbers on sm_90 and sm_100."""
     BD, length = power_of_two(D), max(Lq, Lk)
-    hopper = 90 <= arch < 120  # sm_90 and sm_100; sm_120 has their number but less shared memory, and multiplies as sm_80 does
+    hopper = 90 <= arch < 120  # sm_120 has less shared memory, and multiplies as sm_80 does
     if dtype == torch.float32:  # exact float32 has no tensor cores: small tiles, the products run on the plain units
         side, warps = 16 if length <= 16 else 32, 4 if BD <= 64 else 8
         keys = Tile(16, 16, 4, 1) if BD <= 32 else Tile(16, 16, 8, 1) if BD == 64 else Tile(32, 16, 8, 1)
