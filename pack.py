@@ -69,7 +69,7 @@ def items_of(clip, frames, fps):
     whole = [c for c in clip.captions if not c.start and not c.end]
     items = [(clip.id, 0, frames, whole)] if whole or not clip.captions else []
     for number, caption in enumerate(c for c in clip.captions if c.start or c.end):
-        first, last = max(int(caption.start * fps), 0), min(int(caption.end * fps), frames)
+        first, last = (int(min(max(seconds * fps, 0), frames)) for seconds in (caption.start, caption.end))
         items.append((f"{chr(65 + number % 26)}{number // 26 or ''}_{clip.id}", first, last - first, [caption]))
     return items
 

@@ -18,6 +18,7 @@ file if you like; the name is relative to DIR, with or without .bvh; empty lines
 import argparse
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -89,7 +90,8 @@ def pack_bvh(args):
     clips = readers.read_bvhs(captions, args.folder, found, min_length=args.min_length, max_length=args.max_length,
                               mirror=args.mirror, rig=args.rig, unit=args.unit, up=args.up)
     write(args, clips, {"BVH files": len(files), "with captions": len(captions)}, found, skeleton="t2m", fps=20.0,
-          sources=[args.captions], min_length=args.min_length, max_length=args.max_length)
+          sources=[args.captions, *(os.path.join(args.folder, name) for name in sorted(captions))],
+          min_length=args.min_length, max_length=args.max_length)
     if len(captions) < readers.FEW:
         print(f"fewer than {readers.FEW} files: all of them are in the train split")
 
@@ -147,19 +149,21 @@ class Found(dict):
 def write(args, clips, rows, found, **settings):
     """Write the pack; print what was found beside what is expected, what was left out and why, and what was written."""
     clips = tqdm(clips, "packing", unit="clip", disable=None)
-    counts = write_pack(args.out, clips, name=args.name, command=args.line, **settings)
+    try:
+        counts = write_pack(args.out, clips, name=args.name, command=args.line, **settings)
+    finally:
+        for reason, ids in found.items():
+            if ids:
+                print(f"left out, {reason}: {len(ids):,d} ({', '.join(ids[:6])}{', ...' if len(ids) > 6 else ''})")
     expected = EXPECTED.get(args.name, {})
     print(f"\n{'':24s}{'found':>10s}{'expected':>10s}")
     for key, number in (rows | {f"{split} items": n for split, n in counts.items()}).items():
         known = expected.get(key)
         print(f"{key:24s}{number:10,d}{f'{known:,d}' if known else '':>10s}{'  <- differs' if known not in (None, number) else ''}")
-    for reason, ids in found.items():
-        if ids:
-            print(f"left out, {reason}: {len(ids):,d} ({', '.join(ids[:6])}{', ...' if len(ids) > 6 else ''})")
     pack = Pack.open(args.out)
     frames = int(pack.lengths.sum())
     print(f"{args.out}: {len(pack):,d} items, {frames:,d} frames ({frames / pack.fps / 60:,.1f} minutes), {os.path.getsize(args.out) / 2**20:.1f} MB")
-    if pack.skeleton != "smpl":
+    if pack.skeleton != "smpl" and counts["train"] and settings.get("min_length", 4) >= 4:
         shares = [Batches(pack, "train", 64, by_length=by_length).padded_share() for by_length in (True, False)]
         print(f"padding in batches of 64: {shares[0]:.1%} of all frames grouped by length, {shares[1]:.1%} otherwise")
 
@@ -262,6 +266,8 @@ def main(argv):
         args.out = args.out or os.path.join(HERE, "data", name, name + ".pack")
     args.line = shlex.join(["python", "prepare.py", *argv])
     try:
+        if not re.fullmatch(r"\w[\w.-]*", getattr(args, "name", "toy")):
+            raise ValueError(f"--name must be a plain word, got {args.name!r}.")
         if getattr(args, "min_length", 1) < 1 or getattr(args, "min_length", 0) >= getattr(args, "max_length", 1):
             raise ValueError(f"--min-length must be at least 1 and below --max-length, got {args.min_length} and {args.max_length}.")
         args.run(args)

@@ -5,7 +5,7 @@ HumanML3D and KIT-ML (and any set in their layout), HumanAct12 and UESTC (the fi
 import hashlib
 import os
 import re
-import zipfile
+import tokenize
 
 import numpy as np
 
@@ -36,13 +36,20 @@ def read_lines(path):
         raise ValueError(f"{path} is not UTF-8 text.") from None
 
 
+def fits(array, shape):
+    """Whether it is a float array of this shape (None = any length)."""
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.ndim == len(shape) and \
+        all(n in (None, m) for n, m in zip(shape, array.shape))
+
+
 def load_npy(path, shape):
     """A finite-or-not float array of this shape (None = any length), or ValueError that names the file."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable .npy file of numbers: {error}.") from None
-    if array.dtype.kind != "f" or array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape)):
+        with open(path, "rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (*safe_pickle.READ_ERRORS, OSError, tokenize.TokenError) as error:
+        raise ValueError(f"{path} is not a readable .npy file of numbers: {' '.join(str(error).split())}.") from None
+    if not fits(array, shape):
         wanted = " x ".join("frames" if n is None else str(n) for n in shape)
         raise ValueError(f"{path}: expected {wanted} floating-point numbers, found {array.dtype} of shape {array.shape}; "
                          "263 numbers a frame go with `prepare.py humanml3d`, 251 with `prepare.py kit`.")
@@ -88,8 +95,10 @@ def read_layout(folder, nfeats, min_length, max_length, found):
             found["not finite"].append(id)
         elif not min_length <= len(features) < max_length:
             found[f"outside {min_length}..{max_length - 1} frames"].append(id)
+        elif not (captions := read_texts(words)):
+            found["without text"].append(id)
         else:
-            yield Clip(id, read_texts(words), split, features=features)
+            yield Clip(id, captions, split, features=features)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -120,9 +129,11 @@ def rest_joints(path):
         model = np.load(path, allow_pickle=False) if path.endswith(".npz") else safe_pickle.load_pickle(path)
         array = safe_pickle.dense
         joints = array(model["J"]) if "J" in model else array(model["J_regressor"]) @ array(model["v_template"])
-        joints = joints.astype(np.float64).reshape(-1, 3)[:24]
-        return joints.reshape(24, 3) - joints[0]
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        joints = joints.astype(np.float64).reshape(-1, 3)[:24].reshape(24, 3)
+        if not np.isfinite(joints).all():
+            raise ValueError("its joints are not finite")
+        return joints - joints[0]
+    except (*safe_pickle.READ_ERRORS, OSError) as error:
         raise ValueError(f"{path} is not an SMPL body model with 24 rest joints (J, or J_regressor and v_template): {error}.") from None
 
 
@@ -143,15 +154,17 @@ def load_lists(path, **shapes):
     missing = [key for key in shapes if not isinstance(data, dict) or key not in data]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}; expected a pickled dict with {', '.join(shapes)}.")
-    lengths = [len(data[key]) for key in shapes]
+    lengths = [len(data[key]) if np.iterable(data[key]) else 0 for key in shapes]
     if len(set(lengths)) > 1 or not lengths[0]:
         raise ValueError(f"{path}: {', '.join(shapes)} should be lists of one length, found {', '.join(map(str, lengths))}.")
     for i, arrays in enumerate(zip(*(data[key] for key in shapes))):
+        frames = None
         for key, array in zip(shapes, arrays):
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or len(array) != len(arrays[0]) or \
-                    array.shape[1:][-len(shapes[key]):] != shapes[key]:
-                raise ValueError(f"{path}: {key}[{i}] should be {len(arrays[0])} frames of {shapes[key]} numbers, "
+            empty = not array.size if isinstance(array, np.ndarray) else array == []
+            if not empty and not fits(array, (frames, *shapes[key])):
+                raise ValueError(f"{path}: {key}[{i}] should be {'some' if frames is None else frames} frames of {shapes[key]} numbers, "
                                  f"found {getattr(array, 'shape', type(array).__name__)}.")
+            frames = len(array)
     return data
 
 
@@ -160,7 +173,7 @@ def read_humanact12(folder, found):
     need(folder, "humanact12poses.pkl")
     path = os.path.join(folder, "humanact12poses.pkl")
     data = load_lists(path, poses=(72,), joints3D=(24, 3))
-    labels = data.get("y", [])
+    labels = list(data["y"]) if np.iterable(data.get("y")) else []
     wrong = [label for label in labels if str(label) not in map(str, range(len(HUMANACT12)))]
     if len(labels) != len(data["poses"]) or wrong:
         raise ValueError(f"{path}: y should be {len(data['poses'])} actions of 0..11, found {len(labels)}{f' with {wrong[0]!r}' if wrong else ''}.")
@@ -178,7 +191,7 @@ def read_uestc(folder, found):
     info, path = os.path.join(folder, "info"), os.path.join(folder, "vibe_cache_refined.pkl")
     need(info, "action_classes.txt", "num_frames_min.txt", "names.txt")
     actions, names, frames = (read_lines(os.path.join(info, f"{name}.txt")) for name in ("action_classes", "names", "num_frames_min"))
-    data = load_lists(path, pose=(72,), joints3d=(3,), orig_cam=(4,))
+    data = load_lists(path, pose=(72,), joints3d=(None, 3), orig_cam=(4,))
     if not len(names) == len(frames) == len(data["pose"]):
         raise ValueError(f"{folder}: {len(names)} names, {len(frames)} lengths and {len(data['pose'])} poses should be the same number.")
     parsed = [re.match(r"a(\d+)_d(\d+)_p(\d+)_c(\d+)", name) for name in names]
@@ -210,10 +223,11 @@ def read_uestc(folder, found):
 
 
 def keep(id, arrays, found):
-    finite = all(np.isfinite(array).all() for array in arrays)
-    if not finite:
-        found["not finite"].append(id)
-    return finite
+    """Whether a sequence can be used; if not, `found` says why."""
+    reason = "empty" if not all(map(np.size, arrays)) else "" if all(np.isfinite(a).all() for a in arrays) else "not finite"
+    if reason:
+        found[reason].append(id)
+    return not reason
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -245,8 +259,10 @@ def read_captions(path, folder):
 
 def swap_sides(text):
     """The caption of the mirrored motion: left for right, clockwise for counterclockwise."""
-    pairs = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
-    return re.sub(r"\b(left|right|clockwise|counterclockwise)\b", lambda word: pairs[word[0]], text)
+    def other(word):
+        swapped = {"left": "right", "right": "left", "clockwise": "counterclockwise"}.get(word[0].lower(), "clockwise")
+        return swapped.capitalize() if word[0][0].isupper() else swapped
+    return re.sub(r"\b(left|right|clockwise|(counter|anti)-?clockwise)(?=\b|wards?\b|most\b)", other, text, flags=re.I)
 
 
 def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, rig=None, unit=None, up="y"):
@@ -270,5 +286,9 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
             if mirror:
                 copies.append(("M" + part, motion.mirror_joints(window, motion.T2M), [swap_sides(text) for text in texts]))
             for copy, places, sentences in copies:
-                features = motion.joints_to_features(places, motion.T2M, motion.T2M_OFFSETS, clip=copy)
+                try:
+                    features = motion.joints_to_features(places, motion.T2M, motion.T2M_OFFSETS, clip=copy)
+                except ValueError as error:  # nobody moves, say
+                    found[str(error).removeprefix(f"clip {copy}: ")].append(copy)
+                    continue
                 yield Clip(copy, [Caption(text) for text in sentences], split, features=features.astype(np.float32))

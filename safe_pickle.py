@@ -17,12 +17,13 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 import torch
 
-READ_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, ValueError, TypeError, KeyError,
-               IndexError, AttributeError, RuntimeError, RecursionError, OverflowError, MemoryError, NotImplementedError)
+READ_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError,
+               LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What a name in a pickle stands for
@@ -86,6 +87,8 @@ class Dtype:
 class Array(np.ndarray):
     def __setstate__(self, state):
         version, shape, dtype, fortran, data = state
+        if dtype.value.hasobject and (type(data) is not list or len(data) != math.prod(shape)):  # numpy would read past its end
+            raise pickle.UnpicklingError("an array of objects without its objects")
         super().__setstate__((version, shape, dtype.value, fortran, data))
 
 

@@ -70,7 +70,8 @@ def test_features_come_out_as_they_went_in(tmp_path, dtype):
 def test_sub_clips_are_items_sliced_at_the_frame_rate(tmp_path):
     clip = next(clips_of([100]))
     clip.captions += [Caption("part", "", 1.02, 3.0), Caption("past the end", "", 2.0, 99.0), Caption("too short", "", 0.5, 0.6),
-                      Caption("backwards", "", 3.0, 2.0), Caption("before", "", -3.0, 1.0)]
+                      Caption("backwards", "", 3.0, 2.0), Caption("before", "", -3.0, 1.0),
+                      Caption("never", "", 1e308, np.inf)]
     pack = save(tmp_path / "a.pack", [clip], min_length=5)
     assert pack.ids == ["000000", "A_000000", "B_000000", "E_000000"] and pack.lengths.tolist() == [100, 40, 60, 20]
     np.testing.assert_array_equal(pack.features(1), clip.features[20:60])  # int(1.02 x 20) .. 3 x 20

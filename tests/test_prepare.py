@@ -95,8 +95,9 @@ def test_kit_has_its_own_frame_rate_length_and_skeleton(layout, tmp_path, capsys
 def test_files_that_lists_name_and_folders_lack_are_counted(layout, tmp_path, capsys):
     (layout / "new_joint_vecs" / "000002.npy").unlink()
     (layout / "texts" / "M000001.txt").unlink()
+    (layout / "texts" / "000005.txt").write_text("\n")
     _, printed, _ = run(capsys, "humanml3d", layout, "--out", tmp_path / "a.pack", "--min-length", 24, "--name", "mine")
-    assert "left out, without motion: 1 (000002)" in printed and "left out, without text: 1 (M000001)" in printed
+    assert "left out, without motion: 1 (000002)" in printed and "left out, without text: 2 (M000001, 000005)" in printed
     assert "000003" in Pack.open(str(tmp_path / "a.pack")).ids and "differs" not in printed
 
 
@@ -126,6 +127,8 @@ CLIP = "new_joint_vecs/000001.npy"
     (spoil(CLIP, np.array([{"a": 1}], object)), "000001.npy is not a readable .npy file"),
     (spoil(CLIP, b"\x93NUMPY\x01\x00"), "000001.npy is not a readable .npy file"),
     (spoil(CLIP, b""), "000001.npy is not a readable .npy file"),
+    (spoil(CLIP, b"PK\x03\x04 an archive"), "000001.npy is not a readable .npy file"),
+    (spoil(CLIP, b"\x93NUMPY\x01\x00\x02\x00{\n"), "000001.npy is not a readable .npy file"),
     (spoil("texts/000001.txt", b"a man walks.\n"), "000001.txt, line 1: expected `caption#word/TAG word/TAG#from#to`, found 'a man walks.'"),
     (spoil("texts/000001.txt", b"\na man#a/DET#zero#0.0\n"), "000001.txt, line 2: expected"),
     (spoil("texts/000001.txt", b"a man \xff\xfe#a/DET#0.0#0.0\n"), "000001.txt is not UTF-8 text"),
@@ -140,6 +143,18 @@ def test_a_bad_layout_is_refused_with_one_sentence(layout, tmp_path, capsys, cha
 
 def test_lengths_that_contradict_each_other_are_refused(layout, tmp_path, capsys):
     assert "--min-length must be at least 1 and below --max-length" in refused(capsys, tmp_path, "humanml3d", layout, "--min-length", 300)
+
+
+def test_a_name_that_leads_elsewhere_and_an_output_that_is_a_folder_are_refused(layout, tmp_path, capsys):
+    assert "--name must be a plain word, got '../toy'" in refused(capsys, tmp_path, "humanml3d", layout, "--name", "../toy")
+    code, _, error = run(capsys, "humanml3d", layout, "--out", tmp_path)
+    assert code == 1 and error == f"error: {tmp_path} is a folder; expected the name of a file to write.\n"
+
+
+def test_a_set_of_test_clips_only_is_packed(layout, tmp_path, capsys):
+    for split in ("train", "val"):
+        (layout / f"{split}.txt").write_text("")
+    assert run(capsys, "humanml3d", layout, "--out", tmp_path / "a.pack")[::2] == (0, "")
 
 
 def test_real_motion_capture_in_this_layout(shared, tmp_path, capsys):
@@ -202,12 +217,14 @@ def test_humanact12_becomes_25_rows_of_six_numbers(tmp_path, capsys):
     data = humanact12()
     data["poses"].append(np.full((70, 72), np.nan, np.float32))
     data["joints3D"].append(np.zeros((70, 24, 3), np.float32))
-    data["y"] = [0, np.int64(8), 11, 3]
+    data["poses"].append([])
+    data["joints3D"].append([])
+    data["y"] = [0, np.int64(8), 11, 3, 4]
     code, printed, _ = run(capsys, "humanact12", dump(tmp_path / "h" / "humanact12poses.pkl", data), "--out", tmp_path / "a.pack")
     pack = Pack.open(str(tmp_path / "a.pack"))
     assert code == 0 and pack.lengths.tolist() == [60, 60, 95] and pack.labels.tolist() == [0, 8, 11] and pack.nfeats == 150
     assert pack.actions[8] == "turn steering wheel" and pack.action(2) == "throw" and len(pack.actions) == 12 and set(pack.splits) == {"train"}
-    assert "left out, not finite: 1 (0003)" in printed and "1,191" in printed
+    assert "left out, not finite: 1 (0003)" in printed and "left out, empty: 1 (0004)" in printed and "1,191" in printed
     rows = pack.features(0).reshape(60, 25, 6)
     matrices = motion.axis_angle_to_matrix(data["poses"][0].reshape(-1, 24, 3))
     np.testing.assert_allclose(rows[:40, :24], matrices[..., :2, :].reshape(40, 24, 6), atol=1e-5)
@@ -272,6 +289,9 @@ class Trap:
 @pytest.mark.parametrize("data, sentence", [
     ({"poses": []}, "has no joints3D; expected a pickled dict with poses, joints3D"), ([1, 2], "has no poses, joints3D"),
     (humanact12(()), "should be lists of one length, found 0, 0"), (humanact12(y=[0]), "y should be 3 actions of 0..11, found 1"),
+    (humanact12(y=5), "y should be 3 actions of 0..11, found 0"), (humanact12(poses=None), "should be lists of one length, found 0, 3"),
+    (humanact12(poses=[np.zeros((t, 2, 72)) for t in (40, 60, 95)]), "poses[0] should be some frames of (72,) numbers, found (40, 2, 72)"),
+    (humanact12(poses=[np.array(1.0)] * 3), "poses[0] should be some frames of (72,) numbers, found ()"),
     (humanact12(y=[0, 1, 12]), "y should be 3 actions of 0..11, found 3 with 12"),
     (humanact12(joints3D=[np.zeros((t, 22, 3)) for t in (40, 60, 95)]), "joints3D[0] should be 40 frames of (24, 3) numbers, found (40, 22, 3)"),
     (humanact12(joints3D=[np.zeros((t, 24, 3)) for t in (40, 60, 94)]), "joints3D[2] should be 95 frames of (24, 3) numbers, found (94, 24, 3)"),
@@ -299,7 +319,7 @@ def test_bad_uestc_folders_and_smpl_files_are_refused(tmp_path, capsys):
     assert "lacks names.txt" in refused(capsys, tmp_path, "uestc", tmp_path / "c")
     folder = dump(tmp_path / "h" / "humanact12poses.pkl", humanact12())
     assert "no.pkl is not a file; expected an SMPL body model" in refused(capsys, tmp_path, "humanact12", folder, "--smpl", tmp_path / "no.pkl")
-    for model in ({"J": np.zeros((23, 3))}, {"v_template": np.zeros(3)}, [1]):
+    for model in ({"J": np.zeros((23, 3))}, {"J": np.full((24, 3), np.nan)}, {"v_template": np.zeros(3)}, [1]):
         dump(tmp_path / "smpl.pkl", model)
         assert "is not an SMPL body model" in refused(capsys, tmp_path, "humanact12", folder, "--smpl", tmp_path / "smpl.pkl")
 
@@ -345,6 +365,22 @@ def test_bvh_splits_are_drawn_by_name_and_keep_mirrored_copies_together(recordin
     for n in range(40):
         assert len({splits[f"{mark}{n}_{window}"] for mark in ("", "M") for window in (0, 1)}) == 1
     assert 25 <= sum(splits[f"{n}_0"] == "train" for n in range(40)) <= 38
+
+
+def test_recordings_in_which_nobody_moves_are_named_and_left_out(recordings, tmp_path, capsys):
+    bvh.write_bvh(recordings / "short.bvh", np.repeat(walking(1), 90, axis=0), 20)
+    code, printed, _ = run(capsys, "bvh", recordings, "--captions", tmp_path / "captions.txt", "--out", tmp_path / "a.pack")
+    assert code == 0 and "left out, all 90 frames are the same pose, and a motion must move: 1 (short)" in printed
+    assert "walk" in Pack.open(str(tmp_path / "a.pack")).ids
+    (recordings / "walk.bvh").write_text((recordings / "walk.bvh").read_text() + "\n")
+    with pytest.raises(ValueError, match="stale: .*walk.bvh has changed"):
+        Pack.open(str(tmp_path / "a.pack"))
+
+
+def test_sides_are_swapped_in_captions():
+    for ours, theirs in (("Left hand, leftwards", "Right hand, rightwards"), ("turns clockwise", "turns counterclockwise"),
+                         ("turns anti-clockwise to the right", "turns clockwise to the left"), ("a bright rightly lit man", "a bright rightly lit man")):
+        assert readers.swap_sides(ours) == theirs
 
 
 @pytest.mark.parametrize("captions, sentence", [

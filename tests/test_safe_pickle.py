@@ -94,6 +94,7 @@ def test_nothing_in_a_pickle_runs(tmp_path, protocol):
     b"ccopyreg\n_reconstructor\n(cbuiltins\nlist\ncbuiltins\nobject\nNtR.",
     b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\ntRS'12345678'\ntR.",  # raw bytes as an object's address
     b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'O'\ntRI00\nS'12345678'\ntb.",
+    b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I9\ntcnumpy\ndtype\n(S'O'\ntRI00\n(ltb.",  # nine objects, of which none is there
     b"Pid\n.", b"", b"garbage", b"\x80\x04\x95"])
 def test_crafted_pickles_are_refused(tmp_path, body):
     (tmp_path / "bad.pkl").write_bytes(body)
