@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from config import atomic_write
-from motion import T2M, _rotation_between, _unit_rows
+from motion import T2M, rotation_between, unit_rows
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -39,7 +39,8 @@ class Bvh:
 
 
 TOKEN = re.compile(
-    r"(?:ROOT|JOINT)[ \t]+(?P<joint>[^\n{}]+)|(?P<end>End[ \t]+Site)|OFFSET(?P<offset>(?:\s+[-+.\dEe]+){3})(?=\s)"
+    r"(?:ROOT|JOINT)[ \t]+(?P<joint>[^\n{}]+)|(?P<end>End[ \t]+Site)"
+    r"|OFFSET(?P<offset>(?:\s+[-+]?(?:\d+\.?\d*|\.\d+)(?:E[-+]?\d+)?){3})(?=\s)"
     r"|CHANNELS\s+(?P<count>\d+)(?P<channels>(?:\s+[XYZ](?:position|rotation))*)|(?P<brace>[{}])|(?P<other>\S+)", re.I)
 
 
@@ -304,8 +305,8 @@ SLACK = 0.0005  # metres; a bone that stretches by more gets position channels
 
 def _frame_of_fork(bones):
     """bones (T, 3, 3), one row each to left, right and up -> rotations (T, 3, 3): columns to the left, up, forward."""
-    across = _unit_rows(bones[:, 0] - bones[:, 1])
-    forward = _unit_rows(np.cross(across, bones[:, 2] - (bones[:, 0] + bones[:, 1]) / 2))
+    across = unit_rows(bones[:, 0] - bones[:, 1])
+    forward = unit_rows(np.cross(across, bones[:, 2] - (bones[:, 0] + bones[:, 1]) / 2))
     frame = np.stack([across, np.cross(forward, across), forward], axis=-1)
     return np.where(np.linalg.det(frame)[:, None, None] > 0.5, frame, np.eye(3))  # no turn for bones in one line
 
@@ -334,7 +335,7 @@ def _rotations_and_offsets(joints):
         elif CHILDREN[j]:
             rest = T_POSE[CHILDREN[j][0]]
             bone = np.einsum("tji,tj->ti", before, joints[:, CHILDREN[j][0]] - placed[:, j])
-            rotations[:, j] = before @ _rotation_between(rest, _unit_rows(bone + 1e-8 * rest))  # no turn for no bone
+            rotations[:, j] = before @ rotation_between(rest, unit_rows(bone + 1e-8 * rest))  # no turn for no bone
     return rotations, offsets, local, moves
 
 

@@ -227,8 +227,8 @@ def forward_kinematics(rotations, root, offsets, parents):
 # ----------------------------------------------------------------------------------------------------------------------
 # Joints -> features (numpy, one clip, float64 inside)
 
-def _turn(angle, points):
-    """Turn `points (..., 3)` about Y by `angle`, which broadcasts against points[..., 0]."""
+def turn_about_y(angle, points):
+    """Turn `points (..., 3)` about Y, from Z towards X, by radians that broadcast against points[..., 0]."""
     c, s = np.cos(angle), np.sin(angle)
     x, y, z = np.moveaxis(points, -1, 0)
     return np.stack(np.broadcast_arrays(c * x + s * z, y, c * z - s * x), axis=-1)
@@ -276,7 +276,7 @@ def _sides(joints, skeleton):
     return hip_r - hip_l, shoulder_r - shoulder_l
 
 
-def _unit_rows(vectors):
+def unit_rows(vectors):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
@@ -296,8 +296,8 @@ def canonical_joints(joints, skeleton, target_offsets=None, clip=''):
         for j, p in enumerate(skeleton.parents[1:], start=1):
             joints[:, j] = joints[:, p] + bones[:, j] * (target[j] / lengths[:, j, None])
     joints = joints - joints[0, 0] * (X + Z) - joints[..., 1].min() * Y
-    across = _unit_rows(sum(_sides(joints[:1], skeleton)))
-    return _turn(-_facing(across, clip), joints).astype(dtype)
+    across = unit_rows(sum(_sides(joints[:1], skeleton)))
+    return turn_about_y(-_facing(across, clip), joints).astype(dtype)
 
 
 def _body_turn(joints, skeleton, clip):
@@ -315,7 +315,7 @@ def _body_turn(joints, skeleton, clip):
     return angle
 
 
-def _rotation_between(u, v):
+def rotation_between(u, v):
     """The shortest rotation from unit vector u to v, (..., 3) -> (..., 3, 3): I - 2 h h^T + 2 v u^T with h half-way."""
     half = u + v
     size = np.linalg.norm(half, axis=-1, keepdims=True)
@@ -336,14 +336,14 @@ def joints_to_features(joints, skeleton, target_offsets=None, clip=''):
     steps = np.diff(joints, axis=0)  # (T-1, J, 3)
 
     half_turn = np.arctan2(np.sin(np.diff(turn)), np.cos(np.diff(turn))) / 2  # the short way round
-    root_step = _turn(turn[1:], steps[:, 0])[:, [0, 2]]
-    positions = _turn(turn[:, None], joints - joints[:, :1] * (X + Z))[:-1, 1:]
-    velocities = _turn(turn[:-1, None], steps)
+    root_step = turn_about_y(turn[1:], steps[:, 0])[:, [0, 2]]
+    positions = turn_about_y(turn[:, None], joints - joints[:, :1] * (X + Z))[:-1, 1:]
+    velocities = turn_about_y(turn[:-1, None], steps)
 
     # bones turned in the world, then each against the one before it
     bones = joints[:-1, 1:] - joints[:-1, skeleton.parents[1:]]
-    world = _rotation_between(skeleton.offsets_dir[1:], _unit_rows(bones))
-    root = _turn(-turn[:-1, None], np.eye(3))[:, None]  # rows turned by -turn: the matrix that turns columns by turn
+    world = rotation_between(skeleton.offsets_dir[1:], unit_rows(bones))
+    root = turn_about_y(-turn[:-1, None], np.eye(3))[:, None]  # rows turned by -turn: the matrix that turns columns by turn
     world = np.concatenate([root, world], axis=1)  # (T-1, J, 3, 3)
     rotations = world[:, skeleton.rotation_parents[1:]].swapaxes(-1, -2) @ world[:, 1:]
 

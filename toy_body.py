@@ -10,6 +10,7 @@ import json
 import numpy as np
 
 import motion
+from motion import turn_about_y as turn, unit_rows as unit
 
 FPS = 20
 X, Y, Z = np.eye(3)
@@ -37,10 +38,6 @@ MIRROR = [P, PF, PU, CF, CU, HF, HU, RU, RF, LU, LF, RT, LT, RFF, RFU, LFF, LFU,
 
 LENGTH = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
 THIGH, SHIN, UPPER_ARM, FOREARM = LENGTH[4:6], LENGTH[7:9], LENGTH[18:20], LENGTH[20:22]  # left, right
-
-
-def unit(v):
-    return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
 
 
 def frame(forward, up):
@@ -154,12 +151,6 @@ def interpolate(t, y, x, slopes=None):
     m, i = np.asarray(slopes, float), np.clip(np.searchsorted(t, x, side='right') - 1, 0, len(t) - 2)
     u = np.clip((x - t[i]) / (t[i + 1] - t[i]), 0, 1).reshape(shape)
     return y[i] + u * u * (3 - 2 * u) * (y[i + 1] - y[i]) + u * (1 - u) * h[i] * ((1 - u) * m[i] - u * m[i + 1])
-
-
-def turn(angle, v):
-    """Turn vectors (..., 3) about Y, from Z towards X (to the left), by radians that broadcast against v[..., 0]."""
-    c, s, (x, y, z) = np.cos(angle), np.sin(angle), np.moveaxis(v, -1, 0)
-    return np.stack(np.broadcast_arrays(c * x + s * z, y, c * z - s * x), axis=-1)
 
 
 def pitch(degrees, v):

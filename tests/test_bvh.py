@@ -121,6 +121,7 @@ def test_frame_rate(tmp_path, seconds, fps):
     (lambda s: s.replace("Frames: 2", "2 frames"), "expected 'Frames: N'"),
     (lambda s: s.replace("CHANNELS 3", "CHANNELS 4"), "near line 9: .*CHANNELS 4"),
     (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 -4"), "near line 8: .*OFFSET"),
+    (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 -4 e"), "near line 8: .*OFFSET"),
     (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 nan 0"), "near line 8: .*OFFSET"),
     (lambda s: s.replace("End Site", "Ende"), "near line 10: .*Ende"),
     (lambda s: s.replace("}\nMOTION", "MOTION"), "unclosed"),

@@ -208,7 +208,7 @@ def test_rotation_between_is_exact_close_to_half_a_turn():
     u = np.array([0.0, 1.0, 0.0])
     for angle in (1e-9, 1e-7, 1e-5, 1e-3):
         v = np.array([np.sin(angle), -np.cos(angle), 0.0])
-        rotation = motion._rotation_between(u, v)
+        rotation = motion.rotation_between(u, v)
         np.testing.assert_allclose(rotation @ u, v, atol=2e-9)
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
 
