@@ -18,6 +18,7 @@ processes see together what one alone would have seen. A run's folder, out/NAME,
     log.jsonl, report.html          every logged number; curves, settings and example motions
 """
 import contextlib
+import ctypes
 import dataclasses
 import json
 import math
@@ -33,10 +34,12 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import kernels
 import presets
 from clip import WordEncoder, load_clip, vocabulary_of
 from config import SettingError, atomic_write, to_dict
 from mld import MLD
+from optim import Muon
 from report import read_log, show_motions, write_report
 from stages import DiffusionStage, Remembered, VAEStage, to_device
 
@@ -65,12 +68,16 @@ class Run:
             torch.cuda.set_device(self.device)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc: keep freed memory instead of mapping it anew in
+            libc = ctypes.CDLL(None)                                   # every step; a sixth of a CPU step's time went there
+            libc.mallopt(-4, 0)  # M_MMAP_MAX
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
         self.pack = data.open_pack(config)
         self.folder = os.path.join(config.train.out, config.train.name or config.data.dataset)
-        self.stopping = False
+        self.stopping, self.board = False, None  # TensorBoard's writer, where that is installed
         signal.signal(signal.SIGINT, self.stop)
 
     def stop(self, *_):
@@ -89,6 +96,14 @@ class Run:
         if self.main:
             with open(self.path("log.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+            if self.board is None:
+                with contextlib.suppress(ImportError):
+                    from torch.utils.tensorboard import SummaryWriter
+                    self.board = SummaryWriter(self.folder)
+            if self.board:
+                stage, step = values.pop("stage"), values.pop("step")
+                for key, value in values.items():
+                    self.board.add_scalar(f"{stage}/{key}", value, step)
 
     def rewind_log(self, stage, step):
         """Forget what was logged after the checkpoint that the run resumes from, and lines that a kill cut short."""
@@ -138,6 +153,21 @@ def learning_rate(s, step):
     return s.lr * warm * (s.min_lr_ratio + (1 - s.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def make_optimizers(stage, s):
+    """AdamW for all of the stage's parameters, or for what Muon leaves: it takes the matrices that multiply activations, not
+    tables of tokens and positions."""
+    tables = {p for m in stage.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    own = dict.fromkeys(p for name, p in stage.named_parameters() if s.optimizer == "muon" and p.requires_grad
+                        and p.dim() == 2 and name.endswith("weight") and p not in tables)
+    rest = [p for p in stage.parameters() if p.requires_grad and p not in own]
+    groups = [{"params": [p for p in rest if p.dim() > 1], "weight_decay": s.weight_decay},
+              {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2))]
+    if own:
+        optimizers.append(Muon(list(own), s.lr, weight_decay=s.weight_decay))
+    return optimizers
+
+
 @contextlib.contextmanager
 def averaged(params, ema):
     """Inside, the parameters are their moving average."""
@@ -166,9 +196,7 @@ def fit(run, stage):
     """Train `stage` for its number of steps; returns when done, or False if Ctrl-C asked to stop (the state is saved)."""
     s, train, name = stage.settings, run.config.train, stage.name
     params = [p for p in stage.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": s.weight_decay},
-              {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2))
+    optimizers = make_optimizers(stage, s)
     scaler = torch.amp.GradScaler(enabled=train.precision == "fp16")
     ema = [p.detach().clone() for p in params] if s.ema else []
     step, best = 0, math.inf
@@ -177,7 +205,8 @@ def fit(run, stage):
     if run.options.resume and os.path.exists(last):
         state = checkpoint.load(last)
         stage.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         scaler.load_state_dict(state["scaler"])
         ema, step, best = [e.to(run.device) for e in state["ema"]], state["step"], state["best"]
         run.say(f"{name}: going on from step {step} of {last}")
@@ -186,8 +215,8 @@ def fit(run, stage):
 
     def save():
         if run.main:
-            checkpoint.save(last, run.config, stage.state_dict(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
-                            ema=ema, step=step, best=best)
+            checkpoint.save(last, run.config, stage.state_dict(), optimizers=[o.state_dict() for o in optimizers],
+                            scaler=scaler.state_dict(), ema=ema, step=step, best=best)
         if run.world > 1:
             dist.barrier()
 
@@ -201,11 +230,11 @@ def fit(run, stage):
             epoch, source = now, stage.batches.epoch(now, first, run.config.data.workers)
         batch = to_device(stage.prepare(next(source), step), run.device)
         rate = learning_rate(s, step)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         # dropout and the like, which are torch's own draws, depend on the step and not on what ran before
         torch.manual_seed(hash((train.seed, name == "vae", step, run.rank)) % 2**63)
-        optimizer.zero_grad(set_to_none=True)
+        stage.zero_grad(set_to_none=True)
         losses = {}
         parts = list(micro_batches(batch, s.accumulate))
         for i, part in enumerate(parts):
@@ -218,7 +247,8 @@ def fit(run, stage):
                 scaler.scale(out["loss"] * (share * run.world)).backward()
             for key, value in out.items():
                 losses[key] = losses.get(key, 0.0) + value.detach() * share
-        scaler.unscale_(optimizer)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf)
         losses = run.mean(losses)
         if not math.isfinite(losses["loss"]):
@@ -226,7 +256,8 @@ def fit(run, stage):
             kept = f"the last good checkpoint is {last}" if os.path.exists(last) else "no checkpoint was saved yet"
             raise FloatingPointError(f"{name}: the loss is {losses['loss']} at step {step}{bad}; {kept}. Try a lower "
                                      f"train_{name}.lr, train_{name}.grad_clip=1 or --precision float32.")
-        scaler.step(optimizer)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
         scaler.update()
         if ema:
             torch._foreach_lerp_(ema, [p.detach() for p in params], 1 - min(s.ema, (1 + step) / (10 + step)))
@@ -318,7 +349,7 @@ def train(config, options):
             checkpoint.save(run.path("model.pt"), config, state, vocabulary=getattr(model.text_encoder, "vocabulary", None), actions=list(run.pack.actions))
     if run.main:
         write_report(run.path("report.html"), run.path("log.jsonl"), config)
-        run.say(f"done: {run.path('model.pt' if config.train.stage != 'vae' else 'vae_best.pt')}, curves and examples in {run.path('report.html')}")
+        run.say(f"done: {run.path('model.pt' if config.train.stage != 'vae' else 'vae_best.pt')}, curves and examples in {run.path('report.html')}; {kernels.summary()}")
 
 
 def main(argv):

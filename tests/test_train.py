@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = ("--train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3 --train.sample_every=6 --train.log_every=1 "
          "--cache_latents=2 --vae.latent_dim=16 --vae.ff_size=32 --vae.num_layers=3 --denoiser.latent_dim=16 --denoiser.ff_size=32 "
          "--denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1 --diffusion.num_inference_steps=4 "
-         "--train_vae.batch_size=8 --train_diffusion.batch_size=8 --train.threads=1 --data.max_frames=60").split()
+         "--train_vae.batch_size=8 --train_vae.optimizer=muon --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1 --data.max_frames=60").split()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,33 @@
+"""Muon against the singular value decomposition and against torch's own."""
+import pytest
+import torch
+
+from optim import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 24), (2, 24, 40), (1, 32, 32)])
+def test_orthogonalize_keeps_directions_and_evens_out_sizes(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(x, full_matrices=False)
+    inside = u.mT @ orthogonalize(x) @ vt.mT  # diagonal, if the singular directions stayed
+    values = inside.diagonal(dim1=1, dim2=2)
+    assert (inside - torch.diag_embed(values)).abs().max() < 1e-3
+    assert values[:, :-2].min() > 0.6 and values.max() < 1.3
+
+
+def test_steps_are_those_of_torch():
+    g = torch.Generator().manual_seed(0)
+    first = [torch.randn(shape, generator=g) for shape in ((24, 16), (16, 24), (24, 16))]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in first] for _ in range(2))
+    both = (Muon(ours, 0.01, weight_decay=0.1),
+            torch.optim.Muon(theirs, 0.01, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    for _ in range(5):
+        for i, p in enumerate(first):
+            ours[i].grad = torch.randn(p.shape, generator=g)
+            theirs[i].grad = ours[i].grad.clone()
+        for optimizer in both:
+            optimizer.step()
+    moved = max((a - b).abs().max() for a, b in zip(ours, first))
+    assert moved > 0.02
+    for a, b in zip(ours, theirs):  # torch's orthogonalises in bfloat16
+        assert (a - b).abs().max() < 0.02 * moved
