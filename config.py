@@ -69,6 +69,7 @@ class VAEConfig:
     mlp_dist: bool = False  # mean and log-variance from one token through a Linear, instead of two sets of tokens
     logvar_bias: float = 0.0  # start of that Linear's log-variance half; -4 starts the posterior narrow
     recons_loss: Literal["smooth_l1", "mse"] = "smooth_l1"  # reconstruction loss: the code's, or the paper's wording
+    joints_loss: Literal["same", "distance"] = "same"  # for joints: that loss too, or their mean distance, which stays steep to the end
     lambda_rec: float = 1.0  # weight of the loss on features
     lambda_joint: float = 1.0  # weight of the same loss on joints recovered from them
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
@@ -137,7 +138,8 @@ class EvaluatorConfig:
 class StageConfig:
     steps: int = 100_000  # optimiser steps
     batch_size: int = 64  # clips per step over all processes
-    lr: float = 2e-4  # peak learning rate of AdamW
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: matrices by orthogonalised momentum, everything else by AdamW
+    lr: float = 2e-4  # peak learning rate
     min_lr_ratio: float = 0.01  # end of the cosine, as a share of lr
     warmup: int = 1000  # steps of linear warm-up
     schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after warm-up
@@ -195,6 +197,8 @@ class Config:
 
 
 SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+MAY_BE_ZERO = ("workers", "num_actions", "warmup", "seed", "threads", "cache_latents", "sample_every")  # whole numbers
+ANY_SIGN = ("logvar_bias", "freq_shift")  # no other number may be negative
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Changing and checking settings
@@ -257,47 +261,55 @@ def validate(config):
         if not condition:
             raise SettingError(text)
 
+    for section, part in vars(c).items():
+        for f in dataclasses.fields(part):
+            value = getattr(part, f.name)
+            if f.type in (int, float) and f.name not in ANY_SIGN:
+                need(value > 0 or value == 0 and (f.type is float or f.name in MAY_BE_ZERO),
+                     f"{section}.{f.name} must {'not be negative' if value < 0 else 'be positive'}, got {value}.")
+    tokens = 2  # of the denoiser, beside the latent: noise level and condition
+    if c.text.last_hidden_state and c.denoiser.condition == "text":
+        tokens = 1 + (77 if c.text.kind == "clip" else c.text.context_length)
+    rows = tokens + (c.vae.latent_size if c.vae.arch != "none" else c.data.max_frames)
+    need(rows <= c.denoiser.max_positions,
+         f"denoiser.max_positions ({c.denoiser.max_positions}) must hold {tokens} tokens and "
+         f"{'vae.latent_size' if c.vae.arch != 'none' else 'data.max_frames'}: {rows} or more.")
+    need(c.text.context_length > 2, f"text.context_length must be at least 3, got {c.text.context_length}.")
     stacks = [("denoiser", c.denoiser, c.denoiser.skip_connect)]
     if c.vae.arch != "none":
         stacks.append(("vae", c.vae, c.vae.arch != "actor"))
         need(c.denoiser.latent_dim == c.vae.latent_dim or c.train.stage == "vae",
              f"denoiser.latent_dim is {c.denoiser.latent_dim} but vae.latent_dim is {c.vae.latent_dim}; they must be equal.")
-        need(1 <= c.vae.latent_size <= 10, f"vae.latent_size must be 1 to 10, got {c.vae.latent_size}.")
+        need(c.vae.latent_size <= 10, f"vae.latent_size must be 1 to 10, got {c.vae.latent_size}.")
         need(c.vae.arch != "actor" or c.vae.latent_size == 1, "The ACTOR-style VAE has one latent token; set vae.latent_size=1.")
         need(c.data.max_frames + 2 * c.vae.latent_size <= c.vae.max_positions,
              f"vae.max_positions ({c.vae.max_positions}) must hold data.max_frames ({c.data.max_frames}) and 2 x vae.latent_size.")
     else:
         need(c.train.stage != "vae", "train.stage is vae, but vae.arch is none: there is no VAE to train.")
         need(not c.train.cache_latents, "train.cache_latents needs a VAE; set train.cache_latents=0 with vae.arch none.")
-        need(c.data.max_frames + 2 <= c.denoiser.max_positions,
-             f"denoiser.max_positions ({c.denoiser.max_positions}) must hold data.max_frames ({c.data.max_frames}) and two tokens.")
     for name, part, skips in stacks:
-        need(part.num_layers > 0 and part.num_heads > 0 and part.latent_dim > 0 and part.ff_size > 0,
-             f"{name}: num_layers, num_heads, latent_dim and ff_size must be positive.")
         need(not skips or part.num_layers % 2 == 1, f"{name}.num_layers must be odd for the skip connections, got {part.num_layers}.")
         need(part.latent_dim % part.num_heads == 0, f"{name}.num_heads ({part.num_heads}) must divide {name}.latent_dim ({part.latent_dim}).")
         need(part.latent_dim % 2 == 0, f"{name}.latent_dim must be even, got {part.latent_dim}.")
-        need(0 <= part.dropout < 1 and 0 <= part.attention_dropout < 1, f"{name}.dropout and {name}.attention_dropout must be in 0..1.")
+        need(part.dropout < 1 and part.attention_dropout < 1, f"{name}.dropout and {name}.attention_dropout must be in 0..1.")
     need(c.text.width % c.text.heads == 0, f"text.heads ({c.text.heads}) must divide text.width ({c.text.width}).")
-    need(0 <= c.text.word_dropout < 1 and 0 <= c.denoiser.condition_dropout <= 1, "text.word_dropout and denoiser.condition_dropout must be in 0..1.")
+    need(c.text.word_dropout < 1 and c.denoiser.condition_dropout <= 1, "text.word_dropout and denoiser.condition_dropout must be in 0..1.")
     need(c.text.kind != "scratch" or c.denoiser.condition != "text" or c.denoiser.text_encoded_dim == c.text.width,
          f"denoiser.text_encoded_dim ({c.denoiser.text_encoded_dim}) must equal text.width ({c.text.width}) for the small text tower.")
-    need(1 <= c.data.min_length < c.data.max_length, f"data.min_length ({c.data.min_length}) must be below data.max_length ({c.data.max_length}).")
-    need(1 <= c.data.unit_length <= c.data.min_length, f"data.unit_length must be 1 to data.min_length, got {c.data.unit_length}.")
+    need(c.data.min_length < c.data.max_length, f"data.min_length ({c.data.min_length}) must be below data.max_length ({c.data.max_length}).")
+    need(c.data.unit_length <= c.data.min_length, f"data.unit_length must be 1 to data.min_length, got {c.data.unit_length}.")
     need(c.data.max_frames % c.data.unit_length == 0, f"data.max_frames ({c.data.max_frames}) must be a multiple of data.unit_length ({c.data.unit_length}).")
     need(c.data.fps > 0, f"data.fps must be positive, got {c.data.fps}.")
     d = c.diffusion
     need(0 < d.beta_start < d.beta_end < 1, f"diffusion.beta_start ({d.beta_start}) and beta_end ({d.beta_end}) must grow within 0..1.")
-    need(1 <= d.num_inference_steps <= d.num_train_timesteps,
+    need(d.num_inference_steps <= d.num_train_timesteps,
          f"diffusion.num_inference_steps must be 1 to diffusion.num_train_timesteps ({d.num_train_timesteps}), got {d.num_inference_steps}.")
-    need(d.guidance_scale >= 0 and 0 <= d.guidance_rescale <= 1 and 0 <= d.eta <= 1,
-         "diffusion.guidance_scale must not be negative; guidance_rescale and eta must be in 0..1.")
+    need(d.guidance_rescale <= 1 and d.eta <= 1, "diffusion.guidance_rescale and diffusion.eta must be in 0..1.")
     for name in ("train_vae", "train_diffusion"):
         s = getattr(c, name)
-        need(s.steps > 0 and s.batch_size > 0 and s.accumulate > 0 and s.lr > 0 and s.warmup >= 0,
-             f"{name}: steps, batch_size, accumulate and lr must be positive, warmup not negative.")
+        need(s.lr > 0, f"{name}.lr must be positive.")
         need(s.batch_size % s.accumulate == 0, f"{name}.accumulate ({s.accumulate}) must divide {name}.batch_size ({s.batch_size}).")
-        need(0 <= s.ema < 1 and 0 <= s.beta2 < 1, f"{name}.ema and {name}.beta2 must be in 0..1.")
+        need(s.ema < 1 and s.beta2 < 1, f"{name}.ema and {name}.beta2 must be in 0..1.")
     return c
 
 
@@ -323,6 +335,8 @@ def from_dict(data):
 def atomic_write(path, mode="wb"):
     """`with atomic_write(path) as f`: the file appears under its name whole, or not at all (an old one stays as it was)."""
     folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".", suffix=".part")
     try:

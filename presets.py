@@ -46,13 +46,14 @@ ACTION = {  # the published action model: ACTOR's VAE, a 15-layer denoiser, 1000
 TOY = {  # small enough for two CPU cores; x0 prediction on normalised latents is what learns in that budget
     "data.dataset": "toy",
     "vae.latent_dim": 128, "vae.ff_size": 512, "vae.num_layers": 5, "vae.dropout": 0.0, "vae.attention_dropout": 0.0,
-    "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.max_positions": 256,
+    "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.latent_size": 2, "vae.position_embedding": "sine",
+    "vae.joints_loss": "distance", "vae.lambda_joint": 0.05,
     "text.kind": "scratch",
     "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5, "denoiser.dropout": 0.0,
     "denoiser.attention_dropout": 0.0, "denoiser.text_encoded_dim": 128, "denoiser.max_positions": 256,
     "denoiser.normalize_latents": True, "denoiser.final_linear": True,
     "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 2.5,
-    "train_vae.steps": 6000, "train_vae.batch_size": 32, "train_vae.lr": 8e-4, "train_vae.warmup": 200,
+    "train_vae.steps": 8000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 4e-3, "train_vae.warmup": 200,
     "train_diffusion.steps": 8000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
     "train_diffusion.warmup": 200, "train.cache_latents": 10,
 }
@@ -91,8 +92,6 @@ SHORT |= {"condition": "denoiser.condition", "cfg_asset": "cfg_assets", "model.t
 # The command line
 
 
-
-
 def nearest(name, known):
     """' Did you mean X?' for the closest of the `known` names, or a list of them."""
     close = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
@@ -120,7 +119,7 @@ def read_assets(path):
         try:
             (target,), value = node.targets, ast.literal_eval(node.value)
             name = ast.unparse(target)
-        except (AttributeError, ValueError):
+        except (AttributeError, TypeError, ValueError):
             raise SettingError(f"Assets file {path}, line {node.lineno}: expected `name = literal`, found {ast.unparse(node)!r}.") from None
         values[name if "." in name else f"assets.{name}"] = value
     return values
@@ -143,10 +142,10 @@ def parse_args(argv, options=None, doc=""):
     while queue:
         word = queue.pop(0)
         match = re.fullmatch(r"(?:--)?([A-Za-z_]\w*(?:\.\w+)?)=(.*)", word, re.S) if word.startswith("--") or re.match(r"\w+\.\w+=", word) else None
-        if not word.startswith("--") and not match:
+        if not word.startswith("-") and not match:
             words.append(word)
             continue
-        name, value = match.groups() if match else (word[2:], None)
+        name, value = match.groups() if match else (word.lstrip("-"), None)
         name = SHORT.get(name, name)
         if name not in own and name not in known and name not in ("config", "dataset", "modules", "recipe", "cfg_assets"):
             raise SettingError(f"Unknown setting {name!r}.{nearest(name, [*own, *known, *SHORT, 'config', 'dataset', 'modules', 'recipe', 'cfg_assets'])}")
@@ -203,8 +202,12 @@ def help_text(doc, options=None):
             lines.append(f"  --{section + '.' + f.name:34s} {str(default):>16s}  {comments(cls)[f.name]}{choices}")
     return "\n".join(lines)
 
+
 if __name__ == "__main__":
     try:
-        print(json.dumps(to_dict(parse_args(sys.argv[1:], doc=__doc__)[0]), indent=2))
+        config, words = parse_args(sys.argv[1:], doc=__doc__)
+        if words:
+            raise SettingError(f"presets.py takes flags only, found {words[0]!r}; see --help.")
+        print(json.dumps(to_dict(config), indent=2))
     except SettingError as error:
         sys.exit(f"error: {error}")

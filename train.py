@@ -97,9 +97,11 @@ class Run:
             with open(self.path("log.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
             if self.board is None:
-                with contextlib.suppress(ImportError):
+                try:
                     from torch.utils.tensorboard import SummaryWriter
                     self.board = SummaryWriter(self.folder)
+                except ImportError:
+                    self.board = False
             if self.board:
                 stage, step = values.pop("stage"), values.pop("step")
                 for key, value in values.items():

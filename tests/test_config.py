@@ -29,11 +29,11 @@ def test_every_preset_is_valid_and_survives_json(preset, recipe):
 
 def test_four_layers_each_win_over_the_one_before(tmp_path):
     assets = tmp_path / "assets.py"
-    assets.write_text('"""my machine"""\nclip_path = "/models/clip"\ntrain_vae.batch_size = 16\ntrain_vae.lr = 3e-4\n')
+    assets.write_text('"""my machine"""\nclip_path = "/models/clip"\ntrain_vae.batch_size = 24\ntrain_vae.lr = 3e-4\n')
     assert Config().train_vae.batch_size == 64
-    assert resolve("--config", "toy").train_vae.batch_size == 32
+    assert resolve("--config", "toy").train_vae.batch_size == PRESETS["toy"]["train_vae.batch_size"] not in (24, 64)
     c = resolve("--config", "toy", "--cfg_assets", str(assets))
-    assert (c.train_vae.batch_size, c.train_vae.lr, c.assets.clip_path) == (16, 3e-4, "/models/clip")
+    assert (c.train_vae.batch_size, c.train_vae.lr, c.assets.clip_path) == (24, 3e-4, "/models/clip")
     c = resolve("--config", "toy", "--cfg_asset", str(assets), "--train_vae.batch_size=8")
     assert (c.train_vae.batch_size, c.train_vae.lr) == (8, 3e-4)
 
@@ -101,7 +101,15 @@ def test_paper_recipe():
     (["--modules", "novae", "--stage", "vae"], "no VAE to train"),
     (["--modules", "novae", "--cache_latents", "4"], "cache_latents needs a VAE"),
     (["--data.min_length=300"], "below data.max_length"),
-    (["--diffusion.num_inference_steps=0"], "num_inference_steps must be 1 to"),
+    (["--diffusion.num_inference_steps=0"], "num_inference_steps must be positive"),
+    (["--seed=-1"], "train.seed must not be negative, got -1"),
+    (["--train.log_every=0"], "train.log_every must be positive"),
+    (["--text.heads=0"], "text.heads must be positive"),
+    (["--text.context_length=2"], "text.context_length must be at least 3"),
+    (["--train_vae.lr=0"], "train_vae.lr must be positive"),
+    (["--text.last_hidden_state", "1", "--denoiser.max_positions=50"], "must hold 78 tokens and vae.latent_size"),
+    (["--modules", "novae", "--denoiser.max_positions=197"], "must hold 2 tokens and data.max_frames: 198"),
+    (["-stag", "vae"], "Did you mean stage"),
     (["--diffusion.num_inference_steps=1001"], "num_inference_steps must be 1 to"),
     (["--diffusion.guidance_scale=-1"], "guidance_scale"),
     (["--train_vae.accumulate=7"], "must divide train_vae.batch_size"),
@@ -115,7 +123,7 @@ def test_refusals_name_the_setting(argv, message):
 
 def test_assets_file_executes_nothing(tmp_path):
     witness, assets = tmp_path / "witness", tmp_path / "assets.py"
-    for line in (f"clip_path = open({str(witness)!r}, 'w').name", f"open({str(witness)!r}, 'w')", "import os", "a = b = 1", "x[0] = 1", "nothing.here = 1"):
+    for line in ("clip_path = {[]: 1}", f"clip_path = open({str(witness)!r}, 'w').name", f"open({str(witness)!r}, 'w')", "import os", "a = b = 1", "x[0] = 1", "nothing.here = 1"):
         assets.write_text("t2m_path = 'ok'\n" + line)
         with pytest.raises(SettingError, match="literal|Unknown setting"):
             resolve("--cfg_assets", str(assets))
@@ -167,5 +175,6 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
 def test_as_a_program():
     run = lambda *argv: subprocess.run([sys.executable, "presets.py", *argv], cwd=ROOT, capture_output=True, text=True)
     assert json.loads(run("--dataset", "kit").stdout)["data"]["fps"] == 12.5
+    assert run("stage=vae").stderr == "error: presets.py takes flags only, found 'stage=vae'; see --help.\n"
     bad = run("--vae.num_layers=4")
     assert bad.returncode == 1 and bad.stderr.startswith("error: vae.num_layers must be odd") and bad.stderr.count("\n") == 1
