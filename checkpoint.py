@@ -7,12 +7,15 @@
         folder                         the hub's folders: a VAE's and a denoiser's config.json + model.safetensors, as
                                        subfolders of `folder`
 
+    python checkpoint.py halve out/toy/model.pt checkpoints/toy.pt     its networks' weights as float16: half the size
+
 Nothing in a file is ever run: ours are read with weights_only=True, the others by safe_pickle.py.
 """
 import json
 import os
 import pickle
 import re
+import sys
 
 import numpy as np
 import torch
@@ -324,3 +327,23 @@ def read_published(path):
     expected |= {key: torch.empty(nfeats, device="meta") for key in ("mean", "std") if key in state}
     check(expected, state, path)
     return config, state
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def halve(source, target):
+    """Write our finished model `source` to `target` with its networks' weights in float16; loading casts them back."""
+    data = load(source)
+    networks = ("vae.", "denoiser.", "text_encoder.", "length_estimator.")  # not the mean and std of features and latents
+    state = {name: value.half() if name.startswith(networks) else value for name, value in data["model"].items()}
+    save(target, data["config"], state, **{name: data[name] for name in ("vocabulary", "actions") if name in data})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[1] != "halve":
+        sys.exit("usage: python checkpoint.py halve MODEL.pt SMALLER.pt")
+    try:
+        halve(*sys.argv[2:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -224,6 +224,16 @@ def forward_kinematics(rotations, root, offsets, parents):
     return torch.stack(positions, dim=-2)
 
 
+def keep_bones(joints, lengths, parents):
+    """Give a generated body bones of constant length: joints (..., J, 3) -> the same, each joint moved along the line to its
+    parent, from the root outwards. lengths (J,) in metres, row 0 unused; parents (J,), each before its children."""
+    placed = [joints[..., 0, :]]
+    for j, p in enumerate(parents[1:], start=1):
+        bone = joints[..., j, :] - placed[p]
+        placed.append(placed[p] + bone * lengths[j] / np.linalg.norm(bone, axis=-1, keepdims=True).clip(1e-9))
+    return np.stack(placed, axis=-2)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Joints -> features (numpy, one clip, float64 inside)
 

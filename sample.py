@@ -81,6 +81,7 @@ def main(argv):
 
 
 def run(args, prompts):
+    import numpy as np
     import torch  # takes most of the start: not for a wrong flag, nor for --help
 
     import bvh
@@ -110,6 +111,9 @@ def run(args, prompts):
     _, joints = model.generate(texts, labels, lengths=lengths, guidance_scale=args.guidance, sampler=args.sampler,
                                num_inference_steps=args.steps, seed=args.seed, progress=sys.stderr.isatty())
     motions = [j[:n].cpu().numpy() for j, n in zip(joints, lengths)]
+    if c.data.skeleton == "t2m":  # every HumanML3D body has the same bones
+        bones = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
+        motions = [motion.keep_bones(j, bones, motion.T2M.parents) for j in motions]
     made = time.time()
 
     base = os.path.join(args.out, file_name(captions[0]) + (f"-and-{len(set(captions)) - 1}-more" if len(set(captions)) > 1 else ""))

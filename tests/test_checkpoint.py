@@ -330,6 +330,16 @@ def test_a_finished_model_comes_back(tmp_path):
     assert checkpoint.load_model(tmp_path / "model.pt", AssetsConfig(clip_path="here")).config.assets.clip_path == "here"
 
 
+def test_half_the_size_and_nearly_the_same_motion(tmp_path):
+    model = finished(tiny_config(), tmp_path / "model.pt")
+    checkpoint.halve(tmp_path / "model.pt", tmp_path / "half.pt")
+    assert os.path.getsize(tmp_path / "half.pt") < 0.8 * os.path.getsize(tmp_path / "model.pt")  # names weigh as much as so small a net
+    again = checkpoint.load_model(tmp_path / "half.pt")
+    assert {p.dtype for p in again.parameters()} == {torch.float32} and torch.equal(again.mean, model.mean)
+    made = [m.generate(["a man"], lengths=[40], seed=3, num_inference_steps=3)[0] for m in (model, again)]
+    assert 0 < (made[0] - made[1]).abs().max() < 0.05 * made[0].abs().max()
+
+
 def test_training_state_comes_back(tmp_path):
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(net.parameters())

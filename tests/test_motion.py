@@ -189,6 +189,17 @@ def test_retargeting_changes_lengths_and_keeps_directions(skeleton):
     np.testing.assert_allclose(bones @ bones.swapaxes(1, 2), before @ before.swapaxes(1, 2), atol=1e-9)  # but for facing
 
 
+def test_bones_keep_their_lengths_and_joints_nearly_their_places():
+    joints, lengths = tumble(T2M), np.linalg.norm(T2M_OFFSETS, axis=1)
+    exact = motion.keep_bones(joints, lengths, T2M.parents)
+    bones = np.linalg.norm(exact[:, 1:] - exact[:, list(T2M.parents[1:])], axis=-1)
+    assert np.abs(bones - lengths[1:]).max() < 1e-12 and np.array_equal(exact[:, 0], joints[:, 0])
+    shaken = exact + np.random.default_rng(0).normal(0, 0.002, exact.shape)
+    again = motion.keep_bones(shaken, lengths, T2M.parents)
+    assert np.linalg.norm(again - exact, axis=-1).max() < 0.03
+    assert np.abs(motion.keep_bones(exact, lengths, T2M.parents) - exact).max() < 1e-12
+
+
 def test_bones_exactly_opposite_to_their_rest_direction():
     """Half a turn has no shortest way: any is right as long as it is a rotation that ends there."""
     joints = tumble(T2M, sway=0.0)
