@@ -353,7 +353,7 @@ def joints_to_features(joints, skeleton, target_offsets=None, clip=''):
     # bones turned in the world, then each against the one before it
     bones = joints[:-1, 1:] - joints[:-1, skeleton.parents[1:]]
     world = rotation_between(skeleton.offsets_dir[1:], unit_rows(bones))
-    root = turn_about_y(-turn[:-1, None], np.eye(3))[:, None]  # rows turned by -turn: the matrix that turns columns by turn
+    root = turn_about_y(-turn[:-1, None], np.eye(3))[:, None]  # rows turned by -turn: columns turned by turn
     world = np.concatenate([root, world], axis=1)  # (T-1, J, 3, 3)
     rotations = world[:, skeleton.rotation_parents[1:]].swapaxes(-1, -2) @ world[:, 1:]
 
@@ -397,7 +397,7 @@ def to_metres(features, name, rest=None):
     if name in SKELETONS:
         return features_to_joints(features, SKELETONS[name]) * SKELETONS[name].unit
     rows = features.unflatten(-1, (25, 6))
-    rest = torch.as_tensor(rest, dtype=features.dtype, device=features.device)
+    rest = (rest if isinstance(rest, torch.Tensor) else torch.tensor(rest)).to(features)
     offsets = rest - rest[[max(p, 0) for p in SMPL_PARENTS]]
     rotations = matrix_from_6d(rows[..., :24, :]).mT  # ACTOR's six numbers are rows of the matrix
     return forward_kinematics(rotations, rows[..., 24, :3], offsets, SMPL_PARENTS)

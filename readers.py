@@ -224,7 +224,8 @@ def read_uestc(folder, found):
 
 def keep(id, arrays, found):
     """Whether a sequence can be used; if not, `found` says why."""
-    reason = "empty" if not all(map(np.size, arrays)) else "" if all(np.isfinite(a).all() for a in arrays) else "not finite"
+    whole, finite = all(map(np.size, arrays)), all(np.isfinite(array).all() for array in arrays)
+    reason = "empty" if not whole else "" if finite else "not finite"
     if reason:
         found[reason].append(id)
     return not reason

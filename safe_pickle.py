@@ -87,7 +87,8 @@ class Dtype:
 class Array(np.ndarray):
     def __setstate__(self, state):
         version, shape, dtype, fortran, data = state
-        if dtype.value.hasobject and (type(data) is not list or len(data) != math.prod(shape)):  # numpy would read past its end
+        # numpy reads as many objects as the shape says, past the end of a shorter list
+        if dtype.value.hasobject and (type(data) is not list or len(data) != math.prod(shape)):
             raise pickle.UnpicklingError("an array of objects without its objects")
         super().__setstate__((version, shape, dtype.value, fortran, data))
 

@@ -449,3 +449,10 @@ def test_wrong_number_of_features_is_refused():
                      lambda f: motion.features_to_joints_from_rotations(f, KIT, None)):
         with pytest.raises(ValueError, match='the kit skeleton has 251 features per frame, found 263'):
             function(torch.zeros(2, 5, 263))
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_rest_pose_that_cannot_be_written_is_no_reason_to_warn():
+    rest, features = np.zeros((24, 3)), np.zeros((2, 150), np.float32)
+    rest.flags.writeable = False
+    assert motion.to_metres(features, 'smpl', rest).shape == (2, 24, 3)
