@@ -1,17 +1,17 @@
-"""Makes Triton's interpreter a strict judge of a kernel: the GPU's rounding, and a check of every address of every launch.
+"""Makes Triton's interpreter a strict judge of a kernel: the GPU's rounding, and a check of every launch's addresses.
 
 Import it before any kernel, in a process with TRITON_INTERPRET=1 and MLD_KERNELS=triton. From then on
 
-- bfloat16 numbers are rounded to the nearest, and products of 16-bit numbers are added up in float32 (the stock interpreter
-  truncates, and multiplies the bits of bfloat16 as if they were integers);
-- a product of float32 matrices that does not ask for "ieee" is rounded to TF32, as a GPU would do (the stock one hides it);
+- bfloat16 numbers are rounded to the nearest, and products of 16-bit numbers are added up in float32 (the stock
+  interpreter truncates, and multiplies the bits of bfloat16 as if they were integers);
+- a product of float32 matrices that does not ask for "ieee" is rounded to TF32, as on a GPU (the stock one hides it);
 - every launch is watched (`Watch`): an access outside the tensors passed, a masked load that leaves the masked lanes
   undefined, two programs that write one address, or one that reads what another writes, fails the test. The interpreter
   runs programs one after the other, so that such races would otherwise go unseen;
 - torch.empty gives NaN, so that a result nobody wrote is seen.
 
-The names replaced are Triton's private ones, as of 3.7: tests/test_kernels_interpreter.py plants one error of each kind and
-demands that it is caught, so that a version that moved them fails loudly.
+The names replaced are Triton's private ones, as of 3.7: tests/test_kernels_interpreter.py plants one error of each kind
+and demands that it is caught, so that a version that moved them fails loudly.
 """
 import os
 
@@ -95,8 +95,8 @@ InterpreterBuilder.create_dot, InterpreterBuilder.create_erf = dot, erf
 
 
 def call(self, *args, **kwargs):
-    """A kernel calls another @triton.jit function. The stock one patches all of triton.language again at every call, which
-    takes most of a kernel's time; once per launch and module is enough."""
+    """A kernel calls another @triton.jit function. The stock one patches all of triton.language again at every call,
+    which takes most of a kernel's time; once per launch and module is enough."""
     module = self.fn.__globals__["__name__"]
     if module not in current.patched:
         interpreter._patch_lang(self.fn)

@@ -1,7 +1,7 @@
 """The kernels against float64, and what decides between them and plain torch.
 
 On a machine with a GPU `pytest tests/test_kernels.py` runs every case on it. Without one the same cases run in Triton's
-interpreter, in a process of their own (test_kernels_interpreter.py starts it); what remains here then is the torch path.
+interpreter, in a process of their own (test_kernels_interpreter.py starts it); what remains here is the torch path.
 """
 import math
 import os
@@ -19,7 +19,8 @@ from kernels import backend, tiles
 if backend.INTERPRETED:
     import interpreter_harness  # noqa: F401 (every launch is watched, and torch.empty gives NaN)
 DEVICE = "cpu" if backend.INTERPRETED else "cuda" if torch.cuda.is_available() else None
-on_kernels = pytest.mark.skipif(DEVICE is None, reason="NOT RUN on a GPU, there is none: test_kernels_interpreter.py runs these cases in Triton's interpreter")
+on_kernels = pytest.mark.skipif(DEVICE is None, reason="NOT RUN on a GPU, there is none: test_kernels_interpreter.py "
+                                "runs these cases in Triton's interpreter")
 on_torch = pytest.mark.skipif(backend.INTERPRETED, reason="about the torch path")
 attention_kernels = sys.modules["kernels.attention"]
 BOUND = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}  # relative L2 error against float64
@@ -89,7 +90,7 @@ def check_attention(q, k, v, lengths, causal, dtype, keep=1.0, dropout_p=0.0, se
     expected = plain_attention(*exact, lengths, causal, keep)
     close(o, expected, dtype)
     for name, gradient, exact_gradient in zip("qkv", found, torch.autograd.grad(expected, exact, do.double())):
-        close(gradient, exact_gradient, dtype, looser=1.5)  # bfloat16 at very few keys, where ds nearly cancels: up to 9e-3
+        close(gradient, exact_gradient, dtype, looser=1.5)  # bfloat16 at few keys, where ds nearly cancels: up to 9e-3
         if lengths is not None and name != "q":
             assert not gradient.masked_select(behind[:, None, :, None]).any()
     if lengths is not None:
@@ -98,9 +99,8 @@ def check_attention(q, k, v, lengths, causal, dtype, keep=1.0, dropout_p=0.0, se
 
 
 LENGTHS = [1, 3, 16, 17, 63, 64, 65, 198, 199, 200]
-CASES = [(L, dtype, causal, whole) for L in LENGTHS for dtype, causal, whole in [
-    (torch.bfloat16, False, True), (torch.bfloat16, True, True), (torch.bfloat16, False, False), (torch.bfloat16, True, False),
-    (torch.float16, False, L % 2 == 0), (torch.float16, True, L % 2 == 1), (torch.float32, False, False), (torch.float32, True, False)]]
+CASES = [(L, dtype, causal, whole) for L in LENGTHS for causal in (False, True) for dtype, whole in [
+    (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, L % 2 == causal), (torch.float32, False)]]
 
 
 @on_kernels
@@ -129,7 +129,8 @@ def test_attention_of_any_head_width(D, whole, monkeypatch):
 
 
 @on_kernels
-@pytest.mark.parametrize("Lq, Lk, whole", [(198, 7, True), (198, 7, False), (5, 130, True), (5, 130, False), (64, 1, False), (1, 300, True)])
+@pytest.mark.parametrize("Lq, Lk, whole", [(198, 7, True), (198, 7, False), (5, 130, True), (5, 130, False),
+                                           (64, 1, False), (1, 300, True)])
 def test_cross_attention(Lq, Lk, whole, monkeypatch):
     choose_form(monkeypatch, whole)
     q, k, v = (torch.randn(2, 2, L, 16, device=DEVICE).to(torch.bfloat16) for L in (Lq, Lk, Lk))
@@ -143,17 +144,18 @@ def test_attention_of_512_and_of_expanded_gradients(monkeypatch):
     check_attention(q, k, v, torch.tensor([500], device=DEVICE), True, torch.float16)
     q, k, v = (torch.randn(2, 1, 5, 16, device=DEVICE, requires_grad=True) for _ in range(3))
     found = torch.autograd.grad(kernels.attention(q, k, v).sum(), (q, k, v))  # a gradient with strides of 0
-    for a, b in zip(found, torch.autograd.grad(plain_attention(q.double(), k.double(), v.double()).sum(), (q, k, v))):
+    expected = torch.autograd.grad(plain_attention(q.double(), k.double(), v.double()).sum(), (q, k, v))
+    for a, b in zip(found, expected):
         close(a, b, torch.float32)
 
 
 def dropout_factors(L, p, seed):
-    """The factors that kernels.attention applies, seen from outside: equal scores, and values that tell the keys apart."""
+    """The factors that kernels.attention applies, seen from outside: equal scores, values that tell the keys apart."""
     zero, found = torch.zeros(1, 2, L, 64, device=DEVICE), []
     for first in range(0, L, 64):
         torch.manual_seed(seed)
-        o = kernels.attention(zero, zero, torch.eye(L, 64 + first, device=DEVICE)[None, None, :, first:].expand(1, 2, L, 64), dropout_p=p)
-        found.append(o * L)  # (1, 2, L, 64): each probability is 1 / L
+        v = torch.eye(L, 64 + first, device=DEVICE)[:, first:].expand(1, 2, L, 64)
+        found.append(kernels.attention(zero, zero, v, dropout_p=p) * L)  # (1, 2, L, 64): each probability is 1 / L
     return torch.cat(found, -1)[..., :L].double()
 
 
@@ -191,24 +193,26 @@ def test_attention_dropout_backward_drops_what_the_forward_dropped(dtype, whole,
 @on_kernels
 @pytest.mark.parametrize("C", [256, 200, 33, 768])
 @pytest.mark.parametrize("R", [1, 5, 37])
-@pytest.mark.parametrize("x_dtype, r_dtype", [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16),
-                                              (torch.bfloat16, torch.float32), (torch.float32, None), (torch.bfloat16, None)])
+@pytest.mark.parametrize("x_dtype, r_dtype", [
+    (torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16),
+    (torch.bfloat16, torch.float32), (torch.float32, None), (torch.bfloat16, None)])
 def test_add_layer_norm(R, C, x_dtype, r_dtype):
     """Forward and gradients, the second output used or not; x and residual of different types, as under autocast."""
-    x, weight, bias = torch.randn(R, C, device=DEVICE) * 3 + 1, torch.randn(C, device=DEVICE), torch.randn(C, device=DEVICE)
-    inputs = [x.to(x_dtype), weight.to(x_dtype), bias.to(x_dtype)] + ([torch.randn(R, C, device=DEVICE).to(r_dtype)] if r_dtype else [])
-    inputs = [t.requires_grad_() for t in inputs]
+    x, weight, bias = torch.randn(R, C) * 3 + 1, torch.randn(C), torch.randn(C)
+    inputs = [t.to(DEVICE, x_dtype) for t in (x, weight, bias)]
+    inputs = [t.requires_grad_() for t in inputs + ([torch.randn(R, C).to(DEVICE, r_dtype)] if r_dtype else [])]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     for return_sum in (False, True):
         with kernels.expect("triton"):
-            y = kernels.add_layer_norm(inputs[0], inputs[3] if r_dtype else None, inputs[1], inputs[2], return_sum=return_sum)
+            y = kernels.add_layer_norm(inputs[0], inputs[3] if r_dtype else None, *inputs[1:3], return_sum=return_sum)
         s = exact[0] + exact[3] if r_dtype else exact[0]
         outputs = (F.layer_norm(s, (C,), exact[1], exact[2]), s)[:1 + return_sum]
         y = y if return_sum else (y,)
         grads = [torch.randn(R, C, device=DEVICE).to(t.dtype) for t in y]
         for a, b in zip(y, outputs):
             close(a, b, x_dtype)
-        for a, b in zip(torch.autograd.grad(y, inputs, grads), torch.autograd.grad(outputs, exact, [g.double() for g in grads])):
+        expected = torch.autograd.grad(outputs, exact, [g.double() for g in grads])
+        for a, b in zip(torch.autograd.grad(y, inputs, grads), expected):
             close(a, b, x_dtype)
 
 
@@ -217,11 +221,11 @@ def test_add_layer_norm_of_many_rows(monkeypatch):
     """More tiles than programs in the backward, so that each adds up several; bit for bit the same each time."""
     layer_norm_kernels = sys.modules["kernels.layer_norm"]
     monkeypatch.setattr(layer_norm_kernels, "row_tiles", lambda R, C: (*tiles.row_tiles(R, C)[:3], 7))
-    inputs = [t.requires_grad_() for t in (torch.randn(2, 61, 64, device=DEVICE), torch.randn(2, 61, 64, device=DEVICE).mT.contiguous().mT,
-                                           torch.randn(64, device=DEVICE), torch.randn(64, device=DEVICE))]
+    inputs = [torch.randn(2, 61, 64), torch.randn(2, 61, 64).mT.contiguous().mT, torch.randn(64), torch.randn(64)]
+    inputs = [t.to(DEVICE).requires_grad_() for t in inputs]
     grads = [torch.autograd.grad(kernels.add_layer_norm(*inputs).square().sum(), inputs) for _ in range(2)]
     exact = [t.detach().double().requires_grad_() for t in inputs]
-    expected = torch.autograd.grad(F.layer_norm(exact[0] + exact[1], (64,), exact[2], exact[3]).square().sum(), exact)
+    expected = torch.autograd.grad(F.layer_norm(exact[0] + exact[1], (64,), *exact[2:]).square().sum(), exact)
     for a, b, c in zip(*grads, expected):
         assert torch.equal(a, b)
         close(a, c, torch.float32)
@@ -230,8 +234,7 @@ def test_add_layer_norm_of_many_rows(monkeypatch):
 @on_kernels
 @pytest.mark.parametrize("r_dtype", [torch.float32, None])
 def test_add_layer_norm_dropout(r_dtype):
-    x, r, w, b = (t.requires_grad_() for t in (torch.randn(50, 96, device=DEVICE), torch.randn(50, 96, device=DEVICE),
-                                               torch.randn(96, device=DEVICE), torch.randn(96, device=DEVICE)))
+    x, r, w, b = (torch.randn(size, device=DEVICE, requires_grad=True) for size in ((50, 96), (50, 96), 96, 96))
     residual = r if r_dtype else None
     torch.manual_seed(3)
     y, s = kernels.add_layer_norm(x, residual, w, b, dropout_p=0.2, return_sum=True)
@@ -244,7 +247,8 @@ def test_add_layer_norm_dropout(r_dtype):
     dy, ds = torch.randn_like(y), torch.randn_like(s)
     used = [0, 1, 2, 3] if r_dtype else [0, 2, 3]
     found = torch.autograd.grad((y, s), [(x, r, w, b)[i] for i in used], (dy, ds))
-    for a, e in zip(found, torch.autograd.grad((expected_y, expected_s), [exact[i] for i in used], (dy.double(), ds.double()))):
+    expected = torch.autograd.grad((expected_y, expected_s), [exact[i] for i in used], (dy.double(), ds.double()))
+    for a, e in zip(found, expected):
         close(a, e, torch.float32)
     torch.manual_seed(3)
     assert torch.equal(y, kernels.add_layer_norm(x, residual, w, b, dropout_p=0.2))
@@ -255,8 +259,7 @@ def test_add_layer_norm_dropout(r_dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("R, C", [(1, 40), (19, 256), (70, 300)])
 def test_linear_gelu(R, C, dtype):
-    x, weight, bias = torch.randn(R, 8, device=DEVICE) * 2, torch.randn(C, 8, device=DEVICE), torch.randn(C, device=DEVICE)
-    inputs = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
+    inputs = [t.to(DEVICE, dtype).requires_grad_() for t in (torch.randn(R, 8) * 2, torch.randn(C, 8), torch.randn(C))]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     with kernels.expect("triton"):
         y = kernels.linear_gelu(*inputs)
@@ -269,7 +272,7 @@ def test_linear_gelu(R, C, dtype):
 
 @on_kernels
 def test_linear_gelu_dropout():
-    x, weight, bias = (t.requires_grad_() for t in (torch.rand(60, 64, device=DEVICE), torch.rand(64, 64, device=DEVICE), torch.rand(64, device=DEVICE)))
+    x, weight, bias = (torch.rand(size, device=DEVICE, requires_grad=True) for size in ((60, 64), (64, 64), 64))
     torch.manual_seed(3)
     y = kernels.linear_gelu(x, weight, bias, dropout_p=0.2)
     exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
@@ -278,7 +281,8 @@ def test_linear_gelu_dropout():
     assert abs((factors == 0).double().mean() - 0.2) < 4 * math.sqrt(0.16 / y.numel())
     close(y, expected * factors, torch.float32)
     dy = torch.randn_like(y)
-    for a, b in zip(torch.autograd.grad(y, (x, weight, bias), dy), torch.autograd.grad(expected * factors, exact, dy.double())):
+    expected = torch.autograd.grad(expected * factors, exact, dy.double())
+    for a, b in zip(torch.autograd.grad(y, (x, weight, bias), dy), expected):
         close(a, b, torch.float32)
     torch.manual_seed(3)
     assert torch.equal(y, kernels.linear_gelu(x, weight, bias, dropout_p=0.2))
@@ -295,8 +299,7 @@ def all_three(q, k, v, x, w, lengths):
 
 
 def operands(L=5):
-    q, k, v = (torch.randn(1, 2, L, 16, device=DEVICE, requires_grad=True) for _ in range(3))
-    return q, k, v, torch.randn(L, 64, device=DEVICE, requires_grad=True), torch.randn(64, device=DEVICE, requires_grad=True)
+    return [torch.randn(size, device=DEVICE, requires_grad=True) for size in [(1, 2, L, 16)] * 3 + [(L, 64), 64]]
 
 
 @on_kernels
@@ -307,8 +310,9 @@ def test_opcheck():
     seed, n = torch.tensor([4], device=DEVICE), torch.tensor([3], device=DEVICE)
     for sample in ((q, k, v, n, seed, True, 0.1), (q, k, v, None, None, False, 0.0)):
         torch.library.opcheck(operators.attention, sample)
-    for sample in ((x, x.detach().clone().requires_grad_(), w, w.detach().clone(), seed, 1e-5, 0.1, True, torch.float32),
-                   (x, None, w, w.detach().clone(), None, 1e-5, 0.0, False, torch.float32)):
+    r, b = x.detach().clone().requires_grad_(), w.detach().clone()
+    for sample in ((x, r, w, b, seed, 1e-5, 0.1, True, torch.float32),
+                   (x, None, w, b, None, 1e-5, 0.0, False, torch.float32)):
         torch.library.opcheck(operators.add_layer_norm, sample)
     torch.library.opcheck(operators.bias_gelu, (x, w, seed, 0.1))
     with torch.no_grad():  # the backwards have no backward
@@ -316,8 +320,9 @@ def test_opcheck():
         o, lse = operators.attention(q, k, v, n, seed, True, 0.1)
         torch.library.opcheck(operators.attention_backward, (q, k, v, o, lse, o, n, seed, True, 0.1), test_utils=kinds)
         y, s, mean, rstd = operators.add_layer_norm(x, x, w, w, seed, 1e-5, 0.1, True, torch.float32)
-        for dropout_seed, dtype in ((seed, torch.float32), (None, torch.float32), (None, torch.bfloat16)):
-            torch.library.opcheck(operators.add_layer_norm_backward, (y, s, s, w, mean, rstd, dropout_seed, 0.1, dtype), test_utils=kinds)
+        for n, dtype in ((seed, torch.float32), (None, torch.float32), (None, torch.bfloat16)):
+            sample = (y, s, s, w, mean, rstd, n, 0.1, dtype)
+            torch.library.opcheck(operators.add_layer_norm_backward, sample, test_utils=kinds)
         torch.library.opcheck(operators.bias_gelu_backward, (x, w, x, None, 0.0), test_utils=kinds)
 
 
@@ -369,15 +374,25 @@ def test_no_gradients_no_sum():
 @on_kernels
 def test_triton_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(backend, "MODE", "triton")
-    q = torch.randn(1, 1, 4, 16, device=DEVICE)
+    q, n = torch.randn(2, 1, 4, 16, device=DEVICE), torch.tensor([3], device=DEVICE)
     long = torch.randn(1, 1, 513, 16, device=DEVICE)
     for inputs, reason in (((q.double(),) * 3, "float64"), ((q[..., :8],) * 3, "head width"), ((long,) * 3, "1 to 512"),
-                           ((q.mT.contiguous().mT,) * 3, "contiguous"), ((q, q.half(), q), "must all be"), ((q[:0],) * 3, "pairs")):
+                           ((q.mT.contiguous().mT,) * 3, "contiguous"), ((q, q.half(), q), "must all be"),
+                           ((q[:0],) * 3, "pairs"), ((q, q[:1], q[:1]), "as q is"), ((q, q[:, :, :3], q), "as q is"),
+                           ((q, q, q, n), "2 contiguous numbers"), ((q, q, q, n.expand(2)), "2 contiguous numbers")):
         with pytest.raises(RuntimeError, match=f"MLD_KERNELS=triton, but attention cannot.*{reason}"):
             kernels.attention(*inputs)
-    x, w = torch.randn(2, 1025, device=DEVICE), torch.randn(1025, device=DEVICE)
-    with pytest.raises(RuntimeError, match="1 to 1024 columns"):
-        kernels.add_layer_norm(x, x, w, w)
+    wide, w = torch.randn(2, 1025, device=DEVICE), torch.randn(1025, device=DEVICE)
+    x = wide[:, :8]
+    for inputs, reason in (((wide, wide, w, w), "1 to 1024 columns"), ((x.double(), x, w[:8], w[:8]), "float64"),
+                           ((x, None, w[:8], w[::129]), "contiguous numbers"), ((x, x[:1], w[:8], w[:8]), "not go"),
+                           ((x, None, w[:7], w[:7]), "contiguous numbers")):
+        with pytest.raises(RuntimeError, match=f"add_layer_norm cannot.*{reason}"):
+            kernels.add_layer_norm(*inputs)
+    for inputs, reason in (((x[:0], x, w[:2]), "empty"), ((x, x, w[:3]), "2 contiguous numbers"),
+                           ((x, x, w[::1000]), "2 contiguous numbers"), ((x, x, w.double()), "takes float32")):
+        with pytest.raises(RuntimeError, match=f"linear_gelu cannot.*{reason}"):
+            kernels.linear_gelu(*inputs)
     monkeypatch.setattr(backend, "MODE", "auto")
     with kernels.expect("torch"):
         kernels.attention(long, long, long)
@@ -400,7 +415,8 @@ def test_an_error_in_a_launch_is_not_swallowed(monkeypatch):
 def python(code, **environment):
     """Run code in a fresh process; -> its output, or the last line of its error."""
     environment = {k: v for k, v in os.environ.items() if k not in ("MLD_KERNELS", "TRITON_INTERPRET")} | environment
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     return result.stdout.strip() if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
 
 
@@ -416,12 +432,14 @@ def test_modes():
     without = "import sys; sys.modules['triton'] = None; "
     assert python(without + "import mld, clip, train, sample; " + ONE_CALL, **hidden) == "attention torch x1"
     error = python(without + ONE_CALL, MLD_KERNELS="triton")
-    assert error.startswith("RuntimeError: MLD_KERNELS=triton, but attention cannot run as a Triton kernel: triton cannot be imported")
+    reason = "RuntimeError: MLD_KERNELS=triton, but attention cannot run as a Triton kernel: triton cannot be imported"
+    assert error.startswith(reason)
 
 
 @on_torch
 def test_the_torch_path_does_not_import_triton():
-    assert python("import sys, transformer; print([m for m in sys.modules if m.startswith('triton')])", CUDA_VISIBLE_DEVICES="") == "[]"
+    code = "import sys, transformer; print([m for m in sys.modules if m.startswith('triton')])"
+    assert python(code, CUDA_VISIBLE_DEVICES="") == "[]"
 
 
 @on_torch
@@ -450,18 +468,17 @@ def test_torch_attention(lengths, causal, monkeypatch):
     """The definition, whatever stands behind a length; gradients, compiled too; the promised order in memory."""
     monkeypatch.setattr(backend, "MODE", "torch")
     lengths = None if lengths is None else torch.tensor(lengths)
-    q, k, v = (t.detach().requires_grad_() for t in torch.randn(3, 7, 3, 2, 4, dtype=torch.float64).permute(2, 0, 3, 1, 4))
+    behind = torch.zeros(()) > 0 if lengths is None else (torch.arange(7) >= lengths[:, None])[:, None, :, None]
+    q, k, v = torch.randn(3, 7, 3, 2, 4, dtype=torch.float64).permute(2, 0, 3, 1, 4)
+    q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
 
     def masked(q, k, v):
-        if lengths is not None:
-            behind = (torch.arange(7) >= lengths[:, None])[:, None, :, None]
-            k, v = k.masked_fill(behind, torch.nan), v.masked_fill(behind, torch.nan)
-        return kernels.attention(q, k, v, lengths, causal)
+        return kernels.attention(q, *(t.masked_fill(behind, torch.nan) for t in (k, v)), lengths, causal)
 
     assert torch.autograd.gradcheck(masked, (q, k, v))
-    kept = (k, v) if lengths is None else [t.masked_fill((torch.arange(7) >= lengths[:, None])[:, None, :, None], 0) for t in (k, v)]
     o = masked(q, k, v)
-    torch.testing.assert_close(o, plain_attention(q, *kept, lengths, causal))
+    expected = plain_attention(q, *(t.masked_fill(behind, 0) for t in (k, v)), lengths, causal)
+    torch.testing.assert_close(o, expected)
     assert o.transpose(1, 2).is_contiguous() and (lengths is None or not o[lengths == 0].any())
     torch.testing.assert_close(torch.compile(masked, fullgraph=True)(q, k, v), o)
 

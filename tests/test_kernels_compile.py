@@ -1,8 +1,9 @@
-"""Every kernel that the launchers can launch is compiled for sm_80 and sm_90 (and the main ones for gfx942), without a GPU.
+"""Every tile that the launchers can choose is compiled for sm_80 and sm_90 (the main ones for gfx942), without a GPU.
 
-kernels/report.py records the launches and compiles them with the real compiler; here it is asserted that nothing spills, that
-shared memory fits the chip, that tensor cores are used for 16-bit numbers and not for exact float32, and that there are no
-atomics. It needs a process in which Triton is neither absent nor interpreted: the first test starts it.
+kernels/report.py records the launches and compiles them with the real compiler; here it is asserted that nothing
+spills, that shared memory fits the chip, that tensor cores are used for 16-bit numbers and not for exact float32, and
+that there are no atomics. It needs a process in which Triton is neither absent nor interpreted: the
+first test starts it.
 """
 import importlib.util
 import itertools
@@ -64,14 +65,16 @@ def test_attention_of_clip_and_of_odd_widths(arch):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_layer_norm_and_gelu(arch, dtype):
     """All widths with dropout, which needs most; the others are in docs/kernels.md."""
-    launches = report.row_launches(arch, dtype, (32, 64, 128, 256, 512, 1024))
-    compile_all([launch for launch in launches if launch["DROPOUT"] and (launch.kernel.startswith("layer_norm") or launch["C"] <= 256)], arch)
+    launches = report.row_launches(arch, dtype, (16, 32, 64, 128, 256, 512, 1024))
+    assert {launch["BC"] for launch in launches} == {tiles.row_tiles(1, C)[1] for C in range(1, 1025)}
+    compile_all([launch for launch in launches if launch["DROPOUT"]
+                 and (launch["C"] <= 256 or launch.kernel.startswith("layer_norm"))], arch)
 
 
 @inside
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("size", [(64, 4, 128), (128, 4, 512), (256, 4, 1024)])
+@pytest.mark.parametrize("size", [(3, 64, 4, 128), (4, 128, 4, 512), (3, 256, 4, 1024)])
 def test_denoiser_layers(arch, dtype, size):
     launches = report.denoiser_launches(arch, dtype, (size,))
     assert {launch.kernel.split(".")[1] for launch in launches} == set(report.STEP)
@@ -82,24 +85,27 @@ def test_denoiser_layers(arch, dtype, size):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_gfx942(dtype):
     launches = report.attention_launches(0, dtype, (64,), ((True, False, False),))
-    compile_all(launches[-3:] + report.row_launches(0, dtype, (256,))[-2:] + report.denoiser_launches(0, dtype, ((256, 4, 1024),))[1:3], "gfx942")
+    launches = launches[-3:] + report.row_launches(0, dtype, (256,))[-2:]
+    compile_all(launches + report.denoiser_launches(0, dtype, ((3, 256, 4, 1024),))[1:3], "gfx942")
 
 
 @inside
 def test_every_answer_of_the_tile_function_is_compiled():
-    """The launches above come from the launchers; here, that they cover all answers for every shape that is supported."""
+    """The launches above come from the launchers; here, that they cover all answers for every supported shape."""
     for arch in (80, 86, 89, 90, 100, 120, 0):
         as_compiled = 90 if arch in (90, 100) else 80
-        for dtype, kind in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.bfloat16), (torch.float32, torch.float32)):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            kind = torch.float32 if dtype == torch.float32 else torch.bfloat16
             for D in (16, 17, 32, 33, 64, 65, 96, 128):
                 BD, known = tiles.power_of_two(D), set()
                 for programs in (4, 256):
                     for L in report.attention_lengths(BD, kind, as_compiled, programs):
                         for dropout in (True, False):
-                            known |= set(tiles.attention_tiles(L, L, BD, kind, as_compiled, programs, dropout).items())
+                            known |= tiles.attention_tiles(L, L, BD, kind, as_compiled, programs, dropout).items()
                 for Lq, Lk in itertools.product((1, 16, 17, 64, 65, 128, 129, 256, 257, 512), repeat=2):
                     for programs, dropout in itertools.product((1, 127, 128, 4096), (True, False)):
-                        assert set(tiles.attention_tiles(Lq, Lk, D, dtype, arch, programs, dropout).items()) <= known
+                        found = tiles.attention_tiles(Lq, Lk, D, dtype, arch, programs, dropout)
+                        assert found.items() <= known
 
 
 @inside

@@ -20,13 +20,14 @@ if backend.INTERPRETED:
     from kernels.backend import tl, triton
 else:
     triton = tl = None
-inside = pytest.mark.skipif(not backend.INTERPRETED, reason="runs in the process that the first test of this file starts")
+inside = pytest.mark.skipif(not backend.INTERPRETED, reason="runs in the process that this file's first test starts")
 
 
 def pytest_process(files, **environment):
     """Run pytest on files in a fresh process with two workers -> how many tests passed; fails with its output."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=1500)
+    environment = os.environ | environment
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
     assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-12000:]}\n{result.stderr[-4000:]}"
     print(result.stdout[-4000:])
     return int(re.search(r"(\d+) passed", result.stdout)[1])
