@@ -193,6 +193,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     train_vae: StageConfig = field(default_factory=StageConfig)
     train_diffusion: StageConfig = field(default_factory=StageConfig)
+    train_evaluator: StageConfig = field(default_factory=StageConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
@@ -305,7 +306,8 @@ def validate(config):
     need(d.num_inference_steps <= d.num_train_timesteps,
          f"diffusion.num_inference_steps must be 1 to diffusion.num_train_timesteps ({d.num_train_timesteps}), got {d.num_inference_steps}.")
     need(d.guidance_rescale <= 1 and d.eta <= 1, "diffusion.guidance_rescale and diffusion.eta must be in 0..1.")
-    for name in ("train_vae", "train_diffusion"):
+    need(c.evaluator.width % 4 == 0, f"evaluator.width must be a multiple of 4, got {c.evaluator.width}.")
+    for name in ("train_vae", "train_diffusion", "train_evaluator"):
         s = getattr(c, name)
         need(s.lr > 0, f"{name}.lr must be positive.")
         need(s.batch_size % s.accumulate == 0, f"{name}.accumulate ({s.accumulate}) must divide {name}.batch_size ({s.batch_size}).")

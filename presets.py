@@ -31,6 +31,7 @@ HUMANML3D = {
     "data.dataset": "humanml3d",
     "train_vae.steps": 1_100_000, "train_vae.batch_size": 128,
     "train_diffusion.steps": 550_000, "train_diffusion.batch_size": 64, "train_diffusion.lr": 1e-4,
+    "train_evaluator.steps": 30_000, "train_evaluator.batch_size": 128,
     "train.eval_every": 10_000, "train.save_every": 5_000, "train.sample_every": 50_000, "train.cache_latents": 10,
 }
 KIT = HUMANML3D | {
@@ -41,7 +42,7 @@ ACTION = {  # the published action model: ACTOR's VAE, a 15-layer denoiser, 1000
     "data.skeleton": "smpl", "data.min_length": 60, "data.max_length": 100_000, "data.max_frames": 60, "data.unit_length": 60,
     "vae.arch": "actor", "vae.num_layers": 6, "denoiser.condition": "action", "denoiser.num_layers": 15,
     "denoiser.text_encoded_dim": 256, "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
-    "diffusion.clip_sample": True,
+    "diffusion.clip_sample": True, "train_evaluator.steps": 5000,
 }
 TOY = {  # small enough for two CPU cores; x0 prediction on normalised latents is what learns in that budget
     "data.dataset": "toy",
@@ -56,6 +57,8 @@ TOY = {  # small enough for two CPU cores; x0 prediction on normalised latents i
     "train_vae.steps": 8000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 4e-3, "train_vae.warmup": 200,
     "train_diffusion.steps": 8000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
     "train_diffusion.warmup": 200, "train.cache_latents": 10,
+    "evaluator.width": 128, "evaluator.layers": 2, "evaluator.embed_dim": 64,
+    "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128, "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
     "vae.arch": "none", "denoiser.arch": "trans_dec", "denoiser.skip_connect": False, "denoiser.normalize_latents": False,

@@ -1,7 +1,7 @@
 """Train nanoMLD: the VAE, then the diffusion in its latent space, with the text tower where it is ours to train.
 
     python train.py --dataset toy                       everything; ends in out/toy/model.pt, which sample.py takes
-    python train.py --dataset toy --stage vae           one part: vae or diffusion
+    python train.py --dataset toy --stage vae           one part: vae, diffusion or evaluator
     python train.py --dataset toy --resume              go on where a killed run stopped: the very same numbers follow
     python train.py --dataset humanml3d                 the published sizes, our optimiser (--recipe paper: theirs)
     python train.py --dataset toy --condition action    labels instead of sentences; --condition none: no condition
@@ -38,6 +38,7 @@ import kernels
 import presets
 from clip import WordEncoder, load_clip, vocabulary_of
 from config import SettingError, atomic_write, to_dict
+from evaluators import EvaluatorStage
 from mld import MLD
 from optim import Muon
 from report import read_log, show_motions, write_report
@@ -321,14 +322,20 @@ def build(run):
 
 
 def train(config, options):
-    if config.train.stage == "evaluator":
-        raise SettingError("train.stage evaluator is not there yet; vae, diffusion and all are.")
     run = Run(config, options)
     if run.main:
         os.makedirs(run.folder, exist_ok=True)
-        held = [name for name in ("vae.pt", "diffusion.pt") if os.path.exists(run.path(name))]
-        if held and not (options.resume or options.overwrite) and config.train.stage != "diffusion":
+        own = {"diffusion": (), "evaluator": ("evaluator.pt",)}.get(config.train.stage, ("vae.pt", "diffusion.pt"))
+        held = [name for name in own if os.path.exists(run.path(name))]
+        if held and not (options.resume or options.overwrite):
             raise SettingError(f"{run.folder} holds a run already ({', '.join(held)}): --resume goes on with it, --overwrite starts again, --name NAME puts the new one elsewhere.")
+    if config.train.stage == "evaluator":
+        stage = EvaluatorStage(run)
+        run.say(f"{run.folder}: {sum(p.numel() for p in stage.parameters()) / 1e6:.2f} M parameters")
+        if fit(run, stage) and run.main:
+            stage.save(run.path("evaluator_model.pt"))
+            run.say(f"done: {run.path('evaluator_model.pt')}, which eval.py finds there")
+        return
     model = build(run)
     params = {part: sum(p.numel() for p in getattr(model, part).parameters()) / 1e6 for part in ("vae", "denoiser", "text_encoder") if getattr(model, part)}
     run.say(json.dumps(to_dict(config), indent=1))
