@@ -49,13 +49,16 @@ class TextTower(nn.Module):
         return self.text_projection(hidden[torch.arange(len(ids), device=ids.device), first])
 
 
+PART = 16  # prompts of similar length that the CPU encodes at once
+
+
 class CLIPTextEncoder(nn.Module):
     """The published tower with its tokenizer: B texts -> (B, 1, E), or (B, 77, W) hidden states. Frozen, always in eval."""
 
     def __init__(self, tower, last_hidden_state=False):
         super().__init__()
         self.tower, self.tokenizer = tower.eval().requires_grad_(False), Tokenizer()
-        self.last_hidden_state = last_hidden_state
+        self.last_hidden_state, self.empty, self.weights = last_hidden_state, None, None
         self.context_length, self.width = tower.positional_embedding.shape
         self.embed_dim = self.width if last_hidden_state else tower.text_projection.out_features
         if len(self.tokenizer) != tower.token_embedding.num_embeddings:
@@ -65,12 +68,31 @@ class CLIPTextEncoder(nn.Module):
     def train(self, mode=True):
         return super().train(False)
 
+    def encode(self, texts):
+        device = self.tower.positional_embedding.device
+        ids = self.tokenizer(texts, self.context_length, pad_to=self.context_length if self.last_hidden_state else None)
+        ids = torch.from_numpy(ids)
+        if self.last_hidden_state:
+            return self.tower(ids.to(device))
+        ends = (ids == self.tokenizer.end).int().argmax(1)
+        order = ends.argsort(stable=True)
+        parts = order.split(PART if device.type == "cpu" else len(ids))  # a long prompt is not to lengthen all the others
+        found = [self.tower.pooled(ids[part, :ends[part].max() + 1].to(device), self.tokenizer.end) for part in parts]
+        return torch.cat(found)[order.argsort().to(device), None]
+
     @torch.no_grad()
     def forward(self, texts):
         """list of B texts of any length (cut off at 77 tokens) -> (B, L, E)"""
-        ids = self.tokenizer(texts, self.context_length, pad_to=self.context_length if self.last_hidden_state else None)
-        ids = torch.from_numpy(ids).to(self.tower.positional_embedding.device)
-        return self.tower(ids) if self.last_hidden_state else self.tower.pooled(ids, self.tokenizer.end)[:, None]
+        given = [i for i, text in enumerate(texts) if text]
+        if len(given) == len(texts):
+            return self.encode(texts)
+        weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters()]
+        if weights != self.weights:  # guidance asks for the empty prompt every time: it is encoded once and kept
+            self.weights, self.empty = weights, self.encode([""])
+        result = self.empty.repeat(len(texts), 1, 1)
+        if given:
+            result[given] = self.encode([texts[i] for i in given])
+        return result
 
 
 # ----------------------------------------------------------------------------------------------------------------------

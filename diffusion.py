@@ -228,18 +228,20 @@ def take_step(step, x_t, output, x0_last=None, noise=None, clip_sample=False):
 
 @torch.no_grad()
 def sample(denoise_fn, x_T, schedule, sampler="ddim", num_inference_steps=50, eta=0.0, clip_sample=False, generator=None,
-           lengths=None, callback=None, progress=False):
+           lengths=None, callback=None, progress=False, embed=None):
     """Run the diffusion backwards from pure noise x_T (B, ...) ~ N(0, I) to x0 (B, ...), in x_T's dtype and on its device.
 
     denoise_fn(x_t (B, ...), t (B,) int64) -> output (B, ...), meaning what schedule.prediction_type says; guidance is its
     business (see `guide`). sampler: ddim (any eta), ddpm, dpm++. clip_sample: predicted x0 clipped to -1..1 in each step.
+    embed((n,) int64) -> (n, ...), if given, works on all levels before the loop; denoise_fn gets its row as t.
     generator, lengths: see draw_noise. callback(i, t, x, x0) sees each step's result; progress shows a bar.
     Raises ValueError for settings out of range and for an output of another shape than x_t.
     """
     steps = plan(schedule, sampler, num_inference_steps, eta)
     if not x_T.is_floating_point() or x_T.dim() < 2:
         raise ValueError(f"x_T must be floating-point noise of shape (B, ...), got {x_T.dtype} of shape {tuple(x_T.shape)}.")
-    times = torch.tensor([s.t for s in steps], device=x_T.device)[:, None].repeat(1, x_T.shape[0])  # (n, B)
+    times = torch.tensor([s.t for s in steps], device=x_T.device)  # (n,)
+    times = times[:, None].repeat(1, x_T.shape[0]) if embed is None else embed(times)
     x, x0 = x_T, None
     for i, step in enumerate(tqdm(steps, desc="sampling", disable=not progress, leave=False)):
         output = denoise_fn(x, times[i])

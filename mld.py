@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import motion
 from diffusion import add_noise, draw_noise, guide, make_generators, make_schedule, sample, training_target
-from kernels import few_tokens, graphed
+from kernels import backend, few_tokens, graphed
 from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
@@ -58,28 +58,30 @@ class Denoiser(nn.Module):
             self.pose_embd, self.pose_proj = nn.Linear(nfeats, D), nn.Linear(D, nfeats)
         self.final_linear = nn.Linear(D, D) if cfg.final_linear and not nfeats else None
 
-    def condition_tokens(self, timesteps, condition, batch):
-        """The time token, and behind it the condition's, (B, 1 + L, D)."""
-        time = self.time_embedding(timesteps.reshape(-1)).expand(batch, -1)[:, None]
+    def condition_tokens(self, condition):
+        """condition, as forward takes it -> its tokens (B, L, D), or None."""
         if self.cfg.condition == "none":
-            return time
-        if self.cfg.condition == "text":
-            return torch.cat((time, self.emb_proj(condition)), 1)
-        return torch.cat((time, self.action_tokens(condition)[:, None]), 1)
+            return None
+        return self.emb_proj(condition) if self.cfg.condition == "text" else self.action_tokens(condition)[:, None]
 
     def action_tokens(self, actions):
         """actions (B,) -> their embeddings (B, D); that of -1, "no action", is zero."""
         return torch.where(actions[:, None] < 0, 0.0, self.emb_proj(actions.clamp(min=0)))
 
-    def forward(self, x_t, timesteps, condition=None, lengths=None):
+    def forward(self, x_t, timesteps, condition=None, lengths=None, embedded=False):
         """x_t (B, N, D) latents or (B, T, F) frames; timesteps (B,) or one for all; condition (B, L, E) embeddings of
         texts, or (B,) action numbers, -1 for none; lengths (B,) of frames. Returns x_t's shape, padded frames zero.
+        embedded: timesteps are already rows of time_embedding, (B, D) or (D,) for all, and the condition the tokens of
+        condition_tokens: a sampler computes them once, before its loop.
         ValueError for latents or frames of another width."""
         width = self.nfeats or self.cfg.latent_dim
         if x_t.dim() != 3 or x_t.shape[-1] != width:
             shape = f"(B, {'T' if self.nfeats else 'N'}, {width})"
             raise ValueError(f"The denoiser takes {shape}, found {tuple(x_t.shape)}.")
-        tokens = self.condition_tokens(timesteps, condition, len(x_t))
+        if not embedded:
+            timesteps, condition = self.time_embedding(timesteps.reshape(-1)), self.condition_tokens(condition)
+        tokens = timesteps.expand(len(x_t), -1)[:, None]
+        tokens = tokens if condition is None else torch.cat((tokens, condition), 1)  # (B, 1 + L, D)
         keys = lengths if self.nfeats and self.cfg.mask_padding else None
         x = self.pose_embd(zero_padding(x_t, keys)) if self.nfeats else x_t
         n, c = x.shape[1], tokens.shape[1]
@@ -87,8 +89,10 @@ class Denoiser(nn.Module):
             x = self.decoder(self.query_pos(x), keys, memory=self.mem_pos(tokens))
         elif self.nfeats:
             x = self.encoder(self.query_pos(torch.cat((tokens, x), 1)), None if keys is None else keys + c)[:, c:]
-        else:
+        elif self.training or not backend.WHY_NOT:
             x = few_tokens(self.encoder, self.query_pos(torch.cat((x, tokens), 1)))[:, :n]
+        else:  # the last layer computes nothing but the latent tokens
+            x = self.encoder(self.query_pos(torch.cat((x, tokens), 1)), first=n)
         if self.nfeats:
             return zero_padding(self.pose_proj(x), lengths)
         return x if self.final_linear is None else self.final_linear(x)
@@ -108,6 +112,8 @@ class LengthEstimator(nn.Module):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # MLD
+
+PART = 8  # latents that the CPU decodes at once
 
 
 class MLD(nn.Module):
@@ -191,8 +197,18 @@ class MLD(nn.Module):
         longest length, and both are zero behind each motion's own."""
         self.need_vae()
         lengths = self.check_lengths(lengths, len(z))
-        T, lengths = int(lengths.max()), None if len(lengths.unique()) == 1 else lengths
-        return self.finish(self.vae.decode(z, lengths, T), lengths)
+        return self.finish(self.decode(z, lengths), lengths)
+
+    def decode(self, z, lengths):
+        """vae.decode -> (B, T, F); on a CPU a few latents of similar length at a time: little padding, small buffers."""
+        part = PART if z.device.type == "cpu" else len(z)
+        order, T = lengths.argsort(stable=True), int(lengths.max())
+        frames = z.new_empty(len(z), T, len(self.mean))
+        for some in order.split(part):
+            low, high = lengths[some[[0, -1]]].tolist()
+            made = self.vae.decode(z[some], None if low == high else lengths[some], high)
+            frames[some] = F.pad(made, (0, 0, 0, T - high))
+        return frames
 
     @staticmethod
     def interpolate(z_a, z_b, n):
@@ -271,6 +287,11 @@ class MLD(nn.Module):
 
     # --- generation ---
 
+    def compile_denoiser(self):
+        """For many prompts in one process: torch.compile makes a faster denoising step of today's weights, packed, at the first
+        call of generate for each number of motions. That takes a minute or more, less when torch's cache on disk knows it."""
+        self.denoiser.compile(dynamic=False, options={"freezing": True})
+
     @torch.inference_mode()
     def generate(self, texts=None, actions=None, *, lengths, guidance_scale=None, guidance_rescale=None, sampler=None,
                  num_inference_steps=None, eta=None, seed=None, x_T=None, callback=None, progress=False, latents=False):
@@ -307,22 +328,25 @@ class MLD(nn.Module):
             raise ValueError(f"x_T must have shape {shape}, found {tuple(x_T.shape)}.")
 
         if scale in (0, 1):
-            def denoise(x, t):
-                return self.denoiser(x, t, cond if scale else uncond, ragged)
-        else:  # with and without the condition in one pass
-            both, twice = torch.cat((uncond, cond)), None if ragged is None else ragged.repeat(2)
+            tokens = self.denoiser.condition_tokens(cond if scale else uncond)
 
-            def denoise(x, t):
-                without, having = self.denoiser(x.repeat(2, 1, 1), t.repeat(2), both, twice).chunk(2)
+            def denoise(x, time):
+                return self.denoiser(x, time, tokens, ragged, embedded=True)
+        else:  # with and without the condition in one pass
+            tokens = self.denoiser.condition_tokens(torch.cat((uncond, cond)))
+            twice = None if ragged is None else ragged.repeat(2)
+
+            def denoise(x, time):
+                without, having = self.denoiser(x.repeat(2, 1, 1), time, tokens, twice, embedded=True).chunk(2)
                 return guide(without, having, scale, rescale, frames)
         x = sample(graphed(denoise), x_T.to(device), self.schedule, setting("sampler", sampler),
                    setting("num_inference_steps", num_inference_steps), setting("eta", eta), d.clip_sample, generator,
-                   frames, callback, progress)
+                   frames, callback, progress, self.denoiser.time_embedding)
         if self.vae:
             x = x * self.latent_std + self.latent_mean if self.normalize_latents else x
             if latents:
                 return x
-            x = self.vae.decode(x, ragged, T)
+            x = self.decode(x, lengths)
         return self.finish(x, ragged)
 
     # --- training ---

@@ -95,7 +95,7 @@ class Attention(nn.Module):
         if self.one_key_shortcut and memory is not None and memory.shape[1] == 1 and lengths is None:
             # The softmax over a single key is 1, so every query receives the value itself: exact, and free of (B, L) work
             # (but for one thing: training does not drop that lone probability, as the published code does).
-            return self.out_proj(F.linear(memory, weight[2 * D:], bias[2 * D:])).expand(B, L, D)
+            return self.out_proj(F.linear(memory, weight[2 * D:], bias[2 * D:])).expand(-1, L, D)
 
         def heads(t, n):  # (B, *, n * D) -> n tensors (B, H, *, D / H)
             return t.view(B, -1, n, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -133,16 +133,23 @@ class Layer(nn.Module):
         h = F.relu(h) if self.activation == "relu" else h * torch.sigmoid(1.702 * h)  # quick_gelu: CLIP's
         return self.linear2(F.dropout(h, p))
 
-    def forward(self, x, lengths=None, memory=None, causal=False):
-        """x (B, L, D) -> (B, L, D); lengths (B,) valid tokens of x, memory (B, M, D) for the cross-attention."""
+    def forward(self, x, lengths=None, memory=None, causal=False, first=None):
+        """x (B, L, D) -> (B, L, D); lengths (B,) valid tokens of x, memory (B, M, D) for the cross-attention.
+
+        first: compute this many tokens only, the first ones, which see all the others: -> (B, first, D). An x of (1, L, D)
+        goes with any memory: what comes before the cross-attention is then the same for every sample, and computed once."""
         p = self.dropout if self.training else 0.0
+        h = norm(x, self.norm1) if self.pre_norm else x
+        a = self.self_attn(h, None, lengths, causal) if first is None else self.self_attn(h[:, :first], h, lengths)
+        x = x if first is None else x[:, :first]
+        if self.cross and len(x) < len(memory):
+            a, x = (t.expand(len(memory), -1, -1) for t in (a, x))
         if self.pre_norm:
-            h = norm(x, self.norm1)
-            h, x = norm(self.self_attn(h, None, lengths, causal), self.norm2, x, p, return_sum=True)
+            h, x = norm(a, self.norm2, x, p, return_sum=True)
             if self.cross:
                 h, x = norm(self.multihead_attn(h, memory), self.norm3, x, p, return_sum=True)
             return x + F.dropout(self.feed_forward(h), p)
-        x = norm(self.self_attn(x, None, lengths, causal), self.norm1, x, p)
+        x = norm(a, self.norm1, x, p)
         if self.cross:
             x = norm(self.multihead_attn(x, memory), self.norm2, x, p)
         return norm(self.feed_forward(x), self.norm3 if self.cross else self.norm2, x, p)
@@ -184,17 +191,17 @@ class Stack(nn.Module):
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
 
-    def forward(self, x, lengths=None, memory=None, causal=False):
-        """x (B, L, D) -> (B, L, D); arguments as for Layer."""
+    def forward(self, x, lengths=None, memory=None, causal=False, first=None):
+        """x (B, L, D) -> (B, L, D); arguments as for Layer, `first` for the last one: -> (B, first, D)."""
         if self.skip:
             kept = []
             for block in self.input_blocks:
                 x = block(x, lengths, memory, causal)
                 kept.append(x)
-            x = self.middle_block(x, lengths, memory, causal)
+            x = self.middle_block(x, lengths, memory, causal, None if kept else first)
             for block, linear in zip(self.output_blocks, self.linear_blocks):
-                x = block(linear(torch.cat((x, kept.pop()), -1)), lengths, memory, causal)
+                x = block(linear(torch.cat((x, kept.pop()), -1)), lengths, memory, causal, None if kept else first)
         else:
-            for layer in self.layers:
-                x = layer(x, lengths, memory, causal)
+            for i, layer in enumerate(self.layers, 1):
+                x = layer(x, lengths, memory, causal, first if i == len(self.layers) else None)
         return x if self.norm is None else norm(x, self.norm)

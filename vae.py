@@ -57,7 +57,8 @@ class MotionVAE(nn.Module):
         tokens = self.global_motion_token.to(x.dtype).expand(len(x), -1, -1)
         n = tokens.shape[1]
         x = self.query_pos_encoder(torch.cat((tokens, x), 1))  # (B, n + T, D)
-        dist = self.encoder(x, None if lengths is None else lengths + n)[:, :n]
+        # only the tokens are looked at: the last layer need not compute the frames (in training it does, as published)
+        dist = self.encoder(x, None if lengths is None else lengths + n, first=None if self.training else n)[:, :n]
         if self.dist_layer is not None:
             return self.dist_layer(dist).chunk(2, -1)
         return dist.chunk(2, 1)
@@ -72,7 +73,9 @@ class MotionVAE(nn.Module):
             if lengths is None:
                 raise ValueError("decode needs lengths or max_length: a latent does not say how long its motion is.")
             max_length = int(lengths.max())
-        queries = z.new_zeros(len(z), max_length, self.latent_dim)
+        # queries are positions only: without dropout, what comes before the first cross-attention is the same for all samples
+        shared = self.cross and lengths is None and not self.training
+        queries = z.new_zeros(1 if shared else len(z), max_length, self.latent_dim)
         if self.cross:
             x = self.decoder(self.query_pos_decoder(queries), lengths, memory=z)
         else:
