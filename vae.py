@@ -100,7 +100,8 @@ def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
         L = lambda_rec d(x, x') + lambda_joint d(J(x), J(x')) + lambda_kl KL(N(mu, sigma^2) || N(0, I))
         KL = 1/2 (mu^2 + sigma^2 - log sigma^2 - 1), the mean over the latent's numbers
 
-    d is smooth-L1 as in the published code, or the squared error that the paper speaks of; J recovers the joints.
+    d is smooth-L1 as in the published code, or the squared error that the paper speaks of; J recovers the joints, whose d
+    may be their mean distance in metres instead: less than the squared error while the path is far off, more near the end.
     The published code averages d over padding too, so that a batch's loss depends on how it was padded. Ours is the mean
     over a clip's own frames, then over clips: a clip weighs the same in any batch, and the mean of two half batches'
     losses is the whole batch's, on any number of processes.
@@ -116,7 +117,8 @@ def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
               "kl": 0.5 * (mu.square() + logvar.exp() - logvar - 1).mean()}
     total = cfg.lambda_rec * losses["features"] + cfg.lambda_kl * losses["kl"]
     if cfg.lambda_joint:
-        joints = distance(to_joints(recon), to_joints(features), reduction="none").flatten(2)
+        a, b = to_joints(recon), to_joints(features)
+        joints = distance(a, b, reduction="none") if cfg.joints_loss == "same" else (a - b).norm(dim=-1)
         losses["joints"] = clip_mean(joints, lengths)
         total = total + cfg.lambda_joint * losses["joints"]
     return {"loss": total, **losses}

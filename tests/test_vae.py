@@ -124,6 +124,17 @@ def test_loss_is_what_its_docstring_says():
     torch.testing.assert_close(vae_loss(x, y, mu, logvar, None, VAEConfig(recons_loss="mse", lambda_joint=0.0))["features"], F.mse_loss(y, x))
 
 
+def test_joints_may_be_held_by_their_distance():
+    x, y, mu = torch.randn(2, 6, 263), torch.randn(2, 6, 263), torch.zeros(2, 1, 8)
+    cfg = VAEConfig(joints_loss="distance", lambda_rec=0.0, lambda_joint=3.0, lambda_kl=0.0)
+    losses = vae_loss(x, y, mu, mu, None, cfg, to_joints)
+    torch.testing.assert_close(losses["joints"], (to_joints(y) - to_joints(x)).square().sum(-1).sqrt().mean())
+    torch.testing.assert_close(losses["loss"], 3 * losses["joints"])
+    y = x.clone().requires_grad_()  # perfect: no distance, and no NaN in its gradient
+    vae_loss(x, y, mu, mu, None, cfg, to_joints)["loss"].backward()
+    assert y.grad.isfinite().all()
+
+
 def test_loss_of_a_batch_is_the_mean_of_its_clips():
     x, y, mu = torch.randn(3, 20, 263), torch.randn(3, 20, 263), torch.zeros(3, 1, 8)
     for i, n in enumerate(LENGTHS):
