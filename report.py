@@ -29,7 +29,7 @@ def read_log(path):
     return entries
 
 
-def curve(title, series, width=560, height=200):
+def curve(title, series, width=560, height=200, unit="step"):
     """SVG of {name: [(step, value)]}, on a logarithmic axis if the values span more than a factor of ten."""
     points = [(x, y) for values in series.values() for x, y in values]
     x1, low, high = max(x for x, _ in points), min(y for _, y in points), max(y for _, y in points)
@@ -47,7 +47,16 @@ def curve(title, series, width=560, height=200):
     ends = [10**v if scale is math.log10 else v for v in (low, high)]
     return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}"><text x="40" y="12">{html.escape(title)}: {names}</text>'
             f'<text x="0" y="{height - 20}">{ends[0]:.2g}</text><text x="0" y="26">{ends[1]:.2g}</text>'
-            f'<text x="{width - 10}" y="{height - 4}" text-anchor="end">step {x1}</text>{"".join(lines)}</svg>')
+            f'<text x="{width - 10}" y="{height - 4}" text-anchor="end">{unit} {x1}</text>{"".join(lines)}</svg>')
+
+
+def page(title, body, config):
+    """An HTML page: title, body (HTML), and the settings to unfold at its end."""
+    return f"""<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>nanoMLD run</title>
+<style>:root{{color-scheme:light dark}}body{{font:15px system-ui;max-width:1200px;margin:auto;padding:1rem}}svg{{width:min(100%,560px);margin:.5rem}}
+text{{font-size:12px;fill:currentColor}}pre{{overflow:auto}}iframe{{width:100%;height:70vh;border:1px solid #8888}}</style>
+<h1>{html.escape(title)}</h1>{body}
+<details><summary>settings</summary><pre>{html.escape(json.dumps(to_dict(config), indent=1))}</pre></details>"""
 
 
 def write_report(path, log, config):
@@ -68,8 +77,4 @@ def write_report(path, log, config):
     examples = [os.path.basename(file) for file in sorted(glob.glob(os.path.join(os.path.dirname(path), "*-*.html")))][-2:]
     frames = "".join(f'<h2>{name}</h2><iframe src="{name}" loading="lazy"></iframe>' for name in examples)
     with atomic_write(path, "w") as file:
-        file.write(f"""<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>nanoMLD run</title>
-<style>:root{{color-scheme:light dark}}body{{font:15px system-ui;max-width:1200px;margin:auto;padding:1rem}}svg{{width:min(100%,560px);margin:.5rem}}
-text{{font-size:12px;fill:currentColor}}iframe{{width:100%;height:70vh;border:1px solid #8888}}</style>
-<h1>{html.escape(config.train.name or config.data.dataset)}</h1>{''.join(parts)}{frames}
-<details><summary>settings</summary><pre>{html.escape(json.dumps(to_dict(config), indent=1))}</pre></details>""")
+        file.write(page(config.train.name or config.data.dataset, "".join(parts) + frames, config))

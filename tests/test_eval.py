@@ -1,0 +1,244 @@
+"""eval.py on small models with random weights: its numbers, its files, the gate, and every kind of model."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import eval as program
+import evaluators
+import metrics
+from clip import WordEncoder, vocabulary_of
+from config import Config, set_value
+from conftest import GOLDEN
+from mld import MLD
+from pack import Caption, Clip, Pack, write_pack
+from presets import ACTION, NOVAE, TOY
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SIZES = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3, "denoiser.latent_dim": 16,
+         "denoiser.ff_size": 32, "denoiser.num_layers": 3, "denoiser.text_encoded_dim": 16, "text.width": 16, "text.layers": 1,
+         "diffusion.num_inference_steps": 2, "data.max_frames": 60, "data.dataset": "made", "evaluator.width": 16,
+         "evaluator.layers": 1, "evaluator.embed_dim": 8}
+QUICK = ["--eval.replications=2", "--eval.batch_size=8", "--eval.mm_texts=3", "--eval.mm_samples=4",
+         "--eval.mm_pairs=3"]
+
+
+def settings(**changes):
+    config = Config()
+    for key, value in {**TOY, **SIZES, **changes}.items():
+        set_value(config, key, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with made.pack (20 train, 20 test clips in two contents and two styles), models, and an evaluator."""
+    folder, rng = tmp_path_factory.mktemp("eval"), np.random.default_rng(0)
+    base = np.load(GOLDEN / "motion_features.npz")["t2m/features"].astype(np.float32)
+    clips = []
+    for i in range(40):
+        label = ("walk", "jump")[i % 2] + "/" + ("old", "young")[i // 2 % 2]
+        features = base[:int(rng.integers(41, 59))] + rng.normal(size=(1, 263)).astype(np.float32) * 0.01
+        captions = [Caption(f"a man {label.replace('/', 's ')} {i}", "a/DET man/NOUN walk/VERB")]
+        clips.append(Clip(f"{i:03d}", captions, ("train", "test")[i // 4 % 2], label, features))
+    actions = sorted({clip.action for clip in clips})
+    write_pack(folder / "made" / "made.pack", clips, name="made", skeleton="t2m", fps=20.0, actions=actions)
+    pack = Pack.open(str(folder / "made" / "made.pack"))
+    words = vocabulary_of(clip.captions[0].text for clip in clips)
+    torch.manual_seed(0)
+    judge = evaluators.OwnJudge(settings(), pack.mean, pack.std, words, actions)
+    checkpoint.save(folder / "judge.pt", settings(), judge.state_dict(), vocabulary=words, actions=actions, judge=True)
+    for name, changes in (("text", {}), ("action", {"denoiser.condition": "action", "denoiser.num_actions": 4}),
+                          ("none", {"denoiser.condition": "none"}), ("novae", NOVAE | SIZES)):
+        config = settings(**changes)
+        torch.manual_seed(1)
+        encoder = WordEncoder(config.text, words) if config.denoiser.condition == "text" else None
+        model = MLD(config, encoder, pack.mean, pack.std)
+        checkpoint.save(folder / f"{name}.pt", config, model.state_dict(), vocabulary=words if encoder else None,
+                        actions=actions if name == "action" else [])
+    return folder
+
+
+def run(root, name, *flags, out="out"):
+    program.main(["--ckpt", str(root / f"{name}.pt"), "--evaluator", str(root / "judge.pt"),
+                  f"--assets.data_root={root}", "--out", str(root / out), *QUICK, *flags])
+    return json.loads((root / out / "eval.json").read_text())
+
+
+PHYSICAL = {"jerk m/s3", "skating cm/s", "penetration mm", "bone drift mm"}
+ACCURACY = {"accuracy", "accuracy 1", "accuracy 2"}
+RETRIEVAL = {"R@1", "R@2", "R@3", "MM-Dist"}
+
+
+def test_text_model_whole(root, capsys):
+    result = run(root, "text")
+    rows = result["rows"]
+    assert list(rows) == ["real motion", "VAE reconstruction", "generated"]
+    common = PHYSICAL | ACCURACY | RETRIEVAL | {"FID", "Diversity"}
+    errors = {"mpjpe mm", "pampjpe mm", "global mm", "accel mm"}
+    assert rows["real motion"].keys() == common and rows["VAE reconstruction"].keys() == common | errors
+    assert rows["generated"].keys() == common | {"MultiModality"}
+    assert all(np.isfinite(value).all() and value[1] >= 0 for row in rows.values() for value in row.values())
+    assert rows["real motion"]["FID"][0] < rows["generated"]["FID"][0]
+    pack = Pack.open(str(root / "made" / "made.pack"))
+    jerk = np.mean([metrics.jerk(pack.joints(i), 20) for i in pack.indices("test")])
+    assert rows["real motion"]["jerk m/s3"][0] == pytest.approx(jerk, rel=0.1), "crops are nearly whole clips"
+    assert result["aits"]["seconds"] > 0 and result["aits"]["device"]
+    model = checkpoint.load_model(str(root / "text.pt"))
+    nets = {"text encoder": model.text_encoder, "denoiser": model.denoiser, "VAE (GFLOPs: decoder)": model.vae}
+    for part, net in nets.items():
+        assert result["parts"][part]["parameters"] == sum(p.numel() for p in net.parameters())
+        assert result["parts"][part]["GFLOPs"] > 0
+    shown = capsys.readouterr().out
+    assert "compare with no published table" in shown and "FID is of 20 clips" not in shown and "AITS" in shown
+    assert f"{rows['generated']['FID'][0]:.3f}+-" in shown and "Diversity is of 20 pairs" in shown
+    page, players = ((root / "out" / name).read_text() for name in ("eval.html", "eval-examples.html"))
+    assert "eval-examples.html" in page and f"{rows['generated']['FID'][0]:.3f}+-" in page and "<svg" in page
+    assert all(f'"{word}: a man' in players for word in ("best", "median", "worst")) and str(root) not in page
+
+
+def test_the_same_again_other_seeds_and_two_processes(root):
+    one, again, other = run(root, "text")["rows"], run(root, "text")["rows"], run(root, "text", "--eval.seed=7")["rows"]
+    assert one == again and one["generated"]["FID"] != other["generated"]["FID"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py",
+               "--ckpt", str(root / "text.pt"), "--evaluator", str(root / "judge.pt"), f"--assets.data_root={root}",
+               "--out", str(root / "two"), *QUICK]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count("AITS") == 1, done.stderr[-2000:]
+    two = json.loads((root / "two" / "eval.json").read_text())["rows"]
+    for name, row in one.items():
+        for key, value in row.items():
+            assert two[name][key] == pytest.approx(value, rel=1e-5, abs=1e-6), (name, key)
+
+
+def test_actions_nothing_and_frames(root):
+    action = run(root, "action")["rows"]["generated"]
+    assert action.keys() >= ACCURACY | {"FID", "Diversity", "MultiModality"} and not action.keys() & RETRIEVAL
+    nothing = run(root, "none")["rows"]
+    assert nothing["generated"].keys() == PHYSICAL | {"FID", "Diversity"} and "accuracy" in nothing["real motion"]
+    frames = run(root, "novae")
+    assert list(frames["rows"]) == ["real motion", "generated"] and len(frames["parts"]) == 2
+    assert "R@1" in frames["rows"]["generated"]
+
+
+def test_a_model_that_returns_the_clips_scores_as_they_do(root, monkeypatch):
+    """With real motion in the place of generated: both rows are the same, but for FID, which is 0."""
+    def cheat(self, texts, actions, lengths, seeds):
+        pack, found = self.pack, torch.zeros(len(texts), int(lengths.max()), 263)
+        for row, text, n in zip(found, texts, lengths.tolist()):
+            i = next(i for i in range(len(pack)) if pack.captions(i)[0].text == text)
+            row[:n] = torch.from_numpy(pack.features(i)[:n])
+        return found, lengths, seeds, program.motion.to_metres(found, "t2m")
+
+    monkeypatch.setattr(program.Evaluation, "generate", cheat)
+    monkeypatch.setattr(program.data.Batches, "plan", whole_clips(program.data.Batches.plan))
+    rows = run(root, "text", out="cheat")["rows"]
+    for key in RETRIEVAL | PHYSICAL | ACCURACY | {"Diversity"}:
+        assert rows["generated"][key] == pytest.approx(rows["real motion"][key], rel=1e-3, abs=1e-3), key
+    assert rows["generated"]["FID"][0] < 1e-3 < rows["VAE reconstruction"]["FID"][0]
+    assert rows["generated"]["MultiModality"][0] < 1e-3
+
+
+def whole_clips(plan):
+    def changed(self, epoch):
+        batches, starts, lengths, draws = plan(self, epoch)
+        return batches, starts * 0, self.pack.lengths // 4 * 4, draws
+    return changed
+
+
+FILES = {"weights": "finest.tar", "meta": "meta", "glove": "our_vab"}
+
+
+class Gated:
+    """What gate() reads of an Evaluation."""
+    def __init__(self, ratio=25.0, dataset="humanml3d"):
+        self.config = settings(**{"data.dataset": dataset})
+        self.pack = type("Pack", (), {"std": np.full(263, 25.0), "path": "humanml3d.pack"})
+        self.judge = type("Judge", (), {"std": torch.full((263,), 25 / ratio), "files": FILES})
+
+    def batches(self, split):
+        return type("Batches", (), {"items": range(4648)})
+
+
+@pytest.mark.parametrize("dataset", ["humanml3d", "kit"])
+def test_gate(dataset):
+    right = {key: (mean, half) for key, (mean, half) in program.KNOWN[dataset].items()}
+    assert program.gate(Gated(dataset=dataset), right) is None
+    near = right | {"R@1": (right["R@1"][0] + 0.0049, 0.003)}
+    assert program.gate(Gated(dataset=dataset), near) is None, "the intervals overlap"
+    text = program.gate(Gated(dataset=dataset), right | {"R@1": (0.3, 0.003), "MM-Dist": (5.0, 0.01)})
+    assert "R@1 0.300 instead of" in text and "part-of-speech tokens" in text and "our_vab" in text
+    motion = program.gate(Gated(dataset=dataset), right | {"Diversity": (8.0, 0.01), "R@1": (0.2, 0.0)})
+    assert "finest.tar" in motion and "4648 test clips" in motion
+    own = program.gate(Gated(1.0, dataset), right | {"Diversity": (8.0, 0.01)})
+    assert "meta: its std should be 25 times smaller" in own and "it is 1 times" in own
+    assert program.gate(Gated(dataset=dataset), right | {"R@1": (float("nan"), 0.0)}), "NaN does not pass"
+
+
+def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
+    """A published judge of random weights: real motion scores wrong, nothing is generated; --no-gate marks the output."""
+    arrays = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "t2m_evaluators.npz").items()}
+    states = {part: {key.split("/")[1]: value for key, value in arrays.items() if key.startswith(part + "/")}
+              for part in ("movement_encoder", "motion_encoder", "text_encoder")}
+    number = {word: i for i, word in enumerate(("sos", "eos", "unk", "a", "man"))}
+    judge = evaluators.T2MJudge(states, np.zeros(263), np.ones(263), np.eye(5, 30), number)
+    judge.files = FILES
+    monkeypatch.setattr(evaluators, "find", lambda *_: judge.eval().requires_grad_(False))
+    monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
+    monkeypatch.setattr(program.Evaluation, "made", None)
+    with pytest.raises(SystemExit, match="Real motion does not score as published.*--no-gate goes on"):
+        run(root, "text", out="gate")
+    assert not (root / "gate").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluators, "find", lambda *_: judge)
+    monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
+    assert any("GATE NOT PASSED" in note for note in run(root, "text", "--no-gate", out="gate")["notes"])
+    assert "GATE NOT PASSED" in capsys.readouterr().out
+    assert "GATE NOT PASSED" in (root / "gate" / "eval.html").read_text()
+
+
+@pytest.mark.parametrize("name, actions, split", [("humanact12", 12, "train"), ("uestc", 40, "both")])
+def test_published_action_datasets(tmp_path, name, actions, split):
+    """From a pack to the table, judged by classifiers in files of the published form (random weights)."""
+    rng = np.random.default_rng(0)
+    clips = [Clip(f"{i:03d}", split="train" if i % 2 or name == "humanact12" else "test", action=str(i % 4),
+                  features=rng.normal(size=(60, 150)).astype(np.float32)) for i in range(16)]
+    write_pack(tmp_path / name / f"{name}.pack", clips, name=name, skeleton="smpl", fps=20.0,
+               actions=[str(k) for k in range(actions)], rest=rng.normal(size=(24, 3)))
+    config = settings(**{**ACTION, **SIZES, "vae.arch": "actor", "data.dataset": name, "denoiser.num_actions": actions,
+                         "data.max_frames": 60, "diffusion.num_inference_steps": 2})
+    model = MLD(config, rest=rng.normal(size=(24, 3)))
+    checkpoint.save(tmp_path / "model.pt", config, model.state_dict(), actions=[str(k) for k in range(actions)])
+    state = {"model": evaluators.ActionGRU().state_dict()} if name == "humanact12" else evaluators.STGCN().state_dict()
+    (tmp_path / "act").mkdir()
+    torch.save(state, tmp_path / "act" / evaluators.CLASSIFIERS[name])
+    program.main(["--ckpt", str(tmp_path / "model.pt"), f"--assets.data_root={tmp_path}",
+                  f"--assets.classifier_path={tmp_path / 'act'}", *QUICK])
+    result = json.loads((tmp_path / "eval.json").read_text())
+    names = ["real motion", "VAE reconstruction", "generated"]
+    both = [f"{name} ({split})" for split in ("train", "test") for name in names]
+    assert list(result["rows"]) == (names if split == "train" else both) and "published" in result["judge"]
+    row = list(result["rows"].values())[-1]
+    assert row.keys() == {"FID", "Diversity", "MultiModality", "accuracy", "jerk m/s3"}
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--ckpt", "none.pt"], "no checkpoint"), (["--ckpt", "CKPT", "word"], "Unknown flag 'word'"),
+    (["--ckpt", "CKPT", "--eval.replication=3"], "Did you mean"),
+    (["--ckpt", "CKPT", "--eval.replications=0"], "must be positive"),
+    (["--ckpt", "CKPT", "--evaluator", "nowhere.pt"], "There is no evaluator for made at nowhere.pt"),
+    (["--ckpt", "CKPT", "--evaluator", "CKPT"], "is no evaluator"),
+    (["--ckpt", "CKPT", "--evaluator", "JUDGE", "--eval.batch_size=32"], "groups of 32 pairs, found 20"),
+    (["--ckpt", "CKPT", "--dataset", "other"], "other.pack does not exist")])
+def test_refusals(root, flags, words):
+    names = {"CKPT": str(root / "text.pt"), "JUDGE": str(root / "judge.pt")}
+    before = sorted(os.listdir(root))
+    with pytest.raises(SystemExit) as error:
+        program.main([names.get(word, word) for word in flags] + [f"--assets.data_root={root}"])
+    assert words in str(error.value) and "\n" not in str(error.value) and sorted(os.listdir(root)) == before
