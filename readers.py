@@ -2,6 +2,7 @@
 
 HumanML3D and KIT-ML (and any set in their layout), HumanAct12 and UESTC (the files that ACTOR publishes), BVH files with captions.
 """
+import csv
 import hashlib
 import os
 import re
@@ -99,6 +100,18 @@ def read_layout(folder, nfeats, min_length, max_length, found):
             found["without text"].append(id)
         else:
             yield Clip(id, captions, split, features=features)
+
+
+def read_actions(path):
+    """{id: label} from a CSV file with a header, the first column of which is the id; several further columns are joined
+    by /, as in walk/tired. A mirrored clip (M and the id) has the same label, with left and right exchanged."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if row][1:]
+    wrong = next((row for row in rows if len(row) < 2 or not all(row)), None)
+    if wrong or not rows:
+        raise ValueError(f"{path}: expected a header line, then lines like `000012,walk`, found {','.join(wrong or ['nothing'])!r}.")
+    labels = {row[0]: "/".join(row[1:]) for row in rows}
+    return {f"M{id}": swap_sides(label) for id, label in labels.items()} | labels
 
 
 # ----------------------------------------------------------------------------------------------------------------------

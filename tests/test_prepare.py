@@ -83,6 +83,19 @@ def test_humanml3d_is_checked_counted_and_packed(layout, tmp_path, capsys):
     assert [c.text for c in pack.captions(1)] == ["he turns"]
 
 
+def test_action_labels_from_a_file(layout, tmp_path, capsys):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,content,style\n000001,turn-left,tired\n000002,walk,proud\n000006,walk,tired\n")
+    out = tmp_path / "a.pack"
+    code, _, _ = run(capsys, "humanml3d", layout, "--actions", labels, "--out", out)
+    pack = Pack.open(str(out))
+    found = {pack.ids[i]: pack.action(i) for i in range(len(pack)) if "_" not in pack.ids[i]}
+    assert code == 0 and found == {"000001": "turn-left/tired", "M000001": "turn-right/tired", "000002": "walk/proud",
+                                   "000005": "", "000006": "walk/tired"}
+    labels.write_text("id,content\n000001\n")
+    assert "000001" in refused(capsys, tmp_path, "humanml3d", layout, "--actions", labels)
+
+
 def test_kit_has_its_own_frame_rate_length_and_skeleton(layout, tmp_path, capsys):
     for path in [*(layout / "new_joint_vecs").iterdir(), layout / "Mean.npy", layout / "Std.npy"]:
         np.save(path, np.load(path)[..., :251])
