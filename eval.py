@@ -11,8 +11,8 @@ The judge is the dataset's published evaluator where its files are (see evaluato
 HumanML3D or KIT, real motion must score as published before a model is measured; --no-gate goes on regardless.
 
 Rows: real motion (its FID is to other crops of the same clips), the VAE's reconstruction, and what the model generates
-for the clips' captions (actions, or nothing) and lengths. All that is drawn (crops, captions, noise, groups, pairs) is a
-function of eval.seed, the replication and the clip.
+for the clips' captions (actions, or nothing) and lengths. All that is drawn (crops, captions, noise, groups, pairs) is
+a function of eval.seed, the replication and the clip.
 """
 import argparse
 import html
@@ -308,8 +308,8 @@ def write(run, folder, result, lines, rows):
             curves.append(report.curve(title, {name: points for name, points in found.items() if points}, unit="clip"))
     body = (f"<pre>{html.escape(chr(10).join(lines))}</pre><div>{''.join(curves)}</div><h2>best, median and "
             'worst, each beside its real clip</h2><iframe src="eval-examples.html" loading="lazy"></iframe>')
-    for name, text in (("eval.json", json.dumps(result, indent=1)),
-                       ("eval.html", report.page(f"{result['checkpoint']} on {result['dataset']}", body, run.config))):
+    page = report.page(f"{result['checkpoint']} on {result['dataset']}", body, result["settings"])
+    for name, text in (("eval.json", json.dumps(result, indent=1)), ("eval.html", page)):
         with atomic_write(os.path.join(folder, name), "w") as file:
             file.write(text)
 

@@ -50,13 +50,13 @@ def curve(title, series, width=560, height=200, unit="step"):
             f'<text x="{width - 10}" y="{height - 4}" text-anchor="end">{unit} {x1}</text>{"".join(lines)}</svg>')
 
 
-def page(title, body, config):
-    """An HTML page: title, body (HTML), and the settings to unfold at its end."""
+def page(title, body, settings):
+    """An HTML page: title, body (HTML), and the settings (plain data) to unfold at its end."""
     return f"""<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>nanoMLD run</title>
 <style>:root{{color-scheme:light dark}}body{{font:15px system-ui;max-width:1200px;margin:auto;padding:1rem}}svg{{width:min(100%,560px);margin:.5rem}}
 text{{font-size:12px;fill:currentColor}}pre{{overflow:auto}}iframe{{width:100%;height:70vh;border:1px solid #8888}}</style>
 <h1>{html.escape(title)}</h1>{body}
-<details><summary>settings</summary><pre>{html.escape(json.dumps(to_dict(config), indent=1))}</pre></details>"""
+<details><summary>settings</summary><pre>{html.escape(json.dumps(settings, indent=1))}</pre></details>"""
 
 
 def write_report(path, log, config):
@@ -77,4 +77,4 @@ def write_report(path, log, config):
     examples = [os.path.basename(file) for file in sorted(glob.glob(os.path.join(os.path.dirname(path), "*-*.html")))][-2:]
     frames = "".join(f'<h2>{name}</h2><iframe src="{name}" loading="lazy"></iframe>' for name in examples)
     with atomic_write(path, "w") as file:
-        file.write(page(config.train.name or config.data.dataset, "".join(parts) + frames, config))
+        file.write(page(config.train.name or config.data.dataset, "".join(parts) + frames, to_dict(config)))
