@@ -54,9 +54,9 @@ TOY = {  # small enough for two CPU cores; x0 prediction on normalised latents i
     "denoiser.attention_dropout": 0.0, "denoiser.text_encoded_dim": 128, "denoiser.max_positions": 256,
     "denoiser.normalize_latents": True, "denoiser.final_linear": True,
     "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 2.5,
-    "train_vae.steps": 8000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 4e-3, "train_vae.warmup": 200,
-    "train_diffusion.steps": 8000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
-    "train_diffusion.warmup": 200, "train.cache_latents": 10,
+    "train_vae.steps": 8000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 2e-3, "train_vae.warmup": 200,
+    "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
+    "train_diffusion.warmup": 200, "train.cache_latents": 4,
     "evaluator.width": 128, "evaluator.layers": 2, "evaluator.embed_dim": 64,
     "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128, "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }

@@ -1,0 +1,175 @@
+"""The weights that ship, asked for motions in words that training never saw: do they come, and do they move as people do?
+
+    python tests/test_weights.py        prints the table that the README shows
+"""
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
+
+import checkpoint  # noqa: E402
+import data  # noqa: E402
+import metrics  # noqa: E402
+import motion  # noqa: E402
+from kinematics import CHECKS, L_TOE, R_TOE, speed  # noqa: E402
+from pack import Pack  # noqa: E402
+
+LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
+
+SEEDS = 20
+PROMPTS = {  # action: sentences that are no caption of a training clip; the seeds are shared out among them
+    "jump": ["a man jumps", "a young woman leaps up with both legs"],
+    "walk": ["a man strolls straight ahead", "somebody is walking forward calmly"],
+    "walk backward": ["a young man walks backward slowly", "a woman is stepping backwards"],
+    "turn left": ["a young woman turns to the left", "somebody turns left in place"],
+    "turn right": ["a young woman turns to the right", "somebody turns right in place"],
+    "run": ["a boy runs forward", "somebody is running fast"],
+    "wave left hand": ["someone waves their left hand", "a young man is waving with his left hand"],
+    "wave right hand": ["someone waves their right hand", "a young man is waving with his right hand"],
+    "kick": ["a young woman kicks", "somebody kicks with the right leg"],
+    "punch": ["a young woman punches", "somebody is throwing punches"],
+    "squat": ["a young woman squats down", "somebody does a deep squat"],
+    "bow": ["a young woman bows politely", "somebody is bowing forward"],
+    "sit": ["a young woman sits down", "somebody sits on a chair"],
+    "raise both arms": ["a young man raises both arms", "somebody lifts both arms up"],
+    "spin": ["a young woman spins around", "somebody is spinning in a circle on the spot"],
+    "crawl": ["a young man crawls", "somebody is crawling on hands and knees"],
+    "stand": ["a young woman stands still", "somebody is standing and waiting"],
+    "jumping jacks": ["a boy does jumping jacks", "somebody performs jumping jacks"],
+}
+
+
+def shipped():
+    return checkpoint.load_model(os.path.join(ROOT, "checkpoints", "toy.pt"))
+
+
+def toy():
+    return Pack.open(os.path.join(ROOT, "data", "toy", "toy.pack"))
+
+
+def generate(model):
+    """{action: [joints (T, 22, 3)] of SEEDS samples, as sample.py writes them}."""
+    made = {}
+    for action, prompts in PROMPTS.items():
+        texts = [prompts[i % len(prompts)] for i in range(SEEDS)]
+        lengths = model.draw_lengths(texts, seed=0)
+        _, joints = model.generate(texts, lengths=lengths, seed=0)
+        made[action] = [motion.keep_bones(j[:n].double().numpy(), LENGTHS, motion.T2M.parents) for j, n in zip(joints, lengths)]
+    return made
+
+
+def training_clips(pack):
+    """{action: [joints] of the training clips}."""
+    return {action: [pack.joints(i).astype(np.float64) for i in pack.indices("train") if pack.action(i) == action] for action in PROMPTS}
+
+
+def passed(motions):
+    """{action: share of the motions that do what was asked}."""
+    return {action: np.mean([bool(CHECKS[action](j)) for j in group]) for action, group in motions.items()}
+
+
+def quality(group):
+    """Mean foot skating (cm/s) and jerk (m/s^3) of some motions."""
+    return np.nanmean([(metrics.foot_skating(j, (L_TOE, R_TOE), 20), metrics.jerk(j, 20)) for j in group], axis=0)
+
+
+def spread(group):
+    """Mean distance in cm of the joints of any two of some motions, frame by frame, roots put together."""
+    local = [j - j[:, :1] for j in group]
+    pairs = [(a[:n], b[:n]) for i, a in enumerate(local) for b in local[:i] for n in (min(len(a), len(b)),)]
+    return 100 * np.mean([np.linalg.norm(a - b, axis=-1).mean() for a, b in pairs])
+
+
+def reconstruction(model, pack):
+    """Mean joint error of the VAE over the test clips in mm: roots put together, and as the joints lie."""
+    batches = data.Batches(pack, "test", 64, max_frames=model.config.data.max_frames)
+    errors = []
+    with torch.no_grad():
+        for batch in batches.epoch(0):
+            mu, _ = model.vae.encode(batch["features"], batch["lengths"])
+            made, true = (model.to_joints(f).numpy() for f in (model.vae.decode(mu, batch["lengths"]), batch["features"]))
+            errors += [metrics.reconstruction_errors(a[:n], b[:n]) for a, b, n in zip(true, made, batch["lengths"].tolist())]
+    return np.mean([(e["mpjpe"], e["global"]) for e in errors], axis=0)
+
+
+def all_of(motions):
+    return [j for group in motions.values() for j in group]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    return shipped()
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return toy()
+
+
+@pytest.fixture(scope="module")
+def made(model):
+    return generate(model)
+
+
+@pytest.fixture(scope="module")
+def real(pack):
+    return training_clips(pack)
+
+
+def test_the_prompts_are_new(pack):
+    known = {caption.text.rstrip(".") for i in pack.indices("train") for caption in pack.captions(i)}
+    assert not [text for texts in PROMPTS.values() for text in texts if text in known]
+
+
+def test_they_do_what_was_asked(made):
+    shares = passed(made)
+    assert np.mean(list(shares.values())) >= 0.95 and min(shares.values()) >= 0.8, shares
+    assert min(map(speed, made["run"])) > np.mean([speed(j) for j in made["walk"]])
+
+
+def test_they_move_as_people_do(made, real):
+    assert quality(all_of(made))[1] < 1.5 * quality(all_of(real))[1]  # jerk
+    for j in all_of(made):
+        bones = np.linalg.norm(j[:, 1:] - j[:, list(motion.T2M.parents[1:])], axis=-1)
+        assert np.abs(bones / LENGTHS[1:] - 1).max() < 0.02
+
+
+@pytest.mark.xfail(strict=True, reason="walks and runs glide: their feet slide 1.8 times as fast as the data's, the aim is 1.5")
+def test_feet_stand(made, real):
+    assert quality(all_of(made))[0] < 1.5 * quality(all_of(real))[0]
+
+
+def test_seeds_differ(made):
+    assert min(map(spread, made.values())) > 1
+
+
+@pytest.mark.xfail(strict=True, reason="the VAE is 53 mm off on test clips, the aim is 40")
+def test_the_vae_comes_near_test_clips(model, pack):
+    assert reconstruction(model, pack)[0] < 40
+
+
+def table():
+    model, pack = shipped(), toy()
+    made, real = generate(model), training_clips(pack)
+    print("| asked for | samples that do it | foot skating, cm/s (data) | jerk, m/s^3 (data) | spread of seeds, cm (data) |\n"
+          "| --- | --- | --- | --- | --- |")
+    shares = passed(made)
+    for action in PROMPTS:
+        (a, b), (c, d) = quality(made[action]), quality(real[action])
+        print(f"| {action} | {shares[action]:.0%} | {a:.1f} ({c:.1f}) | {b:.0f} ({d:.0f}) | "
+              f"{spread(made[action]):.1f} ({spread(real[action][:SEEDS]):.1f}) |")
+    (a, b), (c, d) = quality(all_of(made)), quality(all_of(real))
+    print(f"| **all** | {np.mean(list(shares.values())):.1%} | {a:.1f} ({c:.1f}) | {b:.0f} ({d:.0f}) | |\n")
+    print("VAE on test clips: {:.0f} mm, roots put together; {:.0f} mm as the joints lie".format(*reconstruction(model, pack)))
+
+
+if __name__ == "__main__":
+    table()
