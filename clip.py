@@ -87,6 +87,8 @@ class CLIPTextEncoder(nn.Module):
         if len(given) == len(texts):
             return self.encode(texts)
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters()]
+        kind = self.tower.positional_embedding.device.type
+        weights.append(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
         if weights != self.weights:  # guidance asks for the empty prompt every time: it is encoded once and kept
             self.weights, self.empty = weights, self.encode([""])
         result = self.empty.repeat(len(texts), 1, 1)
