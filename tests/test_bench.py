@@ -1,0 +1,108 @@
+"""What bench.py compares gives the same numbers: baseline, every rung of the ladder, ours. Timings are not asserted."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from baseline import RUNGS, Sides, climb, draw_lengths, prompts
+from conftest import ROOT
+from vae import vae_loss
+
+
+@pytest.fixture(scope="module")
+def sides():
+    return Sides(quick=True, device="cpu")
+
+
+def close(found, expected):
+    """1e-4 relative"""
+    assert (found - expected).norm() <= 1e-4 * expected.norm(), (found - expected).norm() / expected.norm()
+
+
+def test_the_prompts_differ_and_have_ten_tokens(sides):
+    texts = prompts(1024)
+    assert len(set(texts)) == 1024 and sides.model.text_encoder.tokenizer(texts, 77).shape == (1024, 10)
+
+
+def test_lengths_have_the_mean_of_humanml3d():
+    lengths = draw_lengths(10_000)
+    assert lengths.min() == 40 and lengths.max() == 196 and not (lengths % 4).any()
+    assert abs(lengths.float().mean() - 142) < 3
+
+
+def test_each_part_equals_the_baseline(sides):
+    m, b, texts, lengths = sides.model, sides.baseline, prompts(11), torch.arange(11) + 14
+    texts[3], texts[7] = "a man walks " + "and then walks on " * 30, ""
+    with torch.no_grad():
+        text = m.text_encoder(texts)
+        close(text, b.text(texts))
+        x_T = sides.noise(11)
+        close(sides.denoise(text, x_T), b.denoise(torch.cat((sides.empty.expand(11, -1, -1), text)), x_T))
+        for some in (lengths, sides.lengths(11)):  # of different lengths, in parts that are sorted; of one length
+            for found, expected in zip(m.decode_latent(x_T, some), b.decode(x_T, some)):
+                there = torch.arange(some.max()) < some[:, None]
+                close(found[there], expected[there])
+        features = torch.randn(11, 24, 263)
+        for found, expected in zip(m.vae.encode(features, lengths), b.vae.encode(features, lengths)):
+            close(found, expected)
+
+
+@pytest.mark.parametrize("rung", range(1, len(RUNGS)))
+def test_each_rung_equals_the_baseline(sides, rung):
+    texts, x_T = prompts(9), sides.noise(9)
+    for found, expected in zip(climb(sides, rung, texts, x_T), climb(sides, 0, texts, x_T)):
+        close(found, expected)
+
+
+def test_training_losses_equal_the_baseline_where_nothing_is_padded(sides, monkeypatch):
+    m, b, lengths, features = sides.model, sides.baseline, sides.lengths(3), torch.randn(3, 24, 263)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    mu, logvar = m.vae.encode(features, lengths)
+    loss = vae_loss(features, m.vae.decode(mu, lengths, 24), mu, logvar, lengths, m.config.vae, m.to_joints)["loss"]
+    close(loss, b.vae_loss(features, lengths))
+
+
+def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
+    encoder = Sides(quick=True, device="cpu").model.text_encoder
+    calls = []
+    encoder.tower.transformer.register_forward_hook(lambda *_: calls.append(1))
+    before = encoder([""])
+    assert torch.equal(encoder(["", "a man walks", ""])[[0, 2]], before.repeat(2, 1, 1))
+    calls_before = len(calls)
+    with torch.inference_mode():
+        assert torch.equal(encoder([""]), before) and len(calls) == calls_before
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(["", "a man walks"]).dtype == torch.bfloat16 and len(calls) == calls_before + 2
+    assert torch.equal(encoder([""]), before)
+    calls_before = len(calls)
+    with torch.no_grad():
+        encoder.tower.transformer.layers[0].linear1.weight.add_(0.1)
+    assert not torch.equal(encoder([""]), before) and len(calls) == calls_before + 1
+
+
+def bench(*words):
+    return subprocess.run([sys.executable, "bench.py", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("words, parts", [
+    (["text", "denoise", "decode", "sentence", "steps", "train", "data"],
+     {"text", "sentence", "sentence, dpm++ 10 steps", "train diffusion, bfloat16, cached latents", "data, batches"}),
+    (["ladder", "--batches", "2"], {RUNGS[0], RUNGS[-1]})])
+def test_bench_prints_json(words, parts):
+    run = bench(*words, "--quick", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["machine"]["float32_flop_s"] > 0 and parts <= {r["part"] for r in found["rows"]}
+    for r in found["rows"]:
+        low, middle, high = r["ours"]
+        assert 0 < low <= middle <= high and r["ratio"] > 0
+
+
+def test_the_kernels_need_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for words, wanted in ((["kernels"], "needs a GPU"), (["tex"], "parts are text")):
+        run = bench(*words)
+        assert run.returncode and wanted in " ".join(run.stderr.split())
