@@ -304,8 +304,8 @@ def write(run, folder, result, lines, rows):
         found = {name: far[name] if not key else rows[name + key] for name in far if name + key in rows}
         found = {name: list(enumerate(np.sort(x[np.isfinite(x)]).tolist(), 1)) for name, x in found.items()}
         if any(found.values()):
-            title = f"{key[1:] or 'distance from what was asked'}, clips in order"
-            curves.append(report.curve(title, {name: points for name, points in found.items() if points}, unit="clip"))
+            curves.append(report.curve(key[1:] or "distance from what was asked",
+                                       {name: points for name, points in found.items() if points}, unit="clip"))
     body = (f"<pre>{html.escape(chr(10).join(lines))}</pre><div>{''.join(curves)}</div><h2>best, median and "
             'worst, each beside its real clip</h2><iframe src="eval-examples.html" loading="lazy"></iframe>')
     page = report.page(f"{result['checkpoint']} on {result['dataset']}", body, result["settings"])
