@@ -15,6 +15,7 @@ import re
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 import safe_pickle
 from clip_tokenizer import Tokenizer
@@ -50,6 +51,7 @@ class TextTower(nn.Module):
 
 
 PART = 16  # prompts of similar length that the CPU encodes at once
+ROWS = 16  # MKL multiplies 16 rows of tokens by a matrix sooner than 8 to 15 of them
 
 
 class CLIPTextEncoder(nn.Module):
@@ -76,8 +78,10 @@ class CLIPTextEncoder(nn.Module):
             return self.tower(ids.to(device))
         ends = (ids == self.tokenizer.end).int().argmax(1)
         order = ends.argsort(stable=True)
-        parts = order.split(PART if device.type == "cpu" else len(ids))  # a long prompt is not to lengthen all the others
-        found = [self.tower.pooled(ids[part, :ends[part].max() + 1].to(device), self.tokenizer.end) for part in parts]
+        parts = order.split(PART if device.type == "cpu" else len(ids))  # a long prompt is not to lengthen the others
+        ids = F.pad(ids, (0, max(0, min(ROWS, self.context_length) - ids.shape[1])), value=self.tokenizer.end)
+        sizes = [max(int(ends[part].max()) + 1, -(-ROWS // len(part))) for part in parts]
+        found = [self.tower.pooled(ids[part, :n].to(device), self.tokenizer.end) for part, n in zip(parts, sizes)]
         return torch.cat(found)[order.argsort().to(device), None]
 
     @torch.no_grad()
