@@ -203,10 +203,12 @@ class MLD(nn.Module):
         """vae.decode -> (B, T, F); on a CPU a few latents of similar length at a time: little padding, small buffers."""
         part = PART if z.device.type == "cpu" else len(z)
         order, T = lengths.argsort(stable=True), int(lengths.max())
-        frames = z.new_empty(len(z), T, len(self.mean))
+        frames = None
         for some in order.split(part):
             low, high = lengths[some[[0, -1]]].tolist()
             made = self.vae.decode(z[some], None if low == high else lengths[some], high)
+            if frames is None:
+                frames = made.new_empty(len(z), T, made.shape[2])       # made's own type: autocast may have chosen it
             frames[some] = F.pad(made, (0, 0, 0, T - high))
         return frames
 
