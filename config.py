@@ -68,6 +68,8 @@ class VAEConfig:
     max_positions: int = 500  # rows of the position table: frames plus two latent sets
     mlp_dist: bool = False  # mean and log-variance from one token through a Linear, instead of two sets of tokens
     logvar_bias: float = 0.0  # start of that Linear's log-variance half; -4 starts the posterior narrow
+    cosines: int = 0  # > 0: a linear path from frames to latent and back beside the stacks, through that many cosines over time
+    cosine_span: int = 200  # frames in the slowest cosine's half period
     recons_loss: Literal["smooth_l1", "mse"] = "smooth_l1"  # reconstruction loss: the code's, or the paper's wording
     joints_loss: Literal["same", "distance"] = "same"  # for joints: that loss too, or their mean distance, which stays steep to the end
     lambda_rec: float = 1.0  # weight of the loss on features
@@ -198,7 +200,7 @@ class Config:
 
 
 SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-MAY_BE_ZERO = ("workers", "num_actions", "warmup", "seed", "threads", "cache_latents", "sample_every")  # whole numbers
+MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads", "cache_latents", "sample_every")  # whole numbers
 ANY_SIGN = ("logvar_bias", "freq_shift")  # no other number may be negative
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -285,6 +287,8 @@ def validate(config):
         need(c.vae.arch != "actor" or c.vae.latent_size == 1, "The ACTOR-style VAE has one latent token; set vae.latent_size=1.")
         need(c.data.max_frames + 2 * c.vae.latent_size <= c.vae.max_positions,
              f"vae.max_positions ({c.vae.max_positions}) must hold data.max_frames ({c.data.max_frames}) and 2 x vae.latent_size.")
+        need(not c.vae.cosines or c.data.max_frames <= c.vae.cosine_span,
+             f"vae.cosine_span ({c.vae.cosine_span}) must hold data.max_frames ({c.data.max_frames}).")
     else:
         need(c.train.stage != "vae", "train.stage is vae, but vae.arch is none: there is no VAE to train.")
         need(not c.train.cache_latents, "train.cache_latents needs a VAE; set train.cache_latents=0 with vae.arch none.")

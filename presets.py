@@ -44,22 +44,23 @@ ACTION = {  # the published action model: ACTOR's VAE, a 15-layer denoiser, 1000
     "denoiser.text_encoded_dim": 256, "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
     "diffusion.clip_sample": True, "train_evaluator.steps": 5000,
 }
-TOY = {  # small enough for two CPU cores; x0 prediction on normalised latents is what learns in that budget
-    "data.dataset": "toy",
+SMALL = {  # small enough for two CPU cores; x0 prediction on normalised latents is what learns in that budget
     "vae.latent_dim": 128, "vae.ff_size": 512, "vae.num_layers": 5, "vae.dropout": 0.0, "vae.attention_dropout": 0.0,
     "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.latent_size": 2, "vae.position_embedding": "sine",
+    "vae.cosines": 64, "vae.cosine_span": 196,
     "vae.joints_loss": "distance", "vae.lambda_joint": 0.05,
     "text.kind": "scratch",
     "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5, "denoiser.dropout": 0.0,
     "denoiser.attention_dropout": 0.0, "denoiser.text_encoded_dim": 128, "denoiser.max_positions": 256,
     "denoiser.normalize_latents": True, "denoiser.final_linear": True,
     "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 2.5,
-    "train_vae.steps": 8000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 2e-3, "train_vae.warmup": 200,
+    "train_vae.steps": 6000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 2e-3, "train_vae.warmup": 200,
     "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
     "train_diffusion.warmup": 200, "train.cache_latents": 4,
     "evaluator.width": 128, "evaluator.layers": 2, "evaluator.embed_dim": 64,
     "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128, "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }
+TOY = SMALL | {"data.dataset": "toy", "data.max_frames": 120, "vae.cosines": 48, "vae.cosine_span": 120}
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
     "vae.arch": "none", "denoiser.arch": "trans_dec", "denoiser.skip_connect": False, "denoiser.normalize_latents": False,
     "train.cache_latents": 0, "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
@@ -71,6 +72,7 @@ PAPER = {  # the published optimiser: constant rate from the first step, no clip
 
 PRESETS = {
     "toy": TOY,
+    "small": SMALL,
     "vae_humanml3d": HUMANML3D | {"train.stage": "vae"},
     "mld_humanml3d": HUMANML3D,
     "novae_humanml3d": HUMANML3D | NOVAE | {"denoiser.latent_dim": 512, "train.stage": "diffusion"},
@@ -162,7 +164,7 @@ def parse_args(argv, options=None, doc=""):
 
     config = Config()
     dataset = flags.pop("dataset", flags.get("data.dataset"))
-    preset = flags.pop("config", DATASET_PRESETS.get(dataset, "toy"))
+    preset = flags.pop("config", DATASET_PRESETS.get(dataset or "toy", "small"))
     layers = [choose(PRESETS, preset, "preset (--config)")]
     if dataset:
         layers.append({"data.dataset": dataset})

@@ -9,6 +9,8 @@ all T are real. Parameters carry their published names, except that the ACTOR-st
 the two rows of global_motion_token, its seqTransEncoder is `encoder`, its seqTransDecoder `decoder`. The published
 latents are laid out (N, B, D).
 """
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -45,6 +47,7 @@ class MotionVAE(nn.Module):
         self.encoder = Stack(*sizes, skip=not actor, final_norm=not actor)
         self.decoder = Stack(*sizes, skip=not actor, final_norm=not actor, cross=self.cross)
         self.final_layer = nn.Linear(D, nfeats)
+        self.linear_path = LinearPath(cfg) if cfg.cosines else None
         self.dist_layer = nn.Linear(D, 2 * D) if cfg.mlp_dist else None
         if cfg.mlp_dist:
             nn.init.constant_(self.dist_layer.bias[D:], cfg.logvar_bias)
@@ -54,14 +57,14 @@ class MotionVAE(nn.Module):
         if features.shape[-1] != self.nfeats:
             raise ValueError(f"The VAE takes {self.nfeats} features per frame, found {features.shape[-1]}.")
         x = self.skel_embedding(zero_padding(features, lengths))
+        linear = 0 if self.linear_path is None else self.linear_path.encode(zero_padding(x, lengths))
         tokens = self.global_motion_token.to(x.dtype).expand(len(x), -1, -1)
         n = tokens.shape[1]
         x = self.query_pos_encoder(torch.cat((tokens, x), 1))  # (B, n + T, D)
         # only the tokens are looked at: the last layer need not compute the frames (in training it does, as published)
         dist = self.encoder(x, None if lengths is None else lengths + n, first=None if self.training else n)[:, :n]
-        if self.dist_layer is not None:
-            return self.dist_layer(dist).chunk(2, -1)
-        return dist.chunk(2, 1)
+        mu, logvar = dist.chunk(2, 1) if self.dist_layer is None else self.dist_layer(dist).chunk(2, -1)
+        return mu + linear, logvar
 
     def decode(self, z, lengths=None, max_length=None):
         """z (B, N, D) -> features (B, T, F), zero on padding; T is max_length, or the longest of the lengths.
@@ -73,16 +76,49 @@ class MotionVAE(nn.Module):
             if lengths is None:
                 raise ValueError("decode needs lengths or max_length: a latent does not say how long its motion is.")
             max_length = int(lengths.max())
-        # queries are positions only: without dropout, what comes before the first cross-attention is the same for all samples
-        shared = self.cross and lengths is None and not self.training
-        queries = z.new_zeros(1 if shared else len(z), max_length, self.latent_dim)
+        # published queries are positions only: without dropout, what comes before the first cross-attention is the same for
+        # all samples
+        linear = self.linear_path
+        shared = self.cross and lengths is None and linear is None and not self.training
+        queries = z.new_zeros(1 if shared else len(z), max_length, self.latent_dim) if linear is None else linear.decode(z, max_length)
         if self.cross:
             x = self.decoder(self.query_pos_decoder(queries), lengths, memory=z)
         else:
             n = self.latent_size
             x = self.query_pos_decoder(torch.cat((z, queries), 1))
             x = self.decoder(x, None if lengths is None else lengths + n)[:, n:]
-        return zero_padding(self.final_layer(x), lengths)
+        return zero_padding(self.final_layer(x if linear is None else x + queries), lengths)
+
+
+class LinearPath(nn.Module):
+    """Frames -> latent -> frames without a nonlinearity, beside the stacks and added to what they give; not in the paper.
+
+    From a few latent tokens, a decoder whose queries are positions must learn to multiply what a motion is with when it
+    happens: attention over N tokens can only mix N values. Small models then give each clip's mean pose for a thousand
+    steps, and gliding walks in the end. Here a latent holds amplitudes of the cosines cos(pi k (t + 1/2) / span), k < K,
+    as the coefficients of a discrete cosine transform (Ahmed et al. 1974) do, and the stacks learn what remains.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        N, D, K, R = cfg.latent_size, cfg.latent_dim, cfg.cosines, cfg.latent_dim // 2
+        t = torch.arange(cfg.max_positions)[:, None] + 0.5
+        self.register_buffer("waves", torch.cos(math.pi / cfg.cosine_span * t * torch.arange(K)), persistent=False)  # (T, K)
+        self.scale, self.size = cfg.cosine_span, (N, D, K, R)
+        self.narrow, self.to_latent = nn.Linear(D, R, bias=False), nn.Linear(K * R, N * D)
+        self.to_waves, self.widen = nn.Linear(N * D, K * R), nn.Linear(R, D, bias=False)
+
+    def encode(self, x):
+        """Embedded frames (B, T, D), zero on padding -> (B, N, D), to be added to mu."""
+        N, D, K, R = self.size
+        amplitudes = self.waves[:x.shape[1]].to(x.dtype).mT @ self.narrow(x) * (2 / self.scale) ** 0.5
+        return self.to_latent(amplitudes.flatten(1)).unflatten(1, (N, D))
+
+    def decode(self, z, T):
+        """z (B, N, D) -> (B, T, D): the decoder's queries, and a summand of its output."""
+        N, D, K, R = self.size
+        amplitudes = self.to_waves(z.flatten(1)).unflatten(1, (K, R)) / 2
+        return self.widen(self.waves[:T].to(amplitudes.dtype) @ amplitudes)
 
 
 def reparameterize(mu, logvar, eps=None):

@@ -13,7 +13,8 @@ from vae import MotionVAE, clip_mean, reparameterize, vae_loss
 TINY = dict(latent_dim=8, ff_size=12, num_layers=3, num_heads=2, max_positions=64)
 FORMS = [dict(arch="encoder_decoder"), dict(arch="encoder_decoder", latent_size=10), dict(arch="encoder_decoder", mlp_dist=True, latent_size=2),
          dict(arch="all_encoder", latent_size=2), dict(arch="all_encoder", mlp_dist=True), dict(arch="actor", num_layers=2),
-         dict(arch="encoder_decoder", normalize_before=True), dict(arch="encoder_decoder", position_embedding="sine")]
+         dict(arch="encoder_decoder", normalize_before=True), dict(arch="encoder_decoder", position_embedding="sine"),
+         dict(arch="encoder_decoder", latent_size=2, cosines=6, cosine_span=30), dict(arch="all_encoder", mlp_dist=True, cosines=6)]
 LENGTHS = torch.tensor([20, 13, 1])
 
 
@@ -192,6 +193,27 @@ def test_reparameterize():
 def test_logvar_bias_starts_the_posterior_narrow():
     mu, logvar = make(mlp_dist=True, logvar_bias=-4.0).encode(torch.randn(2, 20, 10))
     assert abs(logvar.mean() + 4) < 1 and abs(mu.mean()) < 1
+
+
+def test_the_linear_path_is_linear_and_keeps_slow_motion():
+    """Superposition holds, and a weighted sum of the slowest cosines survives latent and back with weights set by hand."""
+    vae = make(latent_size=3, cosines=3, cosine_span=20)
+    path, x, y = vae.linear_path, torch.randn(2, 20, 8), torch.randn(2, 20, 8)
+    zero = path.encode(torch.zeros_like(x))
+    torch.testing.assert_close(path.encode(x + y) - zero, path.encode(x) + path.encode(y) - 2 * zero, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        path.narrow.weight.copy_(torch.eye(4, 8))
+        path.widen.weight.copy_(torch.eye(8, 4))
+        for linear, bias in ((path.to_latent, 24), (path.to_waves, 12)):
+            linear.weight.copy_(torch.eye(*linear.weight.shape))
+            linear.bias.zero_()
+        slow, frames = torch.randn(2, 3, 4), torch.zeros(2, 20, 8)
+        frames[..., :4] = torch.einsum("bkr,tk->btr", slow, path.waves[:20])
+        z = path.encode(frames)
+        slow *= torch.tensor([20.0, 10.0, 10.0])[:, None] * (2 / 20) ** 0.5  # the cosines' squared lengths over the span
+        torch.testing.assert_close(z.flatten(1)[:, :12].view(2, 3, 4), slow, rtol=1e-4, atol=1e-5)
+        back = path.decode(z, 20)[..., :4]
+        torch.testing.assert_close(back, torch.einsum("bkr,tk->btr", slow / 2, path.waves[:20]), rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_learns():
