@@ -279,7 +279,7 @@ def to_t2m_joints(bvh, mapping=None, unit=None, up="y"):
     if missing:
         raise ValueError(f"{bvh.path}: the file has no joint {', '.join(missing)}; it has {', '.join(bvh.names)}")
     if unit is not None and unit not in UNITS or up not in ("y", "z"):
-        raise ValueError(f"unit is {unit!r} and up {up!r}; expected a unit of {', '.join(UNITS)} and y or z")
+        raise ValueError(f"--unit is {unit} and --up is {up}; expected a unit of {', '.join(UNITS)}, and y or z")
     at = {_plain(name): j for j, name in reversed(list(enumerate(bvh.names)))}
     start, end, fraction = zip(*(table[joint] for joint in T2M.joint_names))
     start, end = (bvh.joints[:, [at[_plain(name)] for name in names]] for names in (start, end))  # (T, 22, 3)

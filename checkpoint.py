@@ -11,6 +11,7 @@
 
 Nothing in a file is ever run: ours are read with weights_only=True, the others by safe_pickle.py.
 """
+import io
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from config import Config, SettingError, atomic_write, from_dict, pack_path, set
 from mld import MLD, Denoiser
 from pack import Pack
 from presets import NOVAE, PRESETS
-from readers import DEFAULT_REST
+from readers import rest_joints
 from safe_pickle import load_safetensors, load_torch, named_tensors
 from vae import MotionVAE
 
@@ -46,8 +47,10 @@ def save(path, config, model, **training_state):
     del settings["assets"], settings["train"]["out"], settings["train"]["vae_checkpoint"]
     data = {"format": FORMAT, "version": VERSION, "config": settings, "model": model, **training_state}
     refuse_objects(data, "checkpoint")
+    whole = io.BytesIO()  # torch.save itself, on a disk that is full, raises a RuntimeError that does not say so
+    torch.save(data, whole)
     with atomic_write(path) as file:
-        torch.save(data, file)
+        file.write(whole.getbuffer())
 
 
 def refuse_objects(data, name):
@@ -119,9 +122,10 @@ def load_model(path, assets=None, device="cpu"):
 
 def norms(path, config):
     """The features' mean and std for a published checkpoint that does not have them; for rotations, which were not
-    normalised, a rest pose. ValueError says where to put the files."""
+    normalised, a rest pose: that of assets.smpl_path, or a default. ValueError says where to put the files."""
     if config.data.skeleton == "smpl":  # features are rotations as they are
-        return {"rest": torch.tensor(DEFAULT_REST, dtype=torch.float32)}
+        body = config.assets.smpl_path if os.path.exists(config.assets.smpl_path) else None
+        return {"rest": torch.tensor(rest_joints(body), dtype=torch.float32)}
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     files = [os.path.join(folder, name) for name in ("Mean.npy", "Std.npy")]
     if all(map(os.path.exists, files)):

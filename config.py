@@ -32,7 +32,7 @@ class AssetsConfig:
     t2m_path: str = "deps/t2m"  # published T2M evaluators: t2m_path/t2m/text_mot_match/model/finest.tar, and kit/
     glove_path: str = "deps/glove"  # GloVe vectors of the T2M text encoder: our_vab_data.npy, our_vab_words.pkl, our_vab_idx.pkl
     classifier_path: str = "deps/actionrecognition"  # published action classifiers for HumanAct12 and UESTC
-    smpl_path: str = "deps/smpl"  # SMPL body model, for the rest skeleton of rotation-based datasets
+    smpl_path: str = "deps/smpl/SMPL_NEUTRAL.pkl"  # SMPL body model (.pkl or .npz): rest skeleton of published action models, if it is there
 
 
 @dataclass
@@ -110,6 +110,7 @@ class DenoiserConfig:
     freq_shift: float = 0.0  # shift of the timestep embedding's frequencies
     normalize_latents: bool = False  # diffuse latents normalised by the training set's mean and std
     final_linear: bool = False  # a Linear after the last layer norm, which alone cannot change its output's size
+    length_token: bool = False  # a token tells the denoiser how long the motion is (the published one is not told)
     mask_padding: bool = True  # diffusion on frames: padded frames are no attention keys (the published code lets them be)
 
 
@@ -273,6 +274,7 @@ def validate(config):
     tokens = 2  # of the denoiser, beside the latent: noise level and condition
     if c.text.last_hidden_state and c.denoiser.condition == "text":
         tokens = 1 + (77 if c.text.kind == "clip" else c.text.context_length)
+    tokens += c.denoiser.length_token
     rows = tokens + (c.vae.latent_size if c.vae.arch != "none" else c.data.max_frames)
     need(rows <= c.denoiser.max_positions,
          f"denoiser.max_positions ({c.denoiser.max_positions}) must hold {tokens} tokens and "

@@ -1,6 +1,7 @@
 """The denoiser, and MLD itself: condition -> latent diffusion -> VAE decoder -> motion.
 
-The denoiser's tokens, in this order (N latent tokens, one time token, L condition tokens; N = L = 1 as published):
+The denoiser's tokens, in this order (N latent tokens, one time token, L condition tokens; N = L = 1 as published; with
+denoiser.length_token, which is ours, one more condition token tells the motion's length):
 
 | form      | diffusion on | self-attention over                       | cross-attention to | read off          |
 | --------- | ------------ | ----------------------------------------- | ------------------ | ----------------- |
@@ -46,6 +47,8 @@ class Denoiser(nn.Module):
                                  "the dataset's actions.")
             self.emb_proj = nn.Embedding(cfg.num_actions, D)
             nn.init.xavier_uniform_(self.emb_proj.weight)
+        if cfg.length_token:
+            self.length_embedding = TimestepEmbedding(D, D, cfg.flip_sin_to_cos, cfg.freq_shift)
         self.query_pos = Positions(cfg.max_positions, D, cfg.position_embedding == "learned")
         sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation,
                  cfg.normalize_before)
@@ -58,11 +61,16 @@ class Denoiser(nn.Module):
             self.pose_embd, self.pose_proj = nn.Linear(nfeats, D), nn.Linear(D, nfeats)
         self.final_linear = nn.Linear(D, D) if cfg.final_linear and not nfeats else None
 
-    def condition_tokens(self, condition):
-        """condition, as forward takes it -> its tokens (B, L, D), or None."""
-        if self.cfg.condition == "none":
-            return None
-        return self.emb_proj(condition) if self.cfg.condition == "text" else self.action_tokens(condition)[:, None]
+    def condition_tokens(self, condition, lengths=None):
+        """condition and lengths, as forward takes them -> their tokens (B, L, D), or None where there are none."""
+        tokens = []
+        if self.cfg.condition != "none":
+            tokens.append(self.emb_proj(condition) if self.cfg.condition == "text" else self.action_tokens(condition)[:, None])
+        if self.cfg.length_token:
+            if lengths is None:
+                raise ValueError("With denoiser.length_token the denoiser takes the motions' lengths, found none.")
+            tokens.append(self.length_embedding(lengths)[:, None])
+        return torch.cat(tokens, 1) if tokens else None
 
     def action_tokens(self, actions):
         """actions (B,) -> their embeddings (B, D); that of -1, "no action", is zero."""
@@ -79,7 +87,7 @@ class Denoiser(nn.Module):
             shape = f"(B, {'T' if self.nfeats else 'N'}, {width})"
             raise ValueError(f"The denoiser takes {shape}, found {tuple(x_t.shape)}.")
         if not embedded:
-            timesteps, condition = self.time_embedding(timesteps.reshape(-1)), self.condition_tokens(condition)
+            timesteps, condition = self.time_embedding(timesteps.reshape(-1)), self.condition_tokens(condition, lengths)
         tokens = timesteps.expand(len(x_t), -1)[:, None]
         tokens = tokens if condition is None else torch.cat((tokens, condition), 1)  # (B, 1 + L, D)
         keys = lengths if self.nfeats and self.cfg.mask_padding else None
@@ -155,7 +163,7 @@ class MLD(nn.Module):
     def max_frames(self):
         """The longest motion that the position tables have rows for."""
         if self.vae is None:
-            return self.config.denoiser.max_positions - 2
+            return self.config.denoiser.max_positions - 2 - self.config.denoiser.length_token
         return self.config.vae.max_positions - 2 * self.config.vae.latent_size
 
     def check_lengths(self, lengths, count=None, limit=None):
@@ -330,12 +338,12 @@ class MLD(nn.Module):
             raise ValueError(f"x_T must have shape {shape}, found {tuple(x_T.shape)}.")
 
         if scale in (0, 1):
-            tokens = self.denoiser.condition_tokens(cond if scale else uncond)
+            tokens = self.denoiser.condition_tokens(cond if scale else uncond, lengths)
 
             def denoise(x, time):
                 return self.denoiser(x, time, tokens, ragged, embedded=True)
         else:  # with and without the condition in one pass
-            tokens = self.denoiser.condition_tokens(torch.cat((uncond, cond)))
+            tokens = self.denoiser.condition_tokens(torch.cat((uncond, cond)), lengths.repeat(2))
             twice = None if ragged is None else ragged.repeat(2)
 
             def denoise(x, time):
@@ -357,13 +365,13 @@ class MLD(nn.Module):
         """The denoiser's loss (section 3.2): |output - target|^2, target eps, x0 or v, at a level t per sample; the
         condition is dropped for some samples, so that one network learns both sides of guidance.
 
-        x0 (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F) with their lengths; actions of -1 are
+        x0 (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F); lengths (B,) of frames, None = all T; actions of -1 are
         unknown; t (B,) int64, eps like x0, dropped (B,) bool: drawn here where None, from torch's global generator.
         Returns {"loss": scalar, "error": (B,) each sample's loss, without gradient}; padded frames are left out.
         """
         c, B, device = self.config.denoiser, len(x0), x0.device
-        lengths = None if self.vae else lengths
-        x0 = zero_padding(x0, lengths)
+        padded = None if self.vae else lengths
+        x0 = zero_padding(x0, padded)
         if self.normalize_latents:
             x0 = (x0 - self.latent_mean) / self.latent_std
         t = torch.randint(len(self.schedule), (B,), device=device) if t is None else t
@@ -374,5 +382,5 @@ class MLD(nn.Module):
             cond = torch.where(dropped.view(-1, *[1] * (cond.dim() - 1)), uncond, cond)
         output = self.denoiser(add_noise(self.schedule, x0, eps, t), t, cond, lengths)
         error = output.to(x0.dtype) - training_target(self.schedule, x0, eps, t)
-        error = clip_mean(error.square(), lengths, per_clip=True)
+        error = clip_mean(error.square(), padded, per_clip=True)
         return {"loss": error.mean(), "error": error.detach()}

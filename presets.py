@@ -52,7 +52,7 @@ SMALL = {  # small enough for two CPU cores; x0 prediction on normalised latents
     "text.kind": "scratch",
     "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5, "denoiser.dropout": 0.0,
     "denoiser.attention_dropout": 0.0, "denoiser.text_encoded_dim": 128, "denoiser.max_positions": 256,
-    "denoiser.normalize_latents": True, "denoiser.final_linear": True,
+    "denoiser.normalize_latents": True, "denoiser.final_linear": True, "denoiser.length_token": True,
     "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 2.5,
     "train_vae.steps": 6000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 2e-3, "train_vae.warmup": 200,
     "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
@@ -139,7 +139,10 @@ def parse_args(argv, options=None, doc=""):
     Returns (Config, list of words that are no flags). Raises SettingError; `--help` prints and exits.
     """
     if "--help" in argv or "-h" in argv:
-        print(help_text(doc, options))
+        try:
+            print(help_text(doc, options), flush=True)
+        except BrokenPipeError:  # `--help | head` has read enough; nothing may be left to flush at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     own = {f.name: f for f in dataclasses.fields(options)} if options is not None else {}
     known = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]

@@ -105,39 +105,40 @@ class DiffusionStage(nn.Module):
         self.settings, self.vae, self.posteriors = c.train_diffusion, [model.vae], None
         if model.vae:  # frozen: no gradient, no dropout, not one bit changed
             model.vae.requires_grad_(False).eval()
-            mu, logvar = self.encode(max(1, c.train.cache_latents))
+            mu, logvar, lengths = self.encode(max(1, c.train.cache_latents))
             if c.denoiser.normalize_latents:
                 model.latent_mean.copy_(mu.flatten(0, 1).mean(0))
                 model.latent_std.copy_((mu.flatten(0, 1).var(0) + logvar.exp().flatten(0, 1).mean(0)).sqrt())
-            self.posteriors = (mu, logvar) if c.train.cache_latents else None
+            self.posteriors = (mu, logvar, lengths) if c.train.cache_latents else None
         self.batches = run.batches("train", self.settings.batch_size, motion=self.posteriors is None)
         if c.train.compile:
             self.denoiser.compile(dynamic=True)
 
     @torch.no_grad()
     def encode(self, crops):
-        """The posteriors of every train clip for some random crops: mu and logvar, (crops, items of the pack, N, D)."""
+        """Some random crops of every train clip: their posteriors, mu and logvar (crops, train items, N, D), and lengths (crops, train items)."""
         batches, vae = self.run.batches("train", 64, rank=0, world=1), self.vae[0]
         mu = torch.zeros(crops, len(self.run.pack), vae.latent_size, vae.latent_dim)
-        logvar = torch.zeros_like(mu)
+        logvar, cropped = torch.zeros_like(mu), torch.zeros(crops, len(self.run.pack), dtype=torch.int64)
         for k in tqdm(range(crops), desc="encoding the train clips", disable=not self.run.main, leave=False):
             for batch in batches.epoch(k):
                 features, lengths = batch["features"].to(self.run.device), batch["lengths"].to(self.run.device)
                 m, v = vae.encode(features, lengths)
-                mu[k, batch["items"]], logvar[k, batch["items"]] = m.float().cpu(), v.float().cpu()
+                mu[k, batch["items"]], logvar[k, batch["items"]], cropped[k, batch["items"]] = m.float().cpu(), v.float().cpu(), batch["lengths"]
         items = batches.items
         self.rows = torch.full((len(self.run.pack),), -1)
         self.rows[torch.from_numpy(items)] = torch.arange(len(items))
-        return mu[:, items], logvar[:, items]
+        return mu[:, items], logvar[:, items], cropped[:, items]
 
     def latents(self, batch, noise, crop=None):
-        """z ~ q(z | clip) anew: from a cached posterior, or by encoding the batch."""
+        """z ~ q(z | clip) anew, from a cached posterior or by encoding the batch, and the lengths (B,) of the crops that it tells of."""
+        lengths = batch["lengths"]
         if self.posteriors is not None and crop is not None:
-            mu, logvar = (p[crop % len(p), self.rows[batch["items"]]] for p in self.posteriors)
+            mu, logvar, lengths = (p[crop % len(p), self.rows[batch["items"]]] for p in self.posteriors)
         else:
             with torch.no_grad():
-                mu, logvar = self.vae[0].encode(batch["features"].to(self.run.device), batch["lengths"].to(self.run.device))
-        return mu + (0.5 * logvar).exp() * noise.to(mu.device)
+                mu, logvar = self.vae[0].encode(batch["features"].to(self.run.device), lengths.to(self.run.device))
+        return mu + (0.5 * logvar).exp() * noise.to(mu.device), lengths
 
     def prepare(self, batch, step, name="diffusion"):
         c, g, n = self.run.config, self.run.draws(name, step), batch["global_size"]
@@ -148,12 +149,12 @@ class DiffusionStage(nn.Module):
             shape = (n, model.vae.latent_size, model.vae.latent_dim)
             noise, eps = torch.randn(shape, generator=g)[share], torch.randn(shape, generator=g)[share]
             crop = step // len(self.batches) if name == self.name else None
-            x0 = self.latents(batch, noise, crop)
+            x0, lengths = self.latents(batch, noise, crop)
         else:
-            x0 = batch["features"]
+            x0, lengths = batch["features"], batch["lengths"]
             eps = torch.randn(n, c.data.max_frames, x0.shape[-1], generator=g)[share, :x0.shape[1]]
         whole = torch.from_numpy(self.run.pack.lengths[batch["items"]]).clamp(max=c.data.max_frames)
-        batch = {**batch, "x0": x0, "t": t, "eps": eps, "dropped": dropped, "whole": whole}
+        batch = {**batch, "x0": x0, "lengths": lengths, "t": t, "eps": eps, "dropped": dropped, "whole": whole}
         if self.scratch and name == self.name:
             rngs = (np.random.default_rng([c.train.seed, step, i]) for i in batch["items"].tolist())
             batch["texts"] = [drop_words(text, c.text.word_dropout, rng) for text, rng in zip(batch["texts"], rngs)]

@@ -224,6 +224,12 @@ def test_mean_and_std_of_a_published_file_lie_beside_it(tmp_path, monkeypatch):
         checkpoint.norms(tmp_path / "a.ckpt", config)
     np.save(tmp_path / "Mean.npy", np.arange(251.0)), np.save(tmp_path / "Std.npy", np.ones(251))
     assert checkpoint.norms(tmp_path / "a.ckpt", config)["mean"][7] == 7
+    config.data.skeleton, config.assets.smpl_path = "smpl", str(tmp_path / "smpl.npz")
+    default, joints = checkpoint.norms(tmp_path / "a.ckpt", config)["rest"], np.random.default_rng(0).normal(size=(24, 3))
+    np.savez(config.assets.smpl_path, J=joints)
+    body = checkpoint.norms(tmp_path / "a.ckpt", config)["rest"]
+    np.testing.assert_allclose(body, joints - joints[0], atol=1e-6)
+    assert (body - default).abs().max() > 0.1
 
 
 def test_vae_alone(tmp_path):

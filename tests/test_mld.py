@@ -57,10 +57,10 @@ def make(config=None, **values):
 
 
 NOVAE = dict(vae__arch="none", denoiser__skip_connect=False, diffusion__sampler="ddpm")
-MODELS = [dict(), dict(vae__latent_size=3, denoiser__normalize_latents=True, denoiser__final_linear=True, diffusion__eta=1.0),
+MODELS = [dict(), dict(vae__latent_size=3, denoiser__normalize_latents=True, denoiser__final_linear=True, denoiser__length_token=True, diffusion__eta=1.0),
           dict(denoiser__condition="action", denoiser__num_actions=4, diffusion__sampler="ddpm", vae__arch="actor", data__skeleton="smpl"),
           dict(denoiser__condition="none", vae__arch="all_encoder", denoiser__arch="trans_dec", diffusion__sampler="dpm++"),
-          NOVAE | dict(denoiser__arch="trans_dec"), NOVAE | dict(denoiser__arch="trans_enc", denoiser__skip_connect=True, denoiser__normalize_latents=True)]
+          NOVAE | dict(denoiser__arch="trans_dec", denoiser__length_token=True), NOVAE | dict(denoiser__arch="trans_enc", denoiser__skip_connect=True, denoiser__normalize_latents=True)]
 
 
 def condition(model, count=3):
@@ -133,7 +133,8 @@ def test_size_of_the_published_denoiser():
 
 DENOISERS = [dict(), dict(condition="action", num_actions=4, skip_connect=False), dict(condition="none", final_linear=True),
              dict(arch="trans_dec", skip_connect=True, normalize_before=True), dict(arch="trans_dec", condition="none"),
-             dict(skip_connect=False, normalize_before=True, position_embedding="sine")]
+             dict(skip_connect=False, normalize_before=True, position_embedding="sine", length_token=True),
+             dict(condition="none", length_token=True)]
 
 
 def tiny_denoiser(nfeats=None, **values):
@@ -152,7 +153,7 @@ def denoiser_inputs(denoiser, dtype=torch.float32, T=5):
 def test_gradients_match_finite_differences(values, nfeats):
     denoiser = tiny_denoiser(nfeats, **values).double()
     x, t, given = denoiser_inputs(denoiser, torch.float64)
-    lengths = torch.tensor([5, 2]) if nfeats else None
+    lengths = torch.tensor([5, 2]) if nfeats or denoiser.cfg.length_token else None
     target = torch.randn_like(x)
     # float32 inside the time sinusoid is a constant to every parameter
     check_gradients(lambda: (denoiser(x, t, given, lengths) - target).square().mean(), denoiser.named_parameters())
@@ -167,6 +168,17 @@ def test_frames_behind_a_length_are_no_keys(arch):
     x[1, 4:] = torch.nan
     assert torch.equal(denoiser(x, t, given, lengths), y) and not y[1, 4:].any()
     torch.testing.assert_close(denoiser(x[1:, :4], t[1:], given[1:])[0], y[1, :4], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["trans_enc", "trans_dec"])
+@pytest.mark.parametrize("kind", ["text", "action", "none"])
+def test_a_token_tells_the_length(kind, arch):
+    denoiser = tiny_denoiser(condition=kind, num_actions=4, arch=arch, length_token=True)
+    x, t, given = denoiser_inputs(denoiser)
+    short, long = (denoiser(x, t, given, torch.tensor([n, 80])) for n in (20, 40))
+    assert (short[0] - long[0]).abs().max() > 1e-3 and torch.equal(short[1], long[1])
+    with pytest.raises(ValueError, match="lengths, found none"):
+        denoiser(x, t, given)
 
 
 def test_one_level_for_all_or_one_each():
@@ -326,7 +338,9 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips(values, prediction_type):
     for i, n in enumerate(LENGTHS):
         one = {key: value[i:i + 1] for key, value in batch.items()}
         n = n if frames else None
-        one["eps"], one["lengths"] = one["eps"][:, :n], None
+        one["eps"] = one["eps"][:, :n]
+        if not model.config.denoiser.length_token:
+            one["lengths"] = None
         torch.testing.assert_close(loss["error"][i], model.diffusion_loss(x0[i:i + 1, :n], **one)["loss"].detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss["loss"].detach(), loss["error"].mean())
     if frames:

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 import checkpoint
+import presets
+import train
 from conftest import GOLDEN
 from pack import Caption, Clip, write_pack
+from stages import DiffusionStage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = ("--train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3 --train.sample_every=6 --train.log_every=1 "
@@ -175,6 +178,22 @@ def test_a_nan_loss_names_step_clips_and_checkpoint(root):
     done = run(root, "--name=nan", "--stage=vae", "--train_vae.lr=1e18", "--train_vae.grad_clip=0", "--train_vae.warmup=0", "--train.save_every=1")
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "the loss is" in last and "batch of clips 0" in last and "vae.pt" in last, done.stderr[-1500:]
+
+
+def test_cached_latents_come_with_the_lengths_of_their_crops(root, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    options = train.Options()
+    config, _ = presets.parse_args(command(root, "--name=lengths")[2:], options, "")
+    made = train.Run(config, options)
+    stage = DiffusionStage(made, train.build(made).eval())
+    steps, same = len(stage.batches), []
+    for epoch in range(4):
+        batch = stage.batches.batch(epoch, 0)
+        ready = stage.prepare(batch, epoch * steps)
+        lengths = made.batches("train", 8).plan(epoch % 2)[2]  # two crops are cached
+        assert ready["lengths"].tolist() == lengths[batch["items"]].tolist()
+        same.append(torch.equal(ready["lengths"], batch["lengths"]))
+    assert same[:2] == [True, True] and not all(same)
 
 
 def test_a_full_disk_leaves_the_checkpoint_intact(root, whole):
