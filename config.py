@@ -74,6 +74,7 @@ class VAEConfig:
     joints_loss: Literal["same", "distance"] = "same"  # for joints: that loss too, or their mean distance, which stays steep to the end
     lambda_rec: float = 1.0  # weight of the loss on features
     lambda_joint: float = 1.0  # weight of the same loss on joints recovered from them
+    lambda_velocity: float = 0.0  # weight of the mean distance of the joints' steps from frame to frame: still feet, no jitter
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
 
 

@@ -133,18 +133,20 @@ def reparameterize(mu, logvar, eps=None):
 def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
     """The VAE's objective (section 3.1): a reconstruction term and a small pull of the posterior to the unit Gaussian,
 
-        L = lambda_rec d(x, x') + lambda_joint d(J(x), J(x')) + lambda_kl KL(N(mu, sigma^2) || N(0, I))
+        L = lambda_rec d(x, x') + lambda_joint d(J(x), J(x')) + lambda_velocity |dJ(x) - dJ(x')|
+            + lambda_kl KL(N(mu, sigma^2) || N(0, I))
         KL = 1/2 (mu^2 + sigma^2 - log sigma^2 - 1), the mean over the latent's numbers
 
     d is smooth-L1 as in the published code, or the squared error that the paper speaks of; J recovers the joints, whose d
     may be their mean distance in metres instead: less than the squared error while the path is far off, more near the end.
+    dJ, which is ours, are the joints' steps in metres a frame: errors of position too small to see make standing feet slide.
     The published code averages d over padding too, so that a batch's loss depends on how it was padded. Ours is the mean
     over a clip's own frames, then over clips: a clip weighs the same in any batch, and the mean of two half batches'
     losses is the whole batch's, on any number of processes.
 
     features, recon (B, T, F) normalised; mu, logvar (B, N, D); lengths (B,) or None; cfg: VAEConfig;
-    to_joints: normalised features (B, T, F) -> joints (B, T, J, 3) in metres, may be None if lambda_joint is 0.
-    Returns {"loss", "features", "joints", "kl"}, scalars.
+    to_joints: normalised features (B, T, F) -> joints (B, T, J, 3) in metres, may be None if no loss needs it.
+    Returns {"loss", "features", "joints", "velocity", "kl"}, scalars; those without weight are absent.
     """
     distance = F.smooth_l1_loss if cfg.recons_loss == "smooth_l1" else F.mse_loss
     features = zero_padding(features, lengths)
@@ -152,11 +154,16 @@ def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
     losses = {"features": clip_mean(distance(recon, features, reduction="none"), lengths),
               "kl": 0.5 * (mu.square() + logvar.exp() - logvar - 1).mean()}
     total = cfg.lambda_rec * losses["features"] + cfg.lambda_kl * losses["kl"]
-    if cfg.lambda_joint:
+    if cfg.lambda_joint or cfg.lambda_velocity:
         a, b = to_joints(recon), to_joints(features)
+    if cfg.lambda_joint:
         joints = distance(a, b, reduction="none") if cfg.joints_loss == "same" else (a - b).norm(dim=-1)
         losses["joints"] = clip_mean(joints, lengths)
         total = total + cfg.lambda_joint * losses["joints"]
+    if cfg.lambda_velocity:
+        steps = features.new_full((len(features),), features.shape[1]) if lengths is None else lengths
+        losses["velocity"] = clip_mean((a.diff(dim=1) - b.diff(dim=1)).norm(dim=-1), steps - 1)  # 0 for one frame
+        total = total + cfg.lambda_velocity * losses["velocity"]
     return {"loss": total, **losses}
 
 
@@ -166,5 +173,5 @@ def clip_mean(error, lengths, per_clip=False):
     if lengths is None:
         error = error.mean(1)
     else:
-        error = torch.where(length_mask(lengths, error.shape[1]), error, 0.0).sum(1) / lengths
+        error = torch.where(length_mask(lengths, error.shape[1]), error, 0.0).sum(1) / lengths.clamp(min=1)
     return error if per_clip else error.mean()

@@ -136,12 +136,28 @@ def test_joints_may_be_held_by_their_distance():
     assert y.grad.isfinite().all()
 
 
+def test_steps_from_frame_to_frame():
+    x, mu = torch.randn(2, 6, 263), torch.zeros(2, 1, 8)
+    cfg = VAEConfig(lambda_rec=0.0, lambda_joint=0.0, lambda_velocity=3.0, lambda_kl=0.0)
+    still = torch.tensor([0.5, 0.0, 0.0])
+    path = torch.arange(6.0)[:, None, None] * torch.tensor([0.0, 0.0, 0.02])  # 2 cm a frame
+    joints = iter([to_joints(x) + still + path, to_joints(x)])  # recon's are asked for first
+    losses = vae_loss(x, x, mu, mu, None, cfg, lambda features: next(joints))
+    torch.testing.assert_close(losses["velocity"], torch.tensor(0.02), rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses["loss"], 3 * losses["velocity"])
+    one = vae_loss(x[:, :1], torch.randn(2, 1, 263), mu, mu, None, cfg, to_joints)
+    assert not one["velocity"] and not one["loss"]  # one frame has no steps
+    padded = vae_loss(x, torch.randn(2, 6, 263), mu, mu, torch.tensor([6, 1]), cfg, to_joints)
+    assert padded["velocity"].isfinite() and padded["velocity"] > 0
+
+
 def test_loss_of_a_batch_is_the_mean_of_its_clips():
     x, y, mu = torch.randn(3, 20, 263), torch.randn(3, 20, 263), torch.zeros(3, 1, 8)
+    cfg = VAEConfig(lambda_velocity=1.0)
     for i, n in enumerate(LENGTHS):
         y[i, n:] = 0  # as decode leaves it
-    whole = vae_loss(x, y, mu, mu, LENGTHS, VAEConfig(), to_joints)
-    alone = [vae_loss(x[i:i + 1, :n], y[i:i + 1, :n], mu[:1], mu[:1], None, VAEConfig(), to_joints) for i, n in enumerate(LENGTHS)]
+    whole = vae_loss(x, y, mu, mu, LENGTHS, cfg, to_joints)
+    alone = [vae_loss(x[i:i + 1, :n], y[i:i + 1, :n], mu[:1], mu[:1], None, cfg, to_joints) for i, n in enumerate(LENGTHS)]
     for key in whole:
         torch.testing.assert_close(whole[key], sum(a[key] for a in alone) / 3)
     per_clip = clip_mean((x - y).square(), LENGTHS, per_clip=True)
@@ -152,7 +168,7 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips():
 @pytest.mark.parametrize("recons_loss", ["smooth_l1", "mse"])
 def test_gradients_match_finite_differences(form, recons_loss):
     vae = make(nfeats=263, **form).double()
-    cfg = VAEConfig(recons_loss=recons_loss, lambda_kl=0.1)
+    cfg = VAEConfig(recons_loss=recons_loss, lambda_kl=0.1, lambda_velocity=1.0)
     generator = torch.Generator().manual_seed(1)
     x, eps = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((2, 5, 263), (2, vae.latent_size, 8)))
     lengths = torch.tensor([5, 3])
