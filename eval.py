@@ -342,6 +342,8 @@ def measure(args, words):
                              f"({', '.join(pack.actions[:4])} ...); measure on the dataset that it was trained on.")
     captions = pack.captions(pack.indices(c.eval.split)[0])
     parts = sizes(model, captions[0].text if captions else "")  # on the CPU, where every operation can be counted
+    if args.precision == "bf16":
+        model.to_bfloat16()
     run = Evaluation(model.to(device), judge, pack, device, rank, world)
     table, notes, rows = evaluate(run, not args.no_gate)
     if rank:
@@ -350,13 +352,13 @@ def measure(args, words):
     aits = speed(run, rows)
     lines = [*lines_of(table), f"Judge: {judge.title}.{own}", *notes,
              f"{c.eval.replications} replications of {len(rows['items'])} clips of {pack.name}; mean+-95% interval.",
-             f"AITS {aits['seconds']:.4f} s at batch 1, {c.diffusion.num_inference_steps} steps, on {aits['device']}."]
+             f"AITS {aits['seconds']:.4f} s at batch 1, {c.diffusion.num_inference_steps} steps, {args.precision}, on {aits['device']}."]
     lines += [f"{part}: {n['parameters'] / 1e6:.2f} M parameters, {n['GFLOPs']:.3g} GFLOPs"
               for part, n in parts.items()]
     print("\n".join(lines))
     folder = args.out or (args.ckpt if os.path.isdir(args.ckpt) else os.path.dirname(args.ckpt))
     result = {"checkpoint": os.path.basename(os.path.normpath(args.ckpt)), "dataset": pack.name, "split": c.eval.split,
-              "judge": judge.title, "rows": table, "notes": notes, "aits": aits, "parts": parts,
+              "precision": args.precision, "judge": judge.title, "rows": table, "notes": notes, "aits": aits, "parts": parts,
               "settings": {key: value for key, value in to_dict(c).items() if key != "assets"}}
     write(run, folder, result, lines, rows)
     print(f"wrote {os.path.join(folder, 'eval.html')} and eval.json beside it")
@@ -368,6 +370,7 @@ def main(argv):
     parser.add_argument("--dataset", help="packed dataset to measure on; otherwise the model's own")
     parser.add_argument("--evaluator", help="evaluator_model.pt of train.py --stage evaluator")
     parser.add_argument("--out", help="folder for eval.json and eval.html; otherwise the checkpoint's")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of the model's weights")
     parser.add_argument("--no-gate", action="store_true", help="go on although real motion does not score as published")
     try:
         measure(*parser.parse_known_args(argv))

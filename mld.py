@@ -138,7 +138,7 @@ class MLD(nn.Module):
         self.config, nfeats = config, config.data.nfeats
         self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
         self.denoiser = Denoiser(config.denoiser, None if self.vae else nfeats)
-        self.text_encoder = text_encoder
+        self.text_encoder, self.dtype = text_encoder, torch.float32
         dims = {"text": config.denoiser.text_encoded_dim, "action": config.denoiser.latent_dim, "none": 1}
         self.length_estimator = LengthEstimator(dims[config.denoiser.condition], config.data)
         d = config.diffusion
@@ -197,7 +197,7 @@ class MLD(nn.Module):
             raise ValueError(f"This model takes {len(self.mean)} features per frame, found {features.shape[-1]}.")
         if lengths is not None:
             lengths = self.check_lengths(lengths, len(features), features.shape[1])
-        return self.vae.encode((features.to(self.mean) - self.mean) / self.std, lengths)[0]
+        return self.vae.encode(((features.to(self.mean) - self.mean) / self.std).to(self.dtype), lengths)[0]
 
     @torch.inference_mode()
     def decode_latent(self, z, lengths):
@@ -214,7 +214,7 @@ class MLD(nn.Module):
         frames = None
         for some in order.split(part):
             low, high = lengths[some[[0, -1]]].tolist()
-            made = self.vae.decode(z[some], None if low == high else lengths[some], high)
+            made = self.vae.decode(z[some].to(self.dtype), None if low == high else lengths[some], high)
             if frames is None:
                 frames = made.new_empty(len(z), T, made.shape[2])       # made's own type: autocast may have chosen it
             frames[some] = F.pad(made, (0, 0, 0, T - high))
@@ -258,7 +258,7 @@ class MLD(nn.Module):
             raise ValueError("This model takes texts, but has no text encoder; give MLD a text_encoder.")
         texts = [""] * count if texts is None else list(texts)
         unique = {text: i for i, text in enumerate(dict.fromkeys([*texts, ""]))}
-        table = self.text_encoder(list(unique))
+        table = self.text_encoder(list(unique)).to(self.dtype)
         if table.shape[-1] != self.config.denoiser.text_encoded_dim:
             raise ValueError(f"The text encoder's output has width {table.shape[-1]}, but the denoiser takes "
                              f"{self.config.denoiser.text_encoded_dim}; use the text encoder that it was trained with.")
@@ -274,7 +274,7 @@ class MLD(nn.Module):
                 cond = self.mean.new_zeros(count, 1)
             else:
                 cond = cond.mean(1) if self.config.denoiser.condition == "text" else self.denoiser.action_tokens(cond)
-        return self.length_estimator(cond).float()
+        return self.length_estimator(cond.to(self.dtype)).float()
 
     def length_loss(self, lengths, texts=None, actions=None):
         """Cross-entropy of the motions' lengths (B,) in frames; those above max_frames count as max_frames."""
@@ -296,6 +296,15 @@ class MLD(nn.Module):
         return [n * self.config.data.unit_length for n in units]
 
     # --- generation ---
+
+    def to_bfloat16(self):
+        """The networks' weights in half the bytes, three digits of each: for sampling, not exact.
+        Returns the model. The sampler's arithmetic, and what generate returns, stay float32."""
+        for part in (self.text_encoder, self.denoiser, self.vae, self.length_estimator):
+            if part is not None:
+                part.bfloat16()
+        self.dtype = torch.bfloat16
+        return self
 
     def compile_denoiser(self):
         """For many prompts in one process: torch.compile makes a faster denoising step of today's weights, packed, at the first
@@ -341,14 +350,14 @@ class MLD(nn.Module):
             tokens = self.denoiser.condition_tokens(cond if scale else uncond, lengths)
 
             def denoise(x, time):
-                return self.denoiser(x, time, tokens, ragged, embedded=True)
+                return self.denoiser(x.to(self.dtype), time, tokens, ragged, embedded=True).to(x.dtype)
         else:  # with and without the condition in one pass
             tokens = self.denoiser.condition_tokens(torch.cat((uncond, cond)), lengths.repeat(2))
             twice = None if ragged is None else ragged.repeat(2)
 
             def denoise(x, time):
-                without, having = self.denoiser(x.repeat(2, 1, 1), time, tokens, twice, embedded=True).chunk(2)
-                return guide(without, having, scale, rescale, frames)
+                both = self.denoiser(x.repeat(2, 1, 1).to(self.dtype), time, tokens, twice, embedded=True)
+                return guide(*both.to(x.dtype).chunk(2), scale, rescale, frames)
         x = sample(graphed(denoise), x_T.to(device), self.schedule, setting("sampler", sampler),
                    setting("num_inference_steps", num_inference_steps), setting("eta", eta), d.clip_sample, generator,
                    frames, callback, progress, self.denoiser.time_embedding)

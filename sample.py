@@ -40,6 +40,7 @@ def arguments(argv):
     add("--out", default="out", help="folder to write to")
     add("--format", default="html", help="comma-separated: html, bvh, npy, gif (which needs Pillow)")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
+    add("--precision", choices=("float32", "bf16"), default="float32", help="bf16: half the bytes of weights, not exact")
     add("--open", action="store_true", help="open the player in the browser")
     return parser.parse_args(argv)
 
@@ -94,6 +95,8 @@ def run(args, prompts):
     assets = AssetsConfig(clip_path=args.clip) if args.clip else None
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     model = checkpoint.load_model(args.ckpt, assets, device)
+    if args.precision == "bf16":
+        model.to_bfloat16()
     c, actions = model.config, model.actions
     labels = None
     if args.action:

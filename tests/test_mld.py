@@ -322,6 +322,18 @@ def test_normalised_latents_come_back_as_the_vaes():
     torch.testing.assert_close(features, model.decode_latent(model.latent_mean[None], [10])[0])
 
 
+@pytest.mark.parametrize("values", MODELS, ids=str)
+def test_bfloat16_is_near(values):
+    model = make(**values)
+    given = dict(lengths=LENGTHS, seed=5, guidance_scale=2.0, num_inference_steps=3, **condition(model))
+    exact = model.generate(**given)[0]
+    near = model.to_bfloat16().generate(**given)[0]
+    assert near.dtype == torch.float32 and 1e-6 < relative(near, exact) < 0.1
+    assert len(model.draw_lengths(**condition(model), count=3, seed=1)) == 3
+    if model.vae:
+        assert model.encode_motion(near[:, :13], [13] * 3).isfinite().all()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Training
 
