@@ -107,7 +107,7 @@ def test_paper_recipe():
     (["--text.heads=0"], "text.heads must be positive"),
     (["--text.context_length=2"], "text.context_length must be at least 3"),
     (["--train_vae.lr=0"], "train_vae.lr must be positive"),
-    (["--text.last_hidden_state", "1", "--denoiser.max_positions=50"], "must hold 78 tokens and vae.latent_size"),
+    (["--text.last_hidden_state", "1", "--denoiser.max_positions=50"], "must hold 79 tokens and vae.latent_size"),
     (["--modules", "novae", "--denoiser.max_positions=122"], "must hold 3 tokens and data.max_frames: 123"),
     (["--data.max_frames=130"], "vae.cosine_span .120. must hold data.max_frames .130."),
     (["-stag", "vae"], "Did you mean stage"),
