@@ -60,7 +60,10 @@ SMALL = {  # small enough for two CPU cores; x0 prediction on normalised latents
     "evaluator.width": 128, "evaluator.layers": 2, "evaluator.embed_dim": 64,
     "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128, "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }
-TOY = SMALL | {"data.dataset": "toy", "data.max_frames": 120, "vae.cosines": 48, "vae.cosine_span": 120}
+TOY = SMALL | {
+    "data.dataset": "toy", "data.max_frames": 120, "vae.cosines": 48, "vae.cosine_span": 120,
+    "vae.lambda_velocity": 2.0, "train_vae.steps": 6000,
+}
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
     "vae.arch": "none", "denoiser.arch": "trans_dec", "denoiser.skip_connect": False, "denoiser.normalize_latents": False,
     "train.cache_latents": 0, "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,

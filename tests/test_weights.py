@@ -131,19 +131,14 @@ def test_the_prompts_are_new(pack):
 
 def test_they_do_what_was_asked(made):
     shares = passed(made)
-    assert np.mean(list(shares.values())) >= 0.95 and min(shares.values()) >= 0.5, shares
+    assert np.mean(list(shares.values())) >= 0.95 and min(shares.values()) >= 0.8, shares
     assert min(map(speed, made["run"])) > np.mean([speed(j) for j in made["walk"]])
 
 
-@pytest.mark.xfail(strict=True, reason="a motion may be cut before it is over: the denoiser does not know the length asked for")
-def test_no_action_is_hard(made):
-    assert min(passed(made).values()) >= 0.8
-
-
 def test_legs_step(made, real):
-    """Gliding has a path and a speed, too, but hardly any jerk."""
+    """Gliding has a path and a speed, too, but hardly any jerk: 0.1 of the data's, where weights glided."""
     for action in ("walk", "walk backward", "run", "crawl"):
-        assert quality(made[action])[1] > 0.5 * quality(real[action])[1], action
+        assert quality(made[action])[1] > 0.3 * quality(real[action])[1], action
 
 
 def test_they_move_as_people_do(made, real):
@@ -153,7 +148,6 @@ def test_they_move_as_people_do(made, real):
         assert np.abs(bones / LENGTHS[1:] - 1).max() < 0.02
 
 
-@pytest.mark.xfail(strict=True, reason="planted feet slide 1.9 times as fast as the data's, the aim is 1.5")
 def test_feet_stand(made, real):
     assert quality(all_of(made))[0] < 1.5 * quality(all_of(real))[0]
 
