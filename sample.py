@@ -124,16 +124,14 @@ def run(args, prompts):
     parents = motion.SKELETONS[c.data.skeleton].parents if c.data.skeleton in motion.SKELETONS else motion.SMPL_PARENTS
     shown = [{"joints": j, "caption": t, "fps": c.data.fps, "parents": parents} for j, t in zip(motions, captions)]
     for kind in args.format.split(","):
-        if kind == "html":
-            render.write_player(base + ".html", shown)
-            written.append(base + ".html")
+        if kind in ("html", "gif"):  # all motions side by side
+            (render.write_player if kind == "html" else render.write_gif)(f"{base}.{kind}", shown)
+            written.append(f"{base}.{kind}")
             continue
         for i, one in enumerate(shown):
             path = os.path.join(args.out, file_name(captions[i])) + (f"-{i:03d}" if len(shown) > 1 else "") + "." + kind
             if kind == "npy":
                 render.write_npy(path, one["joints"])
-            elif kind == "gif":
-                render.write_gif(path, [one])
             else:
                 bvh.write_bvh(path, one["joints"], c.data.fps)
             written.append(path)
