@@ -337,11 +337,11 @@ def read_published(path):
 
 
 def halve(source, target):
-    """Write our finished model `source` to `target` with its networks' weights in float16; loading casts them back."""
+    """Write our finished model or evaluator `source` to `target` with its weights in float16; loading casts them back."""
     data = load(source)
-    networks = ("vae.", "denoiser.", "text_encoder.", "length_estimator.")  # not the mean and std of features and latents
-    state = {name: value.half() if name.startswith(networks) else value for name, value in data["model"].items()}
-    save(target, data["config"], state, **{name: data[name] for name in ("vocabulary", "actions") if name in data})
+    exact = ("mean", "std", "latent_mean", "latent_std")  # of features and latents
+    state = {name: value if name in exact or not value.is_floating_point() else value.half() for name, value in data["model"].items()}
+    save(target, data["config"], state, **{name: data[name] for name in ("vocabulary", "actions", "judge") if name in data})
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     replications: int = 20  # repetitions behind each confidence interval
-    batch_size: int = 32  # group size of R-precision, and motions generated at once
+    batch_size: int = 32  # motions generated at once
+    group: int = 32  # motions among which R-precision ranks a text's own
     diversity_pairs: int = 300  # pairs behind Diversity
     mm_texts: int = 100  # texts behind MultiModality
     mm_samples: int = 30  # motions per text

@@ -30,10 +30,12 @@ class Batches:
     """
 
     def __init__(self, pack, split, batch_size, *, seed=0, rank=0, world=1, by_length=True, min_length=1, max_length=10**9,
-                 max_frames=196, unit_length=4, motion=True):
+                 max_frames=196, unit_length=4, motion=True, labelled=False):
         self.pack, self.seed, self.rank, self.world = pack, seed, rank, world
         self.by_length, self.max_frames, self.unit_length, self.motion = by_length, max_frames, unit_length, motion
         self.items = pack.indices(split, max(min_length, unit_length), max_length)
+        if labelled:  # those with an action alone
+            self.items = self.items[pack.labels[self.items] >= 0]
         if len(self.items) < world:
             raise ValueError(f"{pack.path}: {len(self.items)} {split} items cannot be shared by {world} processes.")
         if batch_size < world:

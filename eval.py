@@ -36,7 +36,9 @@ import metrics
 import motion
 import report
 from config import Config, atomic_write, set_value, to_dict, validate
+from presets import read_assets
 
+SAMPLING = ("sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_rescale")  # may differ from training
 KNOWN = {  # what real motion scores under the published evaluators, with its interval
     "humanml3d": {"R@1": (.511, .003), "R@2": (.703, .003), "R@3": (.797, .002), "MM-Dist": (2.974, .008),
                   "Diversity": (9.503, .065)},
@@ -58,8 +60,8 @@ class Evaluation:
 
     def batches(self, split):
         d, e = self.config.data, self.config.eval
-        return data.Batches(self.pack, split, e.batch_size, seed=e.seed, min_length=d.min_length,
-                            max_length=d.max_length, max_frames=d.max_frames, unit_length=d.unit_length)
+        return data.Batches(self.pack, split, e.batch_size, seed=e.seed, min_length=d.min_length, max_length=d.max_length,
+                            max_frames=d.max_frames, unit_length=d.unit_length, labelled=self.kind == "action")
 
     def collect(self, jobs, work, title):
         """[work(*job) for each job], shared out over the processes; each of them gets all of it, in the jobs' order."""
@@ -77,6 +79,8 @@ class Evaluation:
     def judged(self, name, features, lengths, seeds, joints=None):
         """Motions -> {name: embeddings, name/logp: of the actions, name/...: physical quality}, a row each."""
         rows, logits = self.judge.embed(features, lengths, seeds)
+        if not rows.isfinite().all():
+            raise ValueError(f"{name or MODEL}: the evaluator's embeddings are not finite; are the motions or its weights NaN?")
         out = {name: rows.float().cpu().numpy()}
         if logits is not None:
             out[f"{name}/logp"] = logits.float().log_softmax(-1).cpu().numpy()
@@ -147,7 +151,7 @@ def score(run, name, rows, reference, replication):
     e, x, out, rng = run.config.eval, rows[name], {}, np.random.default_rng([run.config.eval.seed, replication])
     order, labels = rng.permutation(len(x)), rows["labels"]
     if "text" in rows and run.kind == "text":
-        precision, distance = metrics.matching(rows["text"][order], x[order], e.batch_size)
+        precision, distance = metrics.matching(rows["text"][order], x[order], e.group)
         out |= {f"R@{k}": p for k, p in enumerate(precision, 1)} | {"MM-Dist": distance}
     out["FID"] = metrics.fid(x, rows[reference])
     if run.kind == "action":
@@ -155,8 +159,9 @@ def score(run, name, rows, reference, replication):
         out["MultiModality"] = metrics.diversity(x, *metrics.draw_action_pairs(rng, labels, ACTOR_PAIRS[1]))
     else:
         out["Diversity"] = metrics.diversity(x, *metrics.draw_pairs(rng, len(x), e.diversity_pairs))
-    if f"{name}/logp" in rows and (labels >= 0).all() and (run.kind != "none" or name != MODEL):
-        said, names = rows[f"{name}/logp"].argmax(1), [action.split("/") for action in run.pack.actions]
+    if f"{name}/logp" in rows and (labels >= 0).any() and (run.kind != "none" or name != MODEL):
+        said, names = rows[f"{name}/logp"].argmax(1)[labels >= 0], [action.split("/") for action in run.pack.actions]
+        labels = labels[labels >= 0]
         out["accuracy"] = np.mean(said == labels)
         if len(names[0]) > 1 and len({len(parts) for parts in names}) == 1:  # walk/tired: each part apart, too
             out |= {f"accuracy {k + 1}": np.mean([names[a][k] == names[b][k] for a, b in zip(said, labels)])
@@ -169,8 +174,8 @@ def score(run, name, rows, reference, replication):
 
 def gate(run, row):
     """Hold the row of real motion, {metric: (mean, interval)}, against the published one -> None, or what is wrong."""
-    known, files = KNOWN[run.config.data.dataset], run.judge.files
-    wrong = [key for key, (mean, half) in known.items() if not abs(row[key][0] - mean) <= half + row[key][1]]
+    known, files, here = KNOWN[run.config.data.dataset], run.judge.files, np.sqrt(20 / run.config.eval.replications)
+    wrong = [key for key, (mean, half) in known.items() if not abs(row[key][0] - mean) <= half * (1 + here)]  # theirs is of 20
     ratio = float(np.median(run.pack.std[:4] / run.judge.std[:4].cpu().numpy()))
     if not 15 < ratio < 40:
         cause = (f"{files['meta']}: its std should be 25 times smaller than the dataset's for the root, it is "
@@ -203,7 +208,9 @@ def evaluate(run, use_gate):
 
         rows = do(run.real, "real motion")
         add(REAL, "again")
-        if isinstance(run.judge, evaluators.T2MJudge) and run.config.data.dataset in KNOWN and split == "test":
+        if isinstance(run.judge, evaluators.T2MJudge) and not (run.config.data.dataset in KNOWN and split == "test"):
+            notes.append(f"NO GATE: what real motion scores on the {split} clips of {run.pack.name} is not published.")
+        elif isinstance(run.judge, evaluators.T2MJudge):
             if problem := gate(run, table[REAL]):
                 if use_gate:
                     raise ValueError(f"{problem} No model is measured by such a judge; --no-gate goes on all the same.")
@@ -219,6 +226,10 @@ def evaluate(run, use_gate):
             x = x.reshape(e.replications, -1, *x.shape[1:])  # (replications, texts, samples, D)
             pairs = [metrics.draw_pairs(rng([e.seed, r, 2]), e.mm_samples, e.mm_pairs) for r in replications]
             table[MODEL]["MultiModality"] = metrics.interval([metrics.multimodality(a, *b) for a, b in zip(x, pairs)])
+        if split not in run.pack.splits:
+            notes.append(f"There is no {split} split: these are the train clips.")
+        if run.kind == "action" and (run.pack.labels < 0).any():
+            notes.append("Clips without an action are left out.")
         n, D = rows[0][REAL].shape
         notes += [f"FID is of {n} clips in {D} dimensions: comparable with values of as many clips only."] * (n <= D)
         few = n < e.diversity_pairs and run.kind != "action"
@@ -255,16 +266,21 @@ def speed(run, rows):
     for k in [0] * 3 + list(range(min(20, len(rows["items"])))):  # three to warm up
         start = time.perf_counter()
         run.generate([rows["texts"][k]], rows["labels"][k:k + 1], torch.from_numpy(rows["lengths"][k:k + 1]), [k])
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
+        if run.device.type != "cpu":
+            torch.get_device_module(run.device).synchronize()
         seconds.append(time.perf_counter() - start)
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
-    return {"seconds": float(np.mean(seconds[3:])), "motions": len(seconds) - 3, "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else cpu}
+    name = {"cpu": lambda: cpu, "cuda": lambda: torch.cuda.get_device_name(run.device)}.get(run.device.type, lambda: str(run.device))
+    return {"seconds": float(np.mean(seconds[3:])), "motions": len(seconds) - 3, "torch": torch.__version__, "device": name()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Output
+
+
+def cell(value):
+    """(mean, half interval or None), or None where there is no such number -> words."""
+    return "-" if value is None else f"{value[0]:.3f}" + ("" if value[1] is None else f"+-{value[1]:.3f}")
 
 
 def lines_of(table):
@@ -272,8 +288,7 @@ def lines_of(table):
     names = list(dict.fromkeys(key for row in table.values() for key in row))
     physical = [name for name in names if name.endswith(("mm", "cm/s", "m/s3"))]
     for columns in ([name for name in names if name not in physical], physical):
-        cells = [["", *columns]] + [[name, *(f"{row[c][0]:.3f}+-{row[c][1]:.3f}" if c in row else "-" for c in columns)]
-                                    for name, row in table.items()]
+        cells = [["", *columns]] + [[name, *(cell(row.get(c)) for c in columns)] for name, row in table.items()]
         wide = [max(map(len, column)) for column in zip(*cells)]
         yield from ("  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]) for row in cells)
         yield ""
@@ -315,15 +330,25 @@ def write(run, folder, result, lines, rows):
 
 
 def measure(args, words):
-    wrong = [word for word in words if not re.fullmatch(r"--\w+\.\w+=.*", word)]
-    if wrong:
-        raise ValueError(f"Unknown flag {wrong[0]!r}; settings are given like --eval.replications=3.")
-    given, settings = [word[2:].split("=", 1) for word in words], Config()
-    for key, value in given:
+    given, words = {f"eval.{name}": value for name, value in (("device", args.device),) if value}, list(words)
+    given |= read_assets(args.cfg_assets) if args.cfg_assets else {}
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not re.fullmatch(r"--\w+\.\w+", word.partition("=")[0]) or not (equals or words):
+            raise ValueError(f"Unknown flag {word!r}; settings are given like --eval.replications=3.")
+        given[key] = value if equals else words.pop(0)
+    settings = Config()
+    for key, value in given.items():
         set_value(settings, key, value)
+        section, name = key.split(".")
+        if not (section in ("eval", "assets") or section == "diffusion" and name in SAMPLING
+                or key in ("data.min_length", "data.max_length", "evaluator.kind", "train.out")):
+            raise ValueError(f"--{key} is a matter of training, which is over; diffusion's {', '.join(SAMPLING)} can be changed, "
+                             "and eval's and assets' settings.")
     model = checkpoint.load_model(args.ckpt, settings.assets)
     c = model.config
-    for key, value in given:
+    for key, value in given.items():
         set_value(c, key, value)
     c.data.dataset = args.dataset or c.data.dataset
     validate(c)
@@ -336,7 +361,8 @@ def measure(args, words):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     pack = data.open_pack(c)
     judge = evaluators.find(c, pack, args.evaluator, device)
-    for who, known in (("model", model.actions), ("evaluator", getattr(judge, "actions", []))):
+    conditioned = c.denoiser.condition == "action"
+    for who, known in (("model", model.actions if conditioned else []), ("evaluator", getattr(judge, "actions", []))):
         if known and list(known) != list(pack.actions) and not known[0].isdigit():
             raise ValueError(f"The {who} knows other actions ({', '.join(known[:4])} ...) than {pack.path} has "
                              f"({', '.join(pack.actions[:4])} ...); measure on the dataset that it was trained on.")
@@ -351,13 +377,13 @@ def measure(args, words):
     own = " Its numbers compare with no published table." if isinstance(judge, evaluators.OwnJudge) else ""
     aits = speed(run, rows)
     lines = [*lines_of(table), f"Judge: {judge.title}.{own}", *notes,
-             f"{c.eval.replications} replications of {len(rows['items'])} clips of {pack.name}; mean+-95% interval.",
+             f"{c.eval.replications} replication(s) of {len(rows['items'])} clips of {pack.name}; mean+-95% interval.",
              f"AITS {aits['seconds']:.4f} s at batch 1, {c.diffusion.num_inference_steps} steps, {args.precision}, on {aits['device']}."]
     lines += [f"{part}: {n['parameters'] / 1e6:.2f} M parameters, {n['GFLOPs']:.3g} GFLOPs"
               for part, n in parts.items()]
     print("\n".join(lines))
     folder = args.out or (args.ckpt if os.path.isdir(args.ckpt) else os.path.dirname(args.ckpt))
-    result = {"checkpoint": os.path.basename(os.path.normpath(args.ckpt)), "dataset": pack.name, "split": c.eval.split,
+    result = {"checkpoint": os.path.basename(os.path.normpath(args.ckpt)), "dataset": pack.name, "split": c.eval.split if c.eval.split in pack.splits else "train",
               "precision": args.precision, "judge": judge.title, "rows": table, "notes": notes, "aits": aits, "parts": parts,
               "settings": {key: value for key, value in to_dict(c).items() if key != "assets"}}
     write(run, folder, result, lines, rows)
@@ -371,6 +397,8 @@ def main(argv):
     parser.add_argument("--evaluator", help="evaluator_model.pt of train.py --stage evaluator")
     parser.add_argument("--out", help="folder for eval.json and eval.html; otherwise the checkpoint's")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of the model's weights")
+    parser.add_argument("--device", help="cpu, cuda, mps; otherwise a GPU where there is one")
+    parser.add_argument("--cfg_assets", help="file of `name = literal` lines: paths, or any eval.key")
     parser.add_argument("--no-gate", action="store_true", help="go on although real motion does not score as published")
     try:
         measure(*parser.parse_known_args(argv))

@@ -240,7 +240,8 @@ CLASSIFIERS = {"humanact12": "humanact12_gru.tar", "uestc": "uestc_rot6d_stgcn.t
 
 class OwnJudge(nn.Module):
     """A motion encoder; a text tower into the same space where the dataset has captions; a head for actions where it
-    has labels. Embeddings have length 10, for numbers of about the size of the published evaluator's."""
+    has labels, behind the embedding where nothing else would teach it. Embeddings have length 10, for numbers of about
+    the size of the published evaluator's."""
 
     def __init__(self, config, mean, std, vocabulary, actions):
         super().__init__()
@@ -252,7 +253,7 @@ class OwnJudge(nn.Module):
         self.stack = Stack(e.layers, D, 4, 2 * D, dropout=0.1)
         self.project = nn.Linear(D, e.embed_dim)
         self.vocabulary, self.actions, self.reads_text = list(vocabulary), list(actions), bool(vocabulary)
-        self.head = nn.Linear(D, len(actions)) if actions else None
+        self.head = nn.Linear(D if vocabulary else e.embed_dim, len(actions)) if actions else None
         if vocabulary:
             self.text = WordEncoder(TextEncoderConfig(width=D), vocabulary)
             self.text_project = nn.Linear(D, e.embed_dim)
@@ -266,7 +267,8 @@ class OwnJudge(nn.Module):
         tokens = (lengths + 3) // 4
         x = self.stack(self.positions(x), tokens)
         x = zero_padding(x, tokens).sum(1) / tokens[:, None]
-        return F.normalize(self.project(x), dim=-1), None if self.head is None else self.head(x)
+        z = self.project(x)
+        return F.normalize(z, dim=-1), None if self.head is None else self.head(x if self.reads_text else z)
 
     def embed(self, features, lengths, seeds=None):
         rows, logits = self((features - self.mean) / self.std, lengths)
@@ -363,6 +365,8 @@ def find(config, pack, path=None, device="cpu"):
     """The judge for a dataset, in eval mode: the published one where its files are, else ours; ours alone if its `path`
     is given or evaluator.kind is own. FileNotFoundError says what to get or to train."""
     name, kind, assets = config.data.dataset, config.evaluator.kind, config.assets
+    if path and kind == "t2m":
+        raise ValueError(f"Which judge, {path} or the published one? evaluator.kind=t2m goes without --evaluator.")
     classifier = os.path.join(assets.classifier_path, CLASSIFIERS.get(name, ""))
     if kind == "t2m" or kind == "auto" and not path and name in ("humanml3d", "kit") and os.path.isdir(assets.t2m_path):
         judge = load_t2m(assets, name)

@@ -29,11 +29,11 @@ def matching(text, motion, group=32, top=3):
     n = len(text) // group * group
     if not n:
         raise ValueError(f"R-precision is over groups of {group} pairs, found {len(text)}; evaluate more clips or set "
-                         "a smaller eval.batch_size.")
+                         "a smaller eval.group.")
     text, motion = (x[:n].reshape(-1, group, x.shape[-1]) for x in (text, motion))
     distance = np.stack([np.linalg.norm(t[:, None] - m, axis=-1) for t, m in zip(text, motion)])  # (groups, text, mot.)
     own = np.diagonal(distance, axis1=1, axis2=2)  # (groups, text)
-    rank = (distance <= own[..., None]).sum(-1)  # 1 = the own motion is the nearest
+    rank = (~(distance > own[..., None])).sum(-1)  # 1 = the own motion is the nearest; NaN is far from all
     return np.array([(rank <= k).mean() for k in range(1, top + 1)]), own.mean()
 
 
@@ -162,6 +162,6 @@ def bone_drift(joints, parents):
 
 
 def interval(values):
-    """Replications of a number -> (mean, half of its 95% confidence interval, 1.96 sigma / sqrt(n))."""
+    """Replications of a number -> (mean, half of its 95% confidence interval, 1.96 sigma / sqrt(n), None for n = 1)."""
     values = np.asarray(values, np.float64)
-    return float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values)))
+    return float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values))) if len(values) > 1 else None

@@ -111,6 +111,9 @@ def read_actions(path):
     if wrong or not rows:
         raise ValueError(f"{path}: expected a header line, then lines like `000012,walk`, found {','.join(wrong or ['nothing'])!r}.")
     labels = {row[0]: "/".join(row[1:]) for row in rows}
+    if len(set(labels.values())) > max(10, len(labels) / 4):
+        raise ValueError(f"{path}: {len(set(labels.values()))} different labels for {len(labels)} clips are no actions; keep the columns "
+                         "that are: cut -d, -f1-2 FILE > actions.csv")
     return {f"M{id}": swap_sides(label) for id, label in labels.items()} | labels
 
 

@@ -2,6 +2,7 @@
 import contextlib
 import glob
 import html
+import itertools
 import json
 import math
 import os
@@ -40,10 +41,10 @@ def curve(title, series, width=560, height=200, unit="step"):
         return f"{40 + (width - 50) * x / x1:.1f},{20 + (height - 40) * (1 - (scale(y) - low) / (high - low)):.1f}"
 
     lines = []
-    for colour, (name, values) in zip(COLOURS, series.items()):
+    for colour, (name, values) in zip(itertools.cycle(COLOURS), series.items()):
         every = max(1, len(values) // 400)
         lines.append(f'<polyline fill="none" stroke="{colour}" points="{" ".join(place(*p) for p in values[::every] + values[-1:])}"/>')
-    names = " ".join(f'<tspan fill="{colour}">{html.escape(name)}</tspan>' for colour, name in zip(COLOURS, series))
+    names = " ".join(f'<tspan fill="{colour}">{html.escape(name)}</tspan>' for colour, name in zip(itertools.cycle(COLOURS), series))
     ends = [10**v if scale is math.log10 else v for v in (low, high)]
     return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}"><text x="40" y="12">{html.escape(title)}: {names}</text>'
             f'<text x="0" y="{height - 20}">{ends[0]:.2g}</text><text x="0" y="26">{ends[1]:.2g}</text>'

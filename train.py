@@ -334,7 +334,9 @@ def train(config, options):
         run.say(f"{run.folder}: {sum(p.numel() for p in stage.parameters()) / 1e6:.2f} M parameters")
         if fit(run, stage) and run.main:
             stage.save(run.path("evaluator_model.pt"))
-            run.say(f"done: {run.path('evaluator_model.pt')}, which eval.py finds there")
+            write_report(run.path("report.html"), run.path("log.jsonl"), config)
+            found = config.train.name in ("", config.data.dataset) and config.train.out == type(config.train)().out
+            run.say(f"done: {run.path('evaluator_model.pt')}; eval.py {'finds it there' if found else 'takes it by --evaluator'}")
         return
     model = build(run)
     params = {part: sum(p.numel() for p in getattr(model, part).parameters()) / 1e6 for part in ("vae", "denoiser", "text_encoder") if getattr(model, part)}

@@ -20,25 +20,37 @@ def read(path):
         return json.load(file)
 
 
+def cell(mean, half):
+    return f"{mean:.4g}" + ("" if half is None else f" ± {half:.2g}")
+
+
 def table(runs):
     """runs {name: eval.json} -> Markdown: judged numbers first, then what the joints say; means with 95% intervals."""
     rows = {REAL: next(iter(runs.values()))["rows"][REAL]}
     for row in (RECONSTRUCTION, MODEL):
         rows |= {f"{row}, {name}": run["rows"][row] for name, run in runs.items() if row in run["rows"]}
+    differ = [key for key in ("dataset", "split", "judge") if len({run[key] for run in runs.values()}) > 1]
+    if differ:
+        raise ValueError(f"these runs are no rows of one table: they differ in {', '.join(differ)}")
     names = list(dict.fromkeys(key for row in rows.values() for key in row))
     joints = [name for name in names if name.endswith(("mm", "cm/s", "m/s3"))]
     for columns in ([name for name in names if name not in joints], joints):
         yield f"| | {' | '.join(columns)} |"
         yield "| --- |" + " ---: |" * len(columns)
         for name, row in rows.items():
-            cells = (f"{row[c][0]:.4g} ± {row[c][1]:.2g}" if c in row else "" for c in columns)
+            cells = (cell(*row[c]) if c in row else "" for c in columns)
             yield f"| {name} | {' | '.join(cells)} |"
         yield ""
-    yield "| | AITS, s | " + " | ".join(f"{part}, M parameters" for part in next(iter(runs.values()))["parts"]) + " |"
-    yield "| --- |" + " ---: |" * (1 + len(next(iter(runs.values()))["parts"]))
+    parts = list(dict.fromkeys(part for run in runs.values() for part in run["parts"]))
+    yield "| | AITS, s | " + " | ".join(f"{part}, M parameters" for part in parts) + " |"
+    yield "| --- |" + " ---: |" * (1 + len(parts))
     for name, run in runs.items():
-        cells = (f"{part['parameters'] / 1e6:.2f}" for part in run["parts"].values())
+        cells = (f"{run['parts'][part]['parameters'] / 1e6:.2f}" if part in run["parts"] else "" for part in parts)
         yield f"| {name} | {run['aits']['seconds']:.3f} | {' | '.join(cells)} |"
+    yield ""
+    yield f"Judge: {next(iter(runs.values()))['judge']}."
+    for name, run in runs.items():
+        yield from (f"{name}: {note}" for note in run["notes"])
 
 
 def plot(runs):

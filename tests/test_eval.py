@@ -25,7 +25,7 @@ SIZES = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3, "denoiser
          "denoiser.ff_size": 32, "denoiser.num_layers": 3, "denoiser.text_encoded_dim": 16, "text.width": 16,
          "text.layers": 1, "diffusion.num_inference_steps": 2, "data.max_frames": 60, "data.dataset": "made",
          "evaluator.width": 16, "evaluator.layers": 1, "evaluator.embed_dim": 8}
-QUICK = ["--eval.replications=2", "--eval.batch_size=8", "--eval.mm_texts=3", "--eval.mm_samples=4",
+QUICK = ["--eval.replications=2", "--eval.batch_size=8", "--eval.group=8", "--eval.mm_texts=3", "--eval.mm_samples=4",
          "--eval.mm_pairs=3"]
 
 
@@ -173,6 +173,10 @@ class Gated:
 def test_gate(dataset):
     right = {key: (mean, half) for key, (mean, half) in program.KNOWN[dataset].items()}
     assert program.gate(Gated(dataset=dataset), right) is None
+    few = Gated(dataset=dataset)
+    few.config.eval.replications, half = 1, right["R@1"][1]
+    once = right | {"R@1": (right["R@1"][0] + 5 * half, None)}  # 2.2 standard deviations of a single replication
+    assert program.gate(few, once) is None and program.gate(Gated(dataset=dataset), once)
     near = right | {"R@1": (right["R@1"][0] + 0.0049, 0.003)}
     assert program.gate(Gated(dataset=dataset), near) is None, "the intervals overlap"
     text = program.gate(Gated(dataset=dataset), right | {"R@1": (0.3, 0.003), "MM-Dist": (5.0, 0.01)})
@@ -206,6 +210,32 @@ def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
     assert "GATE NOT PASSED" in (root / "gate" / "eval.html").read_text()
 
 
+def test_few_replications_and_other_splits(root, capsys):
+    """One replication has no interval; the trained clips are called so; half precision and a flag's other form work."""
+    result = run(root, "text", "--eval.replications", "1", "--eval.split", "train", "--precision", "bf16", "--device", "cpu", out="one")
+    assert all(half is None for row in result["rows"].values() for _, half in row.values())
+    assert (result["split"], result["precision"]) == ("train", "bf16")
+    assert f"{result['rows']['generated']['FID'][0]:.3f}  " in capsys.readouterr().out
+    val = run(root, "text", "--eval.split=val", out="val")
+    assert val["split"] == "train" and "There is no val split: these are the train clips." in val["notes"]
+
+
+def test_clips_without_an_action_are_left_out(root, tmp_path):
+    clips = [Clip(f"{i:03d}", [Caption("a man", "a/DET man/NOUN")], "train", action, np.random.default_rng(i).normal(size=(48, 263)).astype(np.float32))
+             for i, action in enumerate(["jump/old", ""] * 10)]
+    actions = Pack.open(str(root / "made" / "made.pack")).actions
+    write_pack(tmp_path / "made" / "made.pack", clips, name="made", skeleton="t2m", fps=20.0, actions=actions)
+    for name, n in (("action", 10), ("text", 20)):
+        result = run(root, name, f"--assets.data_root={tmp_path}", out="part")
+        assert "accuracy" in result["rows"]["real motion"]
+        assert ("Clips without an action are left out." in result["notes"]) == (name == "action")
+    with pytest.raises(SystemExit, match="embeddings are not finite"):
+        data = checkpoint.load(str(root / "text.pt"))
+        data["model"] = {key: value * float("nan") if key.startswith("vae.") else value for key, value in data["model"].items()}
+        checkpoint.save(root / "nan.pt", data["config"], data["model"], vocabulary=data["vocabulary"], actions=[])
+        run(root, "nan", out="nan")
+
+
 @pytest.mark.parametrize("name, actions, split", [("humanact12", 12, "train"), ("uestc", 40, "both")])
 def test_published_action_datasets(tmp_path, name, actions, split):
     """From a pack to the table, judged by classifiers in files of the published form (random weights)."""
@@ -237,7 +267,11 @@ def test_published_action_datasets(tmp_path, name, actions, split):
     (["--ckpt", "CKPT", "--eval.replications=0"], "must be positive"),
     (["--ckpt", "CKPT", "--evaluator", "nowhere.pt"], "There is no evaluator for made at nowhere.pt"),
     (["--ckpt", "CKPT", "--evaluator", "CKPT"], "is no evaluator"),
-    (["--ckpt", "CKPT", "--evaluator", "JUDGE", "--eval.batch_size=32"], "groups of 32 pairs, found 20"),
+    (["--ckpt", "CKPT", "--evaluator", "JUDGE"], "groups of 32 pairs, found 20"),
+    (["--ckpt", "CKPT", "--evaluator", "JUDGE", "--evaluator.kind", "t2m"], "Which judge"),
+    (["--ckpt", "CKPT", "--denoiser.length_token=0"], "--denoiser.length_token is a matter of training"),
+    (["--ckpt", "CKPT", "--eval.seed"], "eval.seed must be a whole number"),
+    (["--ckpt", "CKPT", "--cfg_assets", "none.py"], "Assets file none.py cannot be read"),
     (["--ckpt", "CKPT", "--dataset", "other"], "other.pack does not exist")])
 def test_refusals(root, flags, words):
     names = {"CKPT": str(root / "text.pt"), "JUDGE": str(root / "judge.pt")}

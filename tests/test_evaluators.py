@@ -15,7 +15,7 @@ import motion
 from config import Config, set_value
 from conftest import GOLDEN
 from data import Batches
-from evaluators import STGCN, ActionGRU, EvaluatorStage, T2MJudge, find, partitions
+from evaluators import STGCN, ActionGRU, EvaluatorStage, OwnJudge, T2MJudge, find, partitions
 from pack import Caption, Clip, Pack, write_pack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -351,3 +351,9 @@ def test_two_processes_see_what_one_sees(own, tmp_path):
         lines = (tmp_path / "out" / f"p{processes}" / "log.jsonl").read_text().splitlines()
         logs.append(json.loads(lines[0])["contrast"])
     assert logs[0] == pytest.approx(logs[1], rel=0.1), "dropout differs; a contrast within halves would be 20% less"
+
+
+def test_without_captions_the_actions_teach_the_embedding():
+    judge = OwnJudge(config_for(ROOT, "toy"), np.zeros(263), np.ones(263), [], ["walk", "jump"])
+    judge(torch.randn(2, 40, 263), torch.tensor([40, 32]))[1].sum().backward()
+    assert all(p.grad is not None for p in judge.parameters()) and judge.project.weight.grad.abs().max() > 0

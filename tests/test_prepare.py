@@ -92,6 +92,8 @@ def test_action_labels_from_a_file(layout, tmp_path, capsys):
     found = {pack.ids[i]: pack.action(i) for i in range(len(pack)) if "_" not in pack.ids[i]}
     assert code == 0 and found == {"000001": "turn-left/tired", "M000001": "turn-right/tired", "000002": "walk/proud",
                                    "000005": "", "000006": "walk/tired"}
+    labels.write_text("id,file\n" + "".join(f"{i:06d},file{i}\n" for i in range(20)))
+    assert "20 different labels for 20 clips are no actions" in refused(capsys, tmp_path, "humanml3d", layout, "--actions", labels)
     labels.write_text("id,content\n000001\n")
     assert "000001" in refused(capsys, tmp_path, "humanml3d", layout, "--actions", labels)
 
