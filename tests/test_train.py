@@ -88,29 +88,31 @@ def test_the_frozen_vae_does_not_change_by_a_bit(whole):
 
 
 KILLER = """
-import os, signal, sys
+import contextlib, os, signal, sys
 sys.path.insert(0, {root!r})
-import torch, train
+import checkpoint, train
 where, count = {where!r}, {count}
-log, save = train.Run.log, torch.save
+log, write = train.Run.log, checkpoint.atomic_write
 
 def die_in_log(self, **values):
     log(self, **values)
     if (values["stage"], values["step"]) == (where, count):
         os.kill(os.getpid(), signal.SIGKILL)
 
-def die_in_write(data, file):
+@contextlib.contextmanager
+def die_in_write(path):
     global count
     count -= 1
-    if count == 0:
-        file.write(b"half of a checkpoint")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(data, file)
+    with write(path) as file:
+        if count == 0:
+            file.write(b"half of a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield file
 
 train.Run.log = die_in_log
 if where == "write":
-    torch.save = die_in_write
+    checkpoint.atomic_write = die_in_write
 train.main(sys.argv[1:])
 """
 
