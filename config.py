@@ -44,6 +44,7 @@ class DataConfig:
     max_length: int = 200  # clips with this many frames or more are skipped (HumanML3D keeps 40..199)
     max_frames: int = 196  # longest crop given to the networks
     unit_length: int = 4  # crops are cut to a multiple of this
+    balance_actions: bool = False  # stage diffusion of an action model: clips of rare actions come more than once an epoch
     batch_by_length: bool = True  # put clips of similar length into one batch, so that little padding is computed
     workers: int = 0  # processes that prepare batches ahead; 0 = in the training process (the pack is memory-mapped)
 

@@ -24,18 +24,25 @@ class Batches:
     an item's crop and caption, of (seed, epoch, item), whichever batch or process it falls into;
     the share of a process, of (rank, world): the shares of all ranks together are the batch that one process would have had.
 
-    batch_size counts the items over all processes. An epoch has every item once: sizes of batches differ by one at most.
+    batch_size counts the items over all processes. An epoch has every item once, and sizes of batches differ by one at most;
+    balanced, the items of actions that are rarer than the mean come so many times that their action is about as frequent as the mean.
     Crops are T2M's: with one chance in three one unit shorter than the most whole units that fit, at a random start. (A unit of 10
     frames or more is never left out, so unit_length = max_frames = 60 gives the fixed 60 frames of the action datasets.)
     """
 
     def __init__(self, pack, split, batch_size, *, seed=0, rank=0, world=1, by_length=True, min_length=1, max_length=10**9,
-                 max_frames=196, unit_length=4, motion=True, labelled=False):
+                 max_frames=196, unit_length=4, motion=True, labelled=False, balanced=False):
         self.pack, self.seed, self.rank, self.world = pack, seed, rank, world
         self.by_length, self.max_frames, self.unit_length, self.motion = by_length, max_frames, unit_length, motion
         self.items = pack.indices(split, max(min_length, unit_length), max_length)
         if labelled:  # those with an action alone
             self.items = self.items[pack.labels[self.items] >= 0]
+        if balanced:
+            labels = pack.labels[self.items]
+            counts = np.bincount(labels + 1, minlength=len(pack.actions) + 1)  # unlabelled ones first
+            mean = counts[1:].sum() / max(1, np.count_nonzero(counts[1:]))
+            times = np.where(labels < 0, 1, np.maximum(1, np.round(mean / np.maximum(counts, 1)))[labels + 1])
+            self.items = np.repeat(self.items, times.astype(int))
         if len(self.items) < world:
             raise ValueError(f"{pack.path}: {len(self.items)} {split} items cannot be shared by {world} processes.")
         if batch_size < world:

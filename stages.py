@@ -110,7 +110,8 @@ class DiffusionStage(nn.Module):
                 model.latent_mean.copy_(mu.flatten(0, 1).mean(0))
                 model.latent_std.copy_((mu.flatten(0, 1).var(0) + logvar.exp().flatten(0, 1).mean(0)).sqrt())
             self.posteriors = (mu, logvar, lengths) if c.train.cache_latents else None
-        self.batches = run.batches("train", self.settings.batch_size, motion=self.posteriors is None)
+        balanced = c.denoiser.condition == "action" and c.data.balance_actions
+        self.batches = run.batches("train", self.settings.batch_size, motion=self.posteriors is None, balanced=balanced)
         if c.train.compile:
             self.denoiser.compile(dynamic=True)
 

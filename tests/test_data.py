@@ -257,6 +257,17 @@ def test_every_item_once_an_epoch_in_another_order_each_time(pack):
     assert orders[0] != [i for b in Batches(pack, "train", 32, seed=1).plan(0)[0] for i in b.tolist()]
 
 
+def test_balanced_batches_repeat_rare_actions_up_to_the_mean(tmp_path):
+    names = ["walk"] * 20 + ["jump"] * 8 + ["bow"] * 2 + [""] * 3
+    clips = [Clip(f"{n}", [], action=name, features=np.ones((40, 263))) for n, name in enumerate(names)]
+    pack = save(tmp_path / "a.pack", clips, actions=["walk", "jump", "bow", "nobody does this"])
+    batches = Batches(pack, "train", 16, balanced=True, labelled=False)
+    drawn = [i for step in range(len(batches)) for i in batches.batch(0, step)["items"].tolist()]
+    assert len(drawn) == len(batches.items)
+    counts = np.bincount(drawn)
+    assert (counts[:28] == 1).all() and (counts[28:30] == 5).all() and (counts[30:] == 1).all()  # 2 bows, 10 the mean: 5 times each
+
+
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_ranks_share_each_batch_without_overlap_or_loss(pack, world):
     alone = Batches(pack, "train", 32, seed=5)
