@@ -81,6 +81,20 @@ def load(path):
     return data
 
 
+def find_device(name, local=0):
+    """auto, cpu, cuda, cuda:1, mps -> torch.device; cuda alone is the GPU of this process, number `local` of its machine.
+    ValueError for one that is not there."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"The device {name} cannot be used here ({str(error).splitlines()[0]}); cpu always can.") from None
+    return device
+
+
 def load_model(path, assets=None, device="cpu"):
     """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model or from a published one; its
     `actions` are the names of the action labels, in the order of their numbers.
@@ -96,6 +110,8 @@ def load_model(path, assets=None, device="cpu"):
     if ours:
         data = load(path)
         config, state = data["config"], data["model"]
+        if data.get("judge"):
+            raise ValueError(f"{path} is an evaluator, not a model that makes motions: eval.py takes it by --evaluator.")
     else:
         config, state = read_published(path)
     config.assets = assets or config.assets

@@ -353,10 +353,7 @@ def measure(args, words):
     c.data.dataset = args.dataset or c.data.dataset
     validate(c)
     rank, world, local = (int(os.environ.get(key, n)) for key, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if c.eval.device == "auto" else c.eval.device
-    device = torch.device(f"cuda:{local}" if device == "cuda" else device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = checkpoint.find_device(c.eval.device, local)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     pack = data.open_pack(c)

@@ -56,6 +56,8 @@ def read_prompts(args):
         try:
             with open(args.file, encoding="utf-8") as file:
                 prompts += [line.strip() for line in file if line.strip()]
+        except FileNotFoundError:
+            raise ValueError(f"There is no file {args.file}; --file takes a text file with one prompt per line.") from None
         except UnicodeDecodeError:
             raise ValueError(f"{args.file} is not a UTF-8 text file; it should have one prompt per line.") from None
     given = [bool(prompts), bool(args.action), args.unconditional]
@@ -93,7 +95,7 @@ def run(args, prompts):
     from config import AssetsConfig
 
     assets = AssetsConfig(clip_path=args.clip) if args.clip else None
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = checkpoint.find_device(args.device)
     model = checkpoint.load_model(args.ckpt, assets, device)
     if args.precision == "bf16":
         model.to_bfloat16()

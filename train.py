@@ -59,14 +59,9 @@ class Run:
         self.config, self.options = config, options
         env = {key: int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))}
         self.rank, self.world = env["RANK"], env["WORLD_SIZE"]  # set by torchrun
-        device = config.train.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(f"cuda:{env['LOCAL_RANK']}" if device == "cuda" else device)
+        self.device = checkpoint.find_device(config.train.device, env["LOCAL_RANK"])
         if self.device.type == "cpu" and config.train.precision == "fp16":
             raise SettingError("train.precision fp16 needs a GPU; on the CPU use float32 or bf16.")
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc: keep freed memory instead of mapping it anew in
@@ -195,6 +190,16 @@ def micro_batches(batch, n):
                    for key, value in batch.items()}
 
 
+def refuse_changes(old, new, name, path):
+    """SettingError if a run would resume with another network, other data or another optimiser."""
+    sections = {"vae": ("vae",), "diffusion": ("vae", "text", "denoiser"), "evaluator": ("evaluator",)}[name]
+    old, new = to_dict(old), to_dict(new)
+    for section, key in [(s, key) for s in ("data", *sections) for key in new[s]] + [(f"train_{name}", "optimizer")]:
+        if old[section][key] != new[section][key] and key != "workers":
+            raise SettingError(f"{path} was trained with {section}.{key}={old[section][key]}, now it is {new[section][key]}: --resume goes on "
+                               "with the same settings, --overwrite starts again, --name NAME puts the new run elsewhere.")
+
+
 def fit(run, stage):
     """Train `stage` for its number of steps; returns when done, or False if Ctrl-C asked to stop (the state is saved)."""
     s, train, name = stage.settings, run.config.train, stage.name
@@ -207,6 +212,7 @@ def fit(run, stage):
     last, best_file = run.path(f"{name}.pt"), run.path(f"{name}_best.pt")
     if run.options.resume and os.path.exists(last):
         state = checkpoint.load(last)
+        refuse_changes(state["config"], run.config, name, last)
         stage.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -325,7 +331,7 @@ def train(config, options):
     run = Run(config, options)
     if run.main:
         os.makedirs(run.folder, exist_ok=True)
-        own = {"diffusion": (), "evaluator": ("evaluator.pt",)}.get(config.train.stage, ("vae.pt", "diffusion.pt"))
+        own = {"diffusion": ("diffusion.pt",), "evaluator": ("evaluator.pt",)}.get(config.train.stage, ("vae.pt", "diffusion.pt"))
         held = [name for name in own if os.path.exists(run.path(name))]
         if held and not (options.resume or options.overwrite):
             raise SettingError(f"{run.folder} holds a run already ({', '.join(held)}): --resume goes on with it, --overwrite starts again, --name NAME puts the new one elsewhere.")

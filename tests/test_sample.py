@@ -93,6 +93,9 @@ def test_file_names():
     ("action", ["--action", "jmup"], "it knows walk, jump"),
     ("action", ["a man"], "takes actions"),
     ("text", ["a man", "--ckpt", "nowhere.pt"], "nowhere.pt"),
+    ("text", ["a man", "--ckpt", str(ROOT / "checkpoints" / "toy-evaluator.pt")], "is an evaluator"),
+    ("text", ["a man", "--device", "cuda:77"], "The device cuda:77 cannot be used here"),
+    ("text", ["a man", "--device", "gpu"], "The device gpu cannot be used here"),
 ])
 def test_wrong_calls_get_one_sentence(models, tmp_path, kind, argv, message):
     with pytest.raises(SystemExit) as stop:
