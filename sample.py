@@ -138,7 +138,7 @@ def run(args, prompts):
                 bvh.write_bvh(path, one["joints"], c.data.fps)
             written.append(path)
     print("\n".join(written))
-    print(f"{len(motions)} motion(s), {', '.join(f'{n / c.data.fps:.1f} s' for n in lengths[:8])}{' ...' if len(lengths) > 8 else ''}; "
+    print(f"{len(motions)} motion(s) of {', '.join(f'{n / c.data.fps:.1f} s' for n in lengths[:8])}{' ...' if len(lengths) > 8 else ''}; "
           f"{loaded - STARTED:.1f} s to load, {made - loaded:.1f} s to make, {time.time() - made:.1f} s to write, on {device}; {kernels.summary()}")
     if args.open and written[0].endswith(".html"):
         webbrowser.open("file://" + os.path.abspath(written[0]))

@@ -1,9 +1,14 @@
-"""results/tables.py: Markdown and a plot from eval.json files."""
+"""results/: Markdown and a plot from eval.json files; FID of real motion."""
 import json
 import pathlib
 import subprocess
 import sys
 import xml.dom.minidom
+
+import numpy as np
+import pytest
+
+from results.floor import stand_ins
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -48,3 +53,18 @@ def test_bad_input(tmp_path):
     for words in ((), ("table",), ("plot", "x.svg"), ("table", f"a={tmp_path / 'none.json'}"), ("table", "a")):
         done = run(*words)
         assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_stand_ins_have_the_wanted_labels_and_none_comes_twice():
+    wanted, labels = np.array([2, 0, 2, 1]), np.array([0, 0, 1, 2, 2, 2])
+    draws = [stand_ins(np.random.default_rng(k), wanted, labels) for k in range(8)]
+    assert all((labels[chosen] == wanted).all() and len(set(chosen)) == 4 for chosen in draws)
+    assert len({tuple(chosen) for chosen in draws}) > 1
+    with pytest.raises(ValueError, match="2 clips have label 1, only 1"):
+        stand_ins(np.random.default_rng(0), np.array([1, 1]), labels)
+
+
+def test_other_real_clips_of_the_toy_set_score_far_below_its_models():
+    done = subprocess.run([sys.executable, "results/floor.py", "--ckpt", "checkpoints/toy.pt"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0, done.stderr
+    assert "error: " in subprocess.run([sys.executable, "results/floor.py", "--ckpt", "nowhere.pt"], cwd=ROOT, capture_output=True, text=True).stderr
