@@ -72,7 +72,7 @@ class Batches:
                     order[part] = order[part][np.argsort(lengths[order[part]], kind="stable")]
             batches = [order[a:b] for a, b in zip(cuts, cuts[1:])]
             batches = [batches[i] for i in rng.permutation(self.steps)]
-            self._plan = (epoch, (batches, starts, lengths, draws[:, 2]))
+            self._plan = (epoch, (batches, starts, lengths, draws[:, 2].copy()))
         return self._plan[1]
 
     def batch(self, epoch, step):
@@ -103,7 +103,7 @@ class Batches:
             features[row, :length] = (frames - self.pack.mean) / self.pack.std
         motion = {} if features is None else {"features": torch.from_numpy(features)}
         return {**motion, "lengths": torch.from_numpy(lengths), "texts": texts, "tokens": tokens,
-                "actions": torch.from_numpy(self.pack.labels[items]), "ids": [self.pack.ids[i] for i in items],
+                "actions": torch.from_numpy(self.pack.labels[items]), "ids": self.pack.ids_of(items),
                 "items": torch.from_numpy(items), "global_size": len(everyone), "global_frames": global_frames}
 
     def __getitem__(self, key):

@@ -9,9 +9,11 @@
 
 An item is what training draws: a whole clip, or the part of one that a caption was written for.
 """
+import functools
 import hashlib
 import json
 import lzma
+import mmap
 import os
 import struct
 from dataclasses import dataclass, field
@@ -206,8 +208,9 @@ class Pack:
         if not os.path.exists(path):
             raise FileNotFoundError(f"{path} does not exist; make it with: {_remake(path)}")
         size = os.path.getsize(path)
-        self._bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
-        prefix = self._bytes[:PREFIX.size].tobytes()
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        self._bytes, prefix = np.frombuffer(mapped, np.uint8), mapped[:PREFIX.size]
         if prefix[:8] != MAGIC:
             raise ValueError(f"{path} is not a packed dataset of this program; make one with: {_remake(path)}")
         if size < PREFIX.size:
@@ -217,14 +220,13 @@ class Pack:
             raise ValueError(f"{path} has format version {version}, this program reads {VERSION}; make it again with: {_remake(path)}")
         if size != whole:
             raise ValueError(f"{path} is cut off or grown: {size} bytes, expected {whole}; make it again with: {_remake(path)}")
-        index = self._bytes[offset:offset + index_size].tobytes()
-        if hashlib.sha256(index).digest() != digest:
+        if hashlib.sha256(self._bytes[offset:offset + index_size]).digest() != digest:
             raise ValueError(f"{path} is damaged (its index does not match its checksum); make it again with: {_remake(path)}")
-        header, _, rest = index.partition(b"\n")
-        self._header, a, at = json.loads(header), {}, 0
-        for key, dtype, shape in self._header["arrays"]:
+        at = mapped.find(b"\n", offset) + 1
+        self._header, a = json.loads(mapped[offset:at]), {}
+        for key, dtype, shape in self._header["arrays"]:  # views of the mapped file: a pack of a million clips opens without a copy
             count = int(np.prod(shape))
-            a[key] = np.frombuffer(rest, dtype, count, at).reshape(shape)
+            a[key] = np.frombuffer(mapped, dtype, count, at).reshape(shape)
             at += count * np.dtype(dtype).itemsize
         for source, bytes_then, time_then in self._header["sources"]:
             if os.path.exists(source) and (os.stat(source).st_size, os.stat(source).st_mtime_ns) != (bytes_then, time_then):
@@ -235,7 +237,6 @@ class Pack:
         self.mean, self.std = a["mean"].copy(), a["std"].copy()
         self.rest = a["rest"].copy() if "rest" in a else None  # (24, 3), of the "smpl" skeleton
         self.lengths, self.labels = a["frames"].astype(np.int64), a["label"].astype(np.int64)
-        self.ids, self.splits = [i.decode() for i in a["ids"].tolist()], [SPLITS[s] for s in a["split"].tolist()]
         if self._header["encoding"] == "features":
             rows = int(a["clip_start"][-1])
             dtype = np.dtype(self._header["dtype"])
@@ -252,7 +253,19 @@ class Pack:
         return Pack, (self.path,)
 
     def __len__(self):
-        return len(self.ids)
+        return len(self.lengths)
+
+    @functools.cached_property
+    def ids(self):
+        return self.ids_of(slice(None))
+
+    @functools.cached_property
+    def splits(self):
+        return [SPLITS[s] for s in self._arrays["split"].tolist()]
+
+    def ids_of(self, items):
+        """The ids of some items, without making the list of all of them."""
+        return [i.decode() for i in self._arrays["ids"][items].tolist()]
 
     def features(self, i):
         """(T, F) float32, not normalised."""
@@ -263,7 +276,7 @@ class Pack:
             return np.asarray(self._rows[start + first:start + first + frames], np.float32)
         if clip not in self._made:
             blob = self._bytes[PREFIX.size + start:PREFIX.size + int(a["clip_start"][clip + 1])].tobytes()
-            self._made[clip] = _features_of(blob, self.skeleton, self.ids[i])
+            self._made[clip] = _features_of(blob, self.skeleton, *self.ids_of([i]))
         return self._made[clip][first:first + frames]
 
     def joints(self, i):
@@ -283,8 +296,9 @@ class Pack:
     def indices(self, split, min_length=1, max_length=10**9):
         """Numbers of the items of a split with min_length <= frames < max_length. A dataset published without this split (HumanAct12
         has train only, UESTC no val) answers with train, as its published evaluation does."""
-        wanted = split if split in self.splits else "train"
-        keep = (self._arrays["split"] == SPLITS.index(wanted)) & (self.lengths >= min_length) & (self.lengths < max_length)
+        numbers = self._arrays["split"]
+        wanted = SPLITS.index(split) if split in SPLITS and (numbers == SPLITS.index(split)).any() else SPLITS.index("train")
+        keep = (numbers == wanted) & (self.lengths >= min_length) & (self.lengths < max_length)
         if not keep.any():
             raise ValueError(f"{self.path}: no {split} item has {min_length} to {max_length - 1} frames; change data.min_length or data.max_length.")
         return np.flatnonzero(keep)

@@ -53,7 +53,7 @@ SMALL = {  # small enough for two CPU cores; x0 prediction on normalised latents
     "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5, "denoiser.dropout": 0.0,
     "denoiser.attention_dropout": 0.0, "denoiser.text_encoded_dim": 128, "denoiser.max_positions": 256,
     "denoiser.normalize_latents": True, "denoiser.final_linear": True, "denoiser.length_token": True,
-    "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 2.5, "data.balance_actions": True,
+    "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 1.5, "data.balance_actions": True,
     "train_vae.steps": 4000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 2e-3, "train_vae.warmup": 200,
     "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
     "train_diffusion.warmup": 200, "train.cache_latents": 4,
@@ -62,7 +62,7 @@ SMALL = {  # small enough for two CPU cores; x0 prediction on normalised latents
 }
 TOY = SMALL | {
     "data.dataset": "toy", "data.max_frames": 120, "vae.cosines": 48, "vae.cosine_span": 120,
-    "vae.lambda_velocity": 2.0, "train_vae.steps": 6000,
+    "vae.lambda_velocity": 2.0, "train_vae.steps": 6000, "diffusion.guidance_scale": 2.5,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
     "vae.arch": "none", "denoiser.arch": "trans_dec", "denoiser.skip_connect": False, "denoiser.normalize_latents": False,

@@ -212,6 +212,15 @@ def test_settings_of_another_skeleton_are_refused(tmp_path):
         data.open_pack(config)
 
 
+def test_opening_and_drawing_copies_little_of_the_index(tmp_path):
+    """Numbers per clip, yes; no list of a million ids, no copy of the index."""
+    pack = save(tmp_path / "a.pack", clips_of([50] * 40))
+    batch = Batches(pack, "train", 8).batch(0, 0)
+    assert len(pack) == 40 and not {"ids", "splits"} & set(vars(pack))
+    assert not any(array.flags.owndata for array in pack._arrays.values())
+    assert batch["ids"] == [pack.ids[i] for i in batch["items"]] == pack.ids_of(batch["items"].numpy())
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Batches
 
