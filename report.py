@@ -46,9 +46,10 @@ def curve(title, series, width=560, height=200, unit="step"):
         lines.append(f'<polyline fill="none" stroke="{colour}" points="{" ".join(place(*p) for p in values[::every] + values[-1:])}"/>')
     names = " ".join(f'<tspan fill="{colour}">{html.escape(name)}</tspan>' for colour, name in zip(itertools.cycle(COLOURS), series))
     ends = [10**v if scale is math.log10 else v for v in (low, high)]
+    digits = next((n for n in range(2, 6) if f"{ends[0]:.{n}g}" != f"{ends[1]:.{n}g}"), 6)
     return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}"><text x="40" y="12">{html.escape(title)}: {names}</text>'
-            f'<text x="0" y="{height - 20}">{ends[0]:.2g}</text><text x="0" y="26">{ends[1]:.2g}</text>'
-            f'<text x="{width - 10}" y="{height - 4}" text-anchor="end">{unit} {x1}</text>{"".join(lines)}</svg>')
+            f'<text x="0" y="{height - 20}">{ends[0]:.{digits}g}</text><text x="0" y="26">{ends[1]:.{digits}g}</text>'
+            f'<text x="40" y="{height - 4}">0</text><text x="{width - 10}" y="{height - 4}" text-anchor="end">{unit} {x1}</text>{"".join(lines)}</svg>')
 
 
 def page(title, body, settings):

@@ -8,6 +8,7 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 
+from report import curve
 from results.floor import stand_ins
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -47,6 +48,11 @@ def test_plot(tmp_path):
     assert len(lines) == 10  # two pictures, five numbers of steps
     xs = [float(point.split(",")[0]) for point in lines[0].getAttribute("points").split()]
     assert xs == sorted(xs)
+
+
+def test_the_ends_of_an_axis_are_told_apart():
+    drawn = curve("R@3", {"10 steps": [(1, 0.9781), (7.5, 0.9826)]}, unit="guidance")
+    assert ">0.978<" in drawn and ">0.983<" in drawn and "guidance 7.5" in drawn
 
 
 def test_bad_input(tmp_path):
