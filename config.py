@@ -131,6 +131,9 @@ class DiffusionConfig:
     clip_sample: bool = False  # clip the predicted x0 to -1..1 in each step (published for HumanAct12 only)
 
 
+SAMPLING = ("sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_rescale")  # of DiffusionConfig, may differ from training
+
+
 @dataclass
 class EvaluatorConfig:
     kind: Literal["auto", "t2m", "own"] = "auto"  # published T2M evaluator, one trained here, or whichever is present

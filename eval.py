@@ -35,10 +35,9 @@ import evaluators
 import metrics
 import motion
 import report
-from config import Config, atomic_write, set_value, to_dict, validate
+from config import SAMPLING, Config, atomic_write, set_value, to_dict, validate
 from presets import read_assets
 
-SAMPLING = ("sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_rescale")  # may differ from training
 KNOWN = {  # what real motion scores under the published evaluators, with its interval
     "humanml3d": {"R@1": (.511, .003), "R@2": (.703, .003), "R@3": (.797, .002), "MM-Dist": (2.974, .008),
                   "Diversity": (9.503, .065)},
@@ -219,6 +218,11 @@ def evaluate(run, use_gate):
         for name in (RECONSTRUCTION, MODEL):
             if name in rows[0]:
                 add(name, REAL)
+        if f"{MODEL}/logp" in rows[0] and run.kind != "none":
+            labels, said = (np.concatenate(parts) for parts in zip(*((row["labels"], row[f"{MODEL}/logp"].argmax(1)) for row in rows)))
+            poor = [f"{name} ({np.mean(said[labels == a] == a):.0%} of {np.sum(labels == a)})" for a, name in enumerate(run.pack.actions)
+                    if a in labels and np.mean(said[labels == a] == a) < 0.5]
+            notes += [f"Generated for the {split} clips, recognised in less than half: {', '.join(poor)}."] * bool(poor)
         if run.kind == "text":
             jobs = [(r, int(row["items"][k]), row["texts"][k], row["lengths"][k]) for r, row in enumerate(rows)
                     for k in rng([e.seed, r, 1]).permutation(len(row["items"]))[:e.mm_texts]]

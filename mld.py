@@ -308,7 +308,7 @@ class MLD(nn.Module):
 
     def compile_denoiser(self):
         """For many prompts in one process: torch.compile makes a faster denoising step of today's weights, packed, at the first
-        call of generate for each number of motions. That takes a minute or more, less when torch's cache on disk knows it."""
+        call of generate for each number of motions. That takes half a minute or more, less when torch's cache on disk knows it."""
         self.denoiser.compile(dynamic=False, options={"freezing": True})
 
     @torch.inference_mode()

@@ -37,7 +37,7 @@ import data
 import kernels
 import presets
 from clip import WordEncoder, load_clip, vocabulary_of
-from config import SettingError, atomic_write, to_dict
+from config import SAMPLING, SettingError, atomic_write, to_dict
 from evaluators import EvaluatorStage
 from mld import MLD
 from optim import Muon
@@ -191,11 +191,11 @@ def micro_batches(batch, n):
 
 
 def refuse_changes(old, new, name, path):
-    """SettingError if a run would resume with another network, other data or another optimiser."""
-    sections = {"vae": ("vae",), "diffusion": ("vae", "text", "denoiser"), "evaluator": ("evaluator",)}[name]
+    """SettingError if a run would resume with another network, other data, another noise process or another optimiser."""
+    sections = {"vae": ("vae",), "diffusion": ("vae", "text", "denoiser", "diffusion"), "evaluator": ("evaluator",)}[name]
     old, new = to_dict(old), to_dict(new)
     for section, key in [(s, key) for s in ("data", *sections) for key in new[s]] + [(f"train_{name}", "optimizer")]:
-        if old[section][key] != new[section][key] and key != "workers":
+        if old[section][key] != new[section][key] and key not in ("workers", *SAMPLING):
             raise SettingError(f"{path} was trained with {section}.{key}={old[section][key]}, now it is {new[section][key]}: --resume goes on "
                                "with the same settings, --overwrite starts again, --name NAME puts the new run elsewhere.")
 

@@ -3,7 +3,7 @@
     python results/floor.py --ckpt out/two/model.pt            prints mean+-95% interval over 20 draws
 
 Every test clip is stood in for by a train clip of the same action label, each at most once; the judge is eval.py's. FID as in
-eval.py's "generated" row, to the test clips of the first replication. Needs a dataset with action labels in all its clips.
+eval.py's "generated" row, to the test clips of the first replication. Needs a test split, and a label for every test clip.
 """
 import argparse
 import os
@@ -32,14 +32,20 @@ def stand_ins(rng, wanted, labels):
     return chosen
 
 
+@torch.inference_mode()
 def floor(run, draws=20):
-    """-> (mean, half interval) of FID between test clips and as many train clips of the same labels."""
+    """-> (mean, half interval) of FID between test clips and as many train clips of the same labels. ValueError without such."""
+    if "test" not in run.pack.splits:
+        raise ValueError(f"{run.pack.path} has no test split: there is nothing to stand in for.")
     seen = {}
     for split in ("train", "test"):
         batches = run.batches(split)
-        done = [run.real(batches, 0, step) for step in range(len(batches))]
-        seen[split] = [np.concatenate([part[key] for part in done]) for key in (REAL, "labels")]
+        clips = [run.clips(batches, 0, step) for step in range(len(batches))]
+        seen[split] = (np.concatenate([run.judged(REAL, *clip[1:])[REAL] for clip in clips]),
+                       np.concatenate([clip[0]["actions"].numpy() for clip in clips]))
     (x, labels), (reference, wanted) = seen["train"], seen["test"]
+    if (wanted < 0).any():
+        raise ValueError(f"{run.pack.path}: {(wanted < 0).sum()} test clips have no action label, so no clip can stand in for them.")
     return metrics.interval([metrics.fid(x[stand_ins(np.random.default_rng(draw), wanted, labels)], reference) for draw in range(draws)])
 
 

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -120,7 +121,14 @@ def test_the_same_again_other_seeds_and_two_processes(root):
 
 
 def test_actions_nothing_and_frames(root):
-    action = run(root, "action")["rows"]["generated"]
+    result = run(root, "action")
+    action = result["rows"]["generated"]
+    notes = " ".join(note for note in result["notes"] if "recognised in less than half" in note)
+    poor = [(int(share), int(count)) for share, count in re.findall(r"\w+/\w+ \((\d+)% of (\d+)\)", notes)]
+    assert poor and all(share < 50 and count == 10 for share, count in poor)  # 2 replications of 5 clips of each of 4 actions
+    right = sum(share / 100 * count for share, count in poor)
+    assert right + 5 * (4 - len(poor)) <= 40 * action["accuracy"][0] + 1e-6 <= right + 10 * (4 - len(poor)) + 1e-3
+    assert "less than half" not in "".join(run(root, "none")["notes"])
     assert action.keys() >= ACCURACY | {"FID", "Diversity", "MultiModality"} and not action.keys() & RETRIEVAL
     nothing = run(root, "none")["rows"]
     assert nothing["generated"].keys() | PHYSICAL == PHYSICAL | {"FID", "Diversity"}

@@ -3,13 +3,15 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 import xml.dom.minidom
 
 import numpy as np
 import pytest
+import torch
 
 from report import curve
-from results.floor import stand_ins
+from results.floor import floor, stand_ins
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -70,7 +72,18 @@ def test_stand_ins_have_the_wanted_labels_and_none_comes_twice():
         stand_ins(np.random.default_rng(0), np.array([1, 1]), labels)
 
 
-def test_other_real_clips_of_the_toy_set_score_far_below_its_models():
+def test_floor_refuses_what_it_cannot_say():
+    run = types.SimpleNamespace(pack=types.SimpleNamespace(path="a.pack", splits=["train"] * 3))
+    with pytest.raises(ValueError, match="a.pack has no test split"):
+        floor(run)
+    run.pack.splits, run.batches = ["train", "test"], lambda split: range(1)
+    run.clips = lambda *_: ({"actions": torch.tensor([0, -1])}, None, None, None)
+    run.judged = lambda name, *_: {name: np.zeros((2, 3))}
+    with pytest.raises(ValueError, match="a.pack: 1 test clips have no action label"):
+        floor(run)
+
+
+def test_floor_of_the_toy_set():
     done = subprocess.run([sys.executable, "results/floor.py", "--ckpt", "checkpoints/toy.pt"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0, done.stderr
     assert "error: " in subprocess.run([sys.executable, "results/floor.py", "--ckpt", "nowhere.pt"], cwd=ROOT, capture_output=True, text=True).stderr

@@ -173,7 +173,8 @@ def test_other_models_train_too(root, flags):
 
 @pytest.mark.parametrize("flags, words", [((), "holds a run already"), (("--stage=diffusion",), "holds a run already (diffusion.pt)"),
                                           (("--resume", "--vae.ff_size=12"), "vae.ff_size=32, now it is 12"),
-                                          (("--resume", "--train_vae.optimizer=adamw"), "train_vae.optimizer=muon, now it is adamw")])
+                                          (("--resume", "--train_vae.optimizer=adamw"), "train_vae.optimizer=muon, now it is adamw"),
+                                          (("--resume", "--diffusion.prediction_type=epsilon"), "prediction_type=sample, now it is epsilon")])
 def test_a_finished_run_is_not_overwritten_unasked_nor_resumed_as_another(root, whole, flags, words):
     done = run(root, "--name=whole", *flags)
     assert done.returncode == 1 and words in done.stderr and "--resume goes on" in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]
