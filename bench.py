@@ -80,10 +80,12 @@ def sampling_rows(sides, speed, parts, batches, repeats, compile_too):
                 yield row(part + ", compiled", B, take_turns({"ours": ours, "baseline": runs[part][1]}, repeats),
                           floor=floors[part], compile_s=first)
         if "sentence" in parts:
-            low = Sides(sides.quick, sides.device, baseline=False)
-            low.model.to_bfloat16()
-            ours = lambda: low.sentence(texts, x_T)  # noqa: E731
-            yield row("sentence, bfloat16 weights", B, take_turns({"ours": ours, "baseline": runs["sentence"][1]}, repeats))
+            for precision in ("bf16", "int8"):
+                low = Sides(sides.quick, sides.device, baseline=False)
+                low.model.to_precision(precision)
+                ours = lambda: low.sentence(texts, x_T)  # noqa: E731
+                times = take_turns({"ours": ours, "baseline": runs["sentence"][1]}, repeats)
+                yield row(f"sentence, {precision} weights", B, times)
         for n in (20, 10) if "steps" in parts else ():
             ours = lambda: sides.sentence(texts, x_T, sampler="dpm++", num_inference_steps=n)  # noqa: E731
             times = take_turns({"ours": ours, "baseline": runs["sentence"][1]}, repeats)

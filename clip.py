@@ -15,10 +15,10 @@ import re
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 import safe_pickle
 from clip_tokenizer import Tokenizer
+from kernels import few_tokens
 from transformer import Stack
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ class TextTower(nn.Module):
     def forward(self, ids):
         """ids (B, L) int64, L at most the context length -> hidden states (B, L, W) after the final norm."""
         x = self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]]
-        return self.transformer(x, causal=True)
+        return few_tokens(self.transformer, x, causal=True)
 
     def pooled(self, ids, end):
         """(B, E): the projected hidden state at the first `end` token of each row."""
@@ -51,7 +51,6 @@ class TextTower(nn.Module):
 
 
 PART = 16  # prompts of similar length that the CPU encodes at once
-ROWS = 16  # MKL multiplies 16 rows of tokens by a matrix sooner than 8 to 15 of them
 
 
 class CLIPTextEncoder(nn.Module):
@@ -79,9 +78,7 @@ class CLIPTextEncoder(nn.Module):
         ends = (ids == self.tokenizer.end).int().argmax(1)
         order = ends.argsort(stable=True)
         parts = order.split(PART if device.type == "cpu" else len(ids))  # a long prompt is not to lengthen the others
-        ids = F.pad(ids, (0, max(0, min(ROWS, self.context_length) - ids.shape[1])), value=self.tokenizer.end)
-        sizes = [max(int(ends[part].max()) + 1, -(-ROWS // len(part))) for part in parts]
-        found = [self.tower.pooled(ids[part, :n].to(device), self.tokenizer.end) for part, n in zip(parts, sizes)]
+        found = [self.tower.pooled(ids[part, :ends[part].max() + 1].to(device), self.tokenizer.end) for part in parts]
         return torch.cat(found)[order.argsort().to(device), None]
 
     @torch.no_grad()

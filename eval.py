@@ -369,9 +369,7 @@ def measure(args, words):
                              f"({', '.join(pack.actions[:4])} ...); measure on the dataset that it was trained on.")
     captions = pack.captions(pack.indices(c.eval.split)[0])
     parts = sizes(model, captions[0].text if captions else "")  # on the CPU, where every operation can be counted
-    if args.precision == "bf16":
-        model.to_bfloat16()
-    run = Evaluation(model.to(device), judge, pack, device, rank, world)
+    run = Evaluation(model.to_precision(args.precision).to(device), judge, pack, device, rank, world)
     table, notes, rows = evaluate(run, not args.no_gate)
     if rank:
         return
@@ -397,7 +395,7 @@ def main(argv):
     parser.add_argument("--dataset", help="packed dataset to measure on; otherwise the model's own")
     parser.add_argument("--evaluator", help="evaluator_model.pt of train.py --stage evaluator")
     parser.add_argument("--out", help="folder for eval.json and eval.html; otherwise the checkpoint's")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of the model's weights")
+    parser.add_argument("--precision", choices=("float32", "bf16", "int8"), default="float32", help="of the model's weights")
     parser.add_argument("--device", help="cpu, cuda, mps; otherwise a GPU where there is one")
     parser.add_argument("--cfg_assets", help="file of `name = literal` lines: paths, or any eval.key")
     parser.add_argument("--no-gate", action="store_true", help="go on although real motion does not score as published")

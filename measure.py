@@ -4,9 +4,12 @@ import gc
 import os
 import statistics
 import time
+from unittest import mock
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from kernels import backend, few_rows
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Measuring
@@ -69,19 +72,21 @@ def machine(device, quick):
 
 def floor(speed, run, weights, times, dtype="float32"):
     """Seconds that run() takes at least: its flops, and reading the parameters of `weights` (modules) `times` times."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, mock.patch.object(backend, "MODE", "torch"):  # C's are not counted
         run()
     size = sum(p.numel() * p.element_size() for module in weights for p in module.parameters())
     return max(counter.get_total_flops() / speed[dtype + "_flop_s"], times * size / speed["bytes_s"])
 
 
 KINDS = {"products": ("mm", "linear"), "attention": ("scaled_dot",), "norms": ("layer_norm",),
-         "gelu": ("gelu", "sigmoid")}
+         "gelu": ("gelu", "sigmoid"), "layers in C": ("few_rows",)}
 
 
 def spent(run):
     """{kind: share of the time of run()} by torch's profiler, which slows small operations down; the CPU only."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    in_c = torch.profiler.record_function("few_rows")(few_rows.run)
+    with (mock.patch.object(few_rows, "run", in_c),
+          torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile):
         wall = seconds(run)
     shares = dict.fromkeys((*KINDS, "other operations"), 0.0)
     for event in profile.key_averages():

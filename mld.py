@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 import motion
 from diffusion import add_noise, draw_noise, guide, make_generators, make_schedule, sample, training_target
-from kernels import backend, few_tokens, graphed
+from kernels import few_tokens, graphed
+from kernels.few_rows import round_to_int8
 from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
@@ -97,10 +98,8 @@ class Denoiser(nn.Module):
             x = self.decoder(self.query_pos(x), keys, memory=self.mem_pos(tokens))
         elif self.nfeats:
             x = self.encoder(self.query_pos(torch.cat((tokens, x), 1)), None if keys is None else keys + c)[:, c:]
-        elif self.training or not backend.WHY_NOT:
-            x = few_tokens(self.encoder, self.query_pos(torch.cat((x, tokens), 1)))[:, :n]
-        else:  # the last layer computes nothing but the latent tokens
-            x = self.encoder(self.query_pos(torch.cat((x, tokens), 1)), first=n)
+        else:
+            x = few_tokens(self.encoder, self.query_pos(torch.cat((x, tokens), 1)), first=n)
         if self.nfeats:
             return zero_padding(self.pose_proj(x), lengths)
         return x if self.final_linear is None else self.final_linear(x)
@@ -122,6 +121,7 @@ class LengthEstimator(nn.Module):
 # MLD
 
 PART = 8  # latents that the CPU decodes at once
+PRECISIONS = ("float32", "bf16", "int8")  # for MLD.to_precision
 
 
 class MLD(nn.Module):
@@ -297,13 +297,22 @@ class MLD(nn.Module):
 
     # --- generation ---
 
-    def to_bfloat16(self):
-        """The networks' weights in half the bytes, three digits of each: for sampling, not exact.
-        Returns the model. The sampler's arithmetic, and what generate returns, stay float32."""
-        for part in (self.text_encoder, self.denoiser, self.vae, self.length_estimator):
-            if part is not None:
+    def to_precision(self, precision):
+        """For sampling, not exact; returns the model. The sampler's arithmetic, and what generate returns, stay float32.
+
+        bf16: all networks' weights and operations in half the bytes, three digits of each
+        int8: the weights of the denoiser's and the text tower's layers rounded to 8 bits, with a scale for each output;
+              operations stay float32 (a few rows of tokens on a CPU read a quarter of the bytes, all else no fewer)"""
+        parts = [m for m in (self.text_encoder, self.denoiser, self.vae, self.length_estimator) if m is not None]
+        if precision == "bf16":
+            self.dtype = torch.bfloat16
+            for part in parts:
                 part.bfloat16()
-        self.dtype = torch.bfloat16
+        elif precision == "int8":
+            for stack in (m for part in parts if part is not self.vae for m in part.modules() if isinstance(m, Stack)):
+                round_to_int8(stack)
+        elif precision != "float32":
+            raise ValueError(f"The precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
         return self
 
     def compile_denoiser(self):

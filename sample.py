@@ -40,7 +40,7 @@ def arguments(argv):
     add("--out", default="out", help="folder to write to")
     add("--format", default="html", help="comma-separated: html, bvh, npy, gif (which needs Pillow)")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
-    add("--precision", choices=("float32", "bf16"), default="float32", help="bf16: half the bytes of weights, not exact")
+    add("--precision", choices=("float32", "bf16", "int8"), default="float32", help="of the weights; the latter two are not exact")
     add("--open", action="store_true", help="open the player in the browser")
     return parser.parse_args(argv)
 
@@ -96,9 +96,7 @@ def run(args, prompts):
 
     assets = AssetsConfig(clip_path=args.clip) if args.clip else None
     device = checkpoint.find_device(args.device)
-    model = checkpoint.load_model(args.ckpt, assets, device)
-    if args.precision == "bf16":
-        model.to_bfloat16()
+    model = checkpoint.load_model(args.ckpt, assets, device).to_precision(args.precision)
     c, actions = model.config, model.actions
     labels = None
     if args.action:

@@ -178,7 +178,7 @@ class Stack(nn.Module):
             settings = (dim, heads, ff, dropout, attention_dropout, activation, pre_norm, cross)
             return nn.ModuleList(Layer(*settings) for _ in range(n))
 
-        self.skip = skip
+        self.skip, self.int8 = skip, False  # int8: kernels.few_rows.round_to_int8 was here
         if skip:
             half = num_layers // 2
             self.input_blocks, self.output_blocks = layers(half), layers(half)

@@ -1,6 +1,7 @@
-"""The operations that a transformer spends its time in, each as a Triton kernel and as plain torch; this file picks.
+"""The operations that a transformer spends its time in, as Triton kernels, C and plain torch; this file picks.
 
-    MLD_KERNELS=auto    Triton for CUDA tensors of a supported shape and type, plain torch for all else (the default)
+    MLD_KERNELS=auto    Triton for CUDA tensors of a supported shape and type, on a CPU C for a few rows of tokens when
+                        sampling (few_rows.c), plain torch for all else (the default)
     MLD_KERNELS=triton  Triton or an error that says why not: never a silent fallback
     MLD_KERNELS=torch   plain torch
     MLD_GRAPH=1         on a GPU the sampler records a denoising step as one CUDA graph (off by default)
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import attention as attention_kernels  # before the function of the same name takes its place below
-from kernels import backend, denoiser_layer
+from kernels import backend, denoiser_layer, few_rows
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
 from kernels.backend import calls, launched
@@ -68,16 +69,22 @@ def linear_gelu(x, weight, bias, dropout_p=0.0):
     return operators.bias_gelu(F.linear(x, weight), bias, operators.new_seed(x, dropout_p), dropout_p)
 
 
-def few_tokens(stack, x):
-    """stack(x), for a transformer.Stack on the few tokens of the latent denoiser, x (B, L, D), without lengths.
+def few_tokens(stack, x, first=None, causal=False):
+    """stack(x, causal=causal)[:, :first] for a transformer.Stack on few tokens, x (B, L, D), all of them there.
 
-    When sampling on a GPU it runs in two launches per layer (denoiser_layer.py); anywhere else it is the stack itself,
-    whose operations pick their own path."""
-    usable = not backend.WHY_NOT and backend.MODE != "torch" and (x.is_cuda or backend.INTERPRETED)
-    if not usable or torch.compiler.is_compiling() or denoiser_layer.unsupported(x, stack):
-        return stack(x)
-    with launched("denoiser_layers", x):
-        return denoiser_layer.denoiser_layers(x, stack)
+    When sampling, the denoiser's runs in two launches per layer on a GPU (denoiser_layer.py), and a stack on a CPU in one
+    call (few_rows.py). Anywhere else it is the stack itself, whose operations pick their own path."""
+    compiling = torch.compiler.is_compiling()
+    triton = not backend.WHY_NOT and backend.MODE != "torch" and (x.is_cuda or backend.INTERPRETED)
+    if triton and not (compiling or causal or denoiser_layer.unsupported(x, stack)):
+        with launched("denoiser_layers", x):
+            return denoiser_layer.denoiser_layers(x, stack)[:, :first]
+    if not compiling and not few_rows.unsupported(x, stack):
+        calls["few_rows", "c"] += 1
+        return few_rows.run(x, stack, first, causal)
+    if stack.training or not backend.WHY_NOT:
+        return stack(x, causal=causal)[:, :first]
+    return stack(x, causal=causal, first=first)  # the last layer computes nothing but these
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -108,7 +115,7 @@ def summary():
 
 @contextlib.contextmanager
 def expect(wanted):
-    """Fail unless at least one operation ran in the block, and all on the path `wanted` ('triton' or 'torch')."""
+    """Fail unless at least one operation ran in the block, and all on the path `wanted` ('triton', 'torch' or 'c')."""
     before = Counter(calls)
     yield
     ran = calls - before

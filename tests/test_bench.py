@@ -75,7 +75,7 @@ def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
         assert torch.equal(encoder([""]), before) and len(calls) == calls_before
     with torch.autocast("cpu", torch.bfloat16):
         assert encoder(["", "a man walks"]).dtype == torch.bfloat16 and len(calls) == calls_before + 2
-    assert torch.equal(encoder([""]), before)
+    close(encoder([""]), before)  # to rounding: with the hook another path runs than before it
     calls_before = len(calls)
     with torch.no_grad():
         encoder.tower.transformer.layers[0].linear1.weight.add_(0.1)

@@ -327,7 +327,7 @@ def test_bfloat16_is_near(values):
     model = make(**values)
     given = dict(lengths=LENGTHS, seed=5, guidance_scale=2.0, num_inference_steps=3, **condition(model))
     exact = model.generate(**given)[0]
-    near = model.to_bfloat16().generate(**given)[0]
+    near = model.to_precision("bf16").generate(**given)[0]
     assert near.dtype == torch.float32 and 1e-6 < relative(near, exact) < 0.1
     assert len(model.draw_lengths(**condition(model), count=3, seed=1)) == 3
     if model.vae:

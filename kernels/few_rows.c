@@ -1,0 +1,255 @@
+/* A whole transformer.Stack on few rows of tokens, for sampling on a CPU; built and called by few_rows.py.
+
+With a handful of rows a product takes as long as reading its weights, and operations one at a time leave the processor
+waiting between them. Here one call runs all the layers: every thread computes its share of each product's outputs, all
+meet at a barrier, and the next product begins. Weights stay where torch has them: row-major (out, in), float32; or int8
+with one scale per row, a quarter of the bytes. Sums are float32 always. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#define BARRIER _Pragma("omp barrier")
+#else
+#define BARRIER
+#endif
+#define UNROLL _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* Vectors of V floats; a tile of OUTS outputs by ROWS rows, whose sums fill the registers */
+
+#if defined(__AVX512F__)
+enum { V = 16, OUTS = 4, ROWS = 6 };
+#elif defined(__AVX2__)
+enum { V = 8, OUTS = 2, ROWS = 4 };
+#elif defined(__x86_64__) || defined(__i386__)
+#error "without AVX2 torch's own operations are faster"
+#else
+enum { V = 4, OUTS = 4, ROWS = 4 };
+#endif
+typedef float vec __attribute__((vector_size(4 * V), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * V), aligned(4), may_alias));
+#define AT(pointer) (*(vec *)(pointer))
+
+INLINE float total(vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    typedef float quad __attribute__((vector_size(16)));
+    quad q[V / 4];
+    memcpy(q, &x, sizeof q);
+    for (int i = 1; i < V / 4; i++) q[0] += q[i];
+    return (q[0][0] + q[0][1]) + (q[0][2] + q[0][3]);
+#endif
+}
+
+INLINE vec widened(const int8_t *w) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w)));
+#elif defined(__AVX2__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)w)));
+#else
+    vec x;
+    for (int i = 0; i < V; i++) x[i] = w[i];
+    return x;
+#endif
+}
+
+INLINE float dot(const float *a, const float *b, int size) {
+    vec s = {0};
+    for (int i = 0; i < size; i += V) s += AT(a + i) * AT(b + i);
+    return total(s);
+}
+
+/* e^x to 2e-7 relative: 2^n times a polynomial (Taylor's, degree 7) on [-ln 2 / 2, ln 2 / 2] */
+INLINE vec exponential(vec x) {
+    ivec low = x < -87.0f, high = x > 87.0f;
+    x = (vec)(((ivec)x & ~(low | high)) | ((ivec)((vec){0} - 87.0f) & low) | ((ivec)((vec){0} + 87.0f) & high));
+    vec n = x * 1.4426950409f + 12582912.0f;  /* 1.5 * 2^23: the sum has no room for a fraction */
+    n -= 12582912.0f;
+    vec r = x - n * 0.693145752f - n * 1.42860677e-6f, p = r / 5040 + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+}
+
+enum { GELU, RELU, QUICK_GELU };
+
+INLINE vec activated(vec z, int kind) {
+    if (kind == RELU) return (vec)((ivec)z & (z > 0.0f));
+    if (kind == QUICK_GELU) return z / (1.0f + exponential(-1.702f * z));
+    /* GELU by erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26) */
+    ivec sign = (ivec)z & INT32_MIN;
+    vec a = (vec)((ivec)z ^ sign) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * a), p = 1.061405429f * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    vec erf = 1.0f - p * t * exponential(-a * a);
+    return 0.5f * z * (1.0f + (vec)((ivec)erf ^ sign));
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* What a layer is made of */
+
+typedef struct { const void *w; const float *scale, *b; } Linear;  /* w (out, in), int8 where there is a scale (out,) */
+typedef struct { const float *w, *b; } Norm;
+typedef struct { Linear join, qkv, out, up, down; Norm norm1, norm2; } Layer;  /* join.w: null but after the middle */
+typedef struct { int number, count; } Thread;
+
+INLINE int share(int size, int number, int count) { return (int)((long)(size / V) * number / count) * V; }
+
+/* `rows` rows of x (.., K) times OUTS rows of W from `at` on, `stride` apart. The tile's sizes are constants once inlined. */
+INLINE void tile(const float *x, int K, const Linear *l, long at, long stride, float *y, int n, int N, int add, int rows,
+                 int int8) {
+    vec sum[OUTS][ROWS];
+    UNROLL for (int o = 0; o < OUTS; o++) UNROLL for (int m = 0; m < rows; m++) sum[o][m] = (vec){0};
+    for (int k = 0; k < K; k += V) {
+        vec w[OUTS];
+        UNROLL for (int o = 0; o < OUTS; o++) {
+            long i = at + o * stride + k, next = i + OUTS * stride;
+            w[o] = int8 ? widened((const int8_t *)l->w + i) : AT((const float *)l->w + i);
+            __builtin_prefetch((const char *)l->w + (int8 ? next : 4 * next));
+        }
+        UNROLL for (int m = 0; m < rows; m++)
+            UNROLL for (int o = 0; o < OUTS; o++) sum[o][m] += w[o] * AT(x + (long)m * K + k);
+    }
+    UNROLL for (int m = 0; m < rows; m++) UNROLL for (int o = 0; o < OUTS; o++) {
+        float s = total(sum[o][m]) * (int8 ? l->scale[n + o] : 1.0f), *to = y + (long)m * N + n + o;
+        *to = add ? *to + s : s + l->b[n + o];
+    }
+}
+
+/* This thread's share of y (M, N) = x (M, K) W^T + b, or y += x W^T; W's rows are `stride` long, taken from `offset` on. */
+INLINE void product(const float *x, int M, int K, const Linear *l, int stride, int offset, float *y, int N, int add,
+                    Thread t, int int8) {
+    for (int n = share(N, t.number, t.count); n < share(N, t.number + 1, t.count); n += OUTS)
+        for (int m = 0, rows; m < M; m += rows) {
+            int tiles = (M - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
+            rows = (M - m + tiles - 1) / tiles;
+#define CASE(R) case R: if (R <= ROWS) tile(x + (long)m * K, K, l, (long)n * stride + offset, stride, y + (long)m * N, n, N, add, R, int8); break;
+            switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+        }
+}
+
+static void linear(const float *x, int M, int K, const Linear *l, int stride, int offset, float *y, int N, int add, Thread t) {
+    if (l->scale) product(x, M, K, l, stride, offset, y, N, add, t, 1);
+    else product(x, M, K, l, stride, offset, y, N, add, t, 0);
+}
+
+/* y = x, or x + a, normalised where there is a norm; the sum itself goes to s where that is not null. Rows of D. */
+static void add_norm(const float *x, const float *a, float *s, const Norm *norm, float eps, float *y, int D) {
+    vec sum = {0}, square = {0};
+    for (int d = 0; d < D; d += V) {
+        vec v = AT(x + d);
+        if (a) v += AT(a + d);
+        if (s) AT(s + d) = v;
+        AT(y + d) = v;
+        sum += v;
+    }
+    if (!norm) return;
+    float mean = total(sum) / D;
+    for (int d = 0; d < D; d += V) square += (AT(y + d) - mean) * (AT(y + d) - mean);
+    float by = 1 / sqrtf(total(square) / D + eps);
+    for (int d = 0; d < D; d += V) AT(y + d) = (AT(y + d) - mean) * by * AT(norm->w + d) + AT(norm->b + d);
+}
+
+/* One head of one sequence: softmax(q k^T / sqrt(size)) v for the first `queries` tokens. qkv (L, 3 D) from this head's
+   first query entry on, o (queries, D) likewise; p (L,) is room for one row of probabilities. */
+static void attend(const float *qkv, int L, int queries, int D, int size, int causal, float *o, float *p) {
+    for (int i = 0; i < queries; i++) {
+        int keys = causal ? i + 1 : L;
+        float most = -INFINITY, sum = 0;
+        for (int j = 0; j < keys; j++) {
+            p[j] = dot(qkv + 3L * i * D, qkv + 3L * j * D + D, size) / sqrtf(size);
+            most = p[j] > most ? p[j] : most;
+        }
+        for (int j = 0; j < keys; j++) sum += p[j] = expf(p[j] - most);
+        for (int d = 0; d < size; d += V) {
+            vec s = {0};
+            for (int j = 0; j < keys; j++) s += p[j] * AT(qkv + 3L * j * D + 2 * D + d);
+            AT(o + (long)i * D + d) = s / sum;
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+/* The stack */
+
+#define EACH(i, n) for (int i = t.number; i < (n); i += t.count)
+
+/* x (B, L, D) -> result (B, first, D), the first tokens of each sequence. H heads, F hidden units; `last`: the norm behind
+   the layers, or null. D / H, D and F are multiples of 16. Returns 0; 1 without memory. */
+int few_rows(const float *x, float *result, int B, int L, int first, int D, int H, int F, int count, int pre_norm,
+               int activation, int causal, const Layer *layers, const Norm *last, float eps, int threads) {
+    int half = layers[count - 1].join.w ? count / 2 : 0;
+    long size = (long)B * L * D;
+    float *memory = malloc(sizeof(float) * (size * (9 + half) + (long)B * L * F + (long)threads * L));
+    if (!memory) return 1;
+    float *qkv = memory, *o = qkv + 3 * size, *a = o + size, *h = a + size, *s = h + size, *y = s + size,
+          *joined = y + size, *kept = joined + size, *hidden = kept + half * size, *scores = hidden + (long)B * L * F;
+#pragma omp parallel num_threads(threads)
+    {
+        Thread t = {0, 1};
+#ifdef _OPENMP
+        t = (Thread){omp_get_thread_num(), omp_get_num_threads()};
+#endif
+        const float *in = x;
+        int M = B * L, queries = L;
+        for (int i = 0; i < count; i++) {
+            const Layer *l = layers + i;
+            if (l->join.w) {  /* Linear([x, what the mirrored input block put out]) */
+                linear(in, M, D, &l->join, 2 * D, 0, joined, D, 0, t);
+                linear(kept + (count - 1 - i) * size, M, D, &l->join, 2 * D, D, joined, D, 1, t);
+                in = joined;
+                BARRIER
+            }
+            if (pre_norm) {
+                EACH(m, M) add_norm(in + (long)m * D, NULL, NULL, &l->norm1, eps, h + (long)m * D, D);
+                BARRIER
+            }
+            linear(pre_norm ? h : in, M, D, &l->qkv, D, 0, qkv, 3 * D, 0, t);
+            BARRIER
+            if (i == count - 1) queries = first;  /* from here on M counts these rows only */
+            EACH(n, B * H) {
+                int b = n / H, d = n % H * (D / H);
+                attend(qkv + 3L * b * L * D + d, L, queries, D, D / H, causal, o + (long)b * queries * D + d,
+                       scores + (long)t.number * L);
+            }
+            M = B * queries;
+            BARRIER
+            linear(o, M, D, &l->out, D, 0, a, D, 0, t);
+            BARRIER
+            EACH(m, M) {
+                long to = (long)m * D, from = ((long)(m / queries) * L + m % queries) * D;
+                add_norm(in + from, a + to, s + to, pre_norm ? &l->norm2 : &l->norm1, eps, h + to, D);
+            }
+            BARRIER
+            linear(h, M, D, &l->up, D, 0, hidden, F, 0, t);
+            for (int m = 0; m < M; m++)  /* each thread what it made itself */
+                for (int f = share(F, t.number, t.count); f < share(F, t.number + 1, t.count); f += V)
+                    AT(hidden + (long)m * F + f) = activated(AT(hidden + (long)m * F + f), activation);
+            BARRIER
+            linear(hidden, M, F, &l->down, F, 0, a, D, 0, t);
+            BARRIER
+            float *to = i < half ? kept + i * size : y;
+            EACH(m, M) {
+                long at = (long)m * D;
+                add_norm((pre_norm ? s : h) + at, a + at, NULL, pre_norm ? NULL : &l->norm2, eps, to + at, D);
+            }
+            in = to;
+            BARRIER
+        }
+        EACH(m, M) add_norm(in + (long)m * D, NULL, NULL, last, eps, result + (long)m * D, D);
+    }
+    free(memory);
+    return 0;
+}

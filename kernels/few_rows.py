@@ -1,0 +1,200 @@
+"""Builds few_rows.c with the machine's C compiler, once, and runs a transformer.Stack in it.
+
+For the few rows of tokens of one prompt, and of one latent in the denoiser, on a CPU: there a step of the published denoiser
+takes a third of the time of plain torch operations (`python bench.py ladder`). Without a C compiler, and for all that
+`unsupported` names, plain torch runs as before; the numbers are the same to rounding.
+
+The library is kept in $XDG_CACHE_HOME/nanomld or ~/.cache/nanomld, under a name made of what it was built from and for.
+"""
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import weakref
+
+import torch
+
+from kernels import backend
+from kernels.denoiser_layer import blocks_of
+
+MAX_ROWS = 32  # with more of them torch's own products are as fast on processors with short vectors (AVX2)
+MAX_THREADS = 16  # no product has work for more
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "few_rows.c")
+FLAGS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"]]  # what works first
+ACTIVATIONS = ("gelu", "relu", "quick_gelu")  # in few_rows.c's order
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The library
+
+
+@functools.lru_cache(maxsize=None)
+def library():
+    """-> the C function, or a text that says why there is none."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    if compiler is None:
+        return "there is no C compiler"
+    try:
+        with open(SOURCE, "rb") as file:
+            parts = [file.read(), compiler.encode(), repr(FLAGS).encode(), processor()]
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nanomld")
+        path = os.path.join(folder, f"few_rows-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so")
+        if not os.path.exists(path):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            build(compiler, path)
+        function = ctypes.CDLL(path).few_rows
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"few_rows.c could not be built: {error}"
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    function.argtypes = [pointer, pointer, *[number] * 10, pointer, pointer, ctypes.c_float, number]
+    return function
+
+
+def build(compiler, path):
+    """few_rows.c -> path, whole or not at all: another process may be doing the same."""
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+        made = os.path.join(folder, "few_rows.so")
+        for flags in FLAGS:
+            command = [*compiler.split(), "-O2", *flags, "-shared", "-fPIC", SOURCE, "-o", made, "-lm"]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            if result.returncode == 0:
+                return os.replace(made, path)
+        raise OSError(result.stderr.strip()[-500:])
+
+
+def processor():
+    """What "native" stands for here, since different machines may share a home directory."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            return next(line for line in file if line.lower().startswith((b"flags", b"features")))
+    except (OSError, StopIteration):
+        return f"{platform.machine()} {platform.processor()} {platform.node()}".encode()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A stack's weights
+
+layouts = weakref.WeakKeyDictionary()  # stack -> its modules, their children, where its weights are
+packed = weakref.WeakKeyDictionary()  # stack -> what lay there, addresses for few_rows.c, tensors to keep alive
+
+
+def layout(stack):
+    """-> (all modules of the stack, slots), the latter None where some are of other kinds than transformer.py's.
+
+    Slots say where the weights sit: for each of few_rows.c's layers 5 linears and 2 norms, then the stack's own norm, each a
+    weight and a bias, as (a module's parameters, name), or None twice. Made anew when a module was replaced."""
+    modules, children, slots = layouts.get(stack) or ([], None, None)
+    now = [child for module in modules for child in module._modules.values()]
+    if now != children:
+        modules, slots = [*stack.modules()], None
+        if {type(module) for module in modules[1:]} <= plain_kinds():
+            slots = slots_of(stack)
+        layouts[stack] = modules, [child for module in modules for child in module._modules.values()], slots
+    return modules, slots
+
+
+def plain_kinds():
+    from transformer import Attention, Layer  # which imports the kernels
+
+    return {Layer, Attention, torch.nn.Linear, torch.nn.LayerNorm, torch.nn.ModuleList}
+
+
+def slots_of(stack):
+    def pair(module, prefix=""):
+        return [(module._parameters, prefix + name) if module else None for name in ("weight", "bias")]
+
+    blocks, slots = blocks_of(stack), []
+    joins = [*stack.linear_blocks] if stack.skip else []
+    for join, layer in zip([None] * (len(blocks) - len(joins)) + joins, blocks):
+        a = layer.self_attn
+        slots += pair(join) + pair(a, "in_proj_")
+        for module in (a.out_proj, layer.linear1, layer.linear2, layer.norm1, layer.norm2):
+            slots += pair(module)
+    return slots + pair(stack.norm)
+
+
+def address(tensor):
+    return None if tensor is None else tensor.data_ptr()
+
+
+def pack(stack):
+    """-> (layers, last norm or None), arrays of addresses; made anew when a weight has moved, or, as int8, has changed."""
+    before, arrays, _ = packed.get(stack) or (None, None, None)
+    tensors = [slot and slot[0][slot[1]] for slot in layout(stack)[1]]
+    now = [t if t is None else t.data_ptr() for t in tensors]
+    if stack.int8:
+        now += [t._version for t in tensors if t is not None and not t.is_inference()]
+    if now != before:
+        *pairs, last = zip(tensors[::2], tensors[1::2])
+        flat, keep = [], []
+        for i, (weight, bias) in enumerate(pairs):
+            scale = None
+            if i % 7 > 4:  # a norm
+                flat += [weight, bias]
+                continue
+            if stack.int8 and weight is not None:
+                weight, scale = to_int8(weight)
+                keep += [weight, scale]
+            flat += [weight, scale, bias]
+        arrays = ((ctypes.c_void_p * len(flat))(*map(address, flat)),
+                  last[0] is not None and (ctypes.c_void_p * 2)(*map(address, last)) or None)
+        packed[stack] = now, arrays, keep
+    return arrays
+
+
+def to_int8(weight):
+    """weight (out, in) -> int8 (out, in) and scale (out,): weight ~ int8 * scale, the largest of each row exact."""
+    scale = weight.detach().abs().amax(1) / 127
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (weight.detach() / scale[:, None]).round().to(torch.int8), scale
+
+
+@torch.no_grad()
+def round_to_int8(stack):
+    """From now on this stack's products are made of int8 weights: its own are rounded to what int8 can say, so that every
+    path gives the same numbers; here they are also read as int8, in a quarter of the time."""
+    stack.int8 = True
+    for slot in layout(stack)[1]:
+        weight = slot and slot[0][slot[1]]
+        if weight is not None and weight.dim() == 2:
+            numbers, scale = to_int8(weight)
+            weight.copy_(numbers * scale[:, None])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Running it
+
+
+def unsupported(x, stack):
+    """Why `run` cannot run this stack on x (B, L, D); empty if it can."""
+    if backend.MODE != "auto" or x.device.type != "cpu":
+        return f"MLD_KERNELS is {backend.MODE}, and the tokens are on {x.device}; it must be auto, and a CPU"
+    if torch.is_grad_enabled() or stack.training or torch.is_autocast_enabled("cpu"):
+        return "it has no backward, no dropout and no other type than float32"
+    (B, L, D), layer = x.shape, blocks_of(stack)[0]
+    if not 1 <= B * L <= MAX_ROWS:
+        return f"it is for up to {MAX_ROWS} rows of tokens, not {B * L}"
+    if x.dtype != torch.float32 or layer.linear1.weight.dtype != torch.float32:
+        return "tokens and weights must be float32"
+    if layer.cross or D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16:
+        return "it takes self-attention layers only, of widths that 16 divides"
+    modules, slots = layout(stack)
+    if slots is None or any(m._forward_hooks or m._forward_pre_hooks for m in modules):
+        return "hooks and modules of other kinds than transformer.py's would not run"
+    return library() if isinstance(library(), str) else ""
+
+
+def run(x, stack, first=None, causal=False):
+    """stack(x, causal=causal, first=first), for what `unsupported` has nothing against."""
+    (B, L, D), blocks = x.shape, blocks_of(stack)
+    layer, x = blocks[0], x.contiguous()
+    out = x.new_empty(B, first or L, D)
+    failed = library()(x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D, layer.self_attn.heads, layer.linear1.out_features,
+                       len(blocks), layer.pre_norm, ACTIVATIONS.index(layer.activation), causal, *pack(stack),
+                       layer.norm1.eps, min(torch.get_num_threads(), MAX_THREADS))
+    if failed:
+        raise MemoryError("few_rows.c found no memory for its buffers")
+    return out
