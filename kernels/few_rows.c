@@ -2,14 +2,14 @@
 
 With a handful of rows a product takes as long as reading its weights, and operations one at a time leave the processor
 waiting between them. Here one call runs all the layers: every thread computes its share of each product's outputs, all
-meet at a barrier, and the next product begins. Weights stay where torch has them: row-major (out, in), float32; or int8
-with one scale per row, a quarter of the bytes. Sums are float32 always. */
+meet at a barrier, and the next product begins. Weights stay where torch has them: row-major (out, in), float32; with
+-DINT8 they are int8 with one scale per row, a quarter of the bytes. Sums are float32 always. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX2__
-#include <immintrin.h>
+#if defined(INT8) && defined(__AVX2__)
+#include <immintrin.h>  /* a fifth of the compiler's time */
 #endif
 #ifdef _OPENMP
 #include <omp.h>
@@ -37,18 +37,17 @@ typedef int32_t ivec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 #define AT(pointer) (*(vec *)(pointer))
 
 INLINE float total(vec x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)x);
-#else
     typedef float quad __attribute__((vector_size(16)));
     quad q[V / 4];
     memcpy(q, &x, sizeof q);
     for (int i = 1; i < V / 4; i++) q[0] += q[i];
     return (q[0][0] + q[0][1]) + (q[0][2] + q[0][3]);
-#endif
 }
 
-INLINE vec widened(const int8_t *w) {
+#ifdef INT8
+typedef int8_t weight;
+
+INLINE vec load(const weight *w) {
 #if defined(__AVX512F__)
     return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w)));
 #elif defined(__AVX2__)
@@ -59,6 +58,11 @@ INLINE vec widened(const int8_t *w) {
     return x;
 #endif
 }
+#else
+typedef float weight;
+
+INLINE vec load(const weight *w) { return AT(w); }
+#endif
 
 INLINE float dot(const float *a, const float *b, int size) {
     vec s = {0};
@@ -100,7 +104,7 @@ INLINE vec activated(vec z, int kind) {
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* What a layer is made of */
 
-typedef struct { const void *w; const float *scale, *b; } Linear;  /* w (out, in), int8 where there is a scale (out,) */
+typedef struct { const weight *w; const float *scale, *b; } Linear;  /* w (out, in), b (out,), for int8 scale (out,) */
 typedef struct { const float *w, *b; } Norm;
 typedef struct { Linear join, qkv, out, up, down; Norm norm1, norm2; } Layer;  /* join.w: null but after the middle */
 typedef struct { int number, count; } Thread;
@@ -108,41 +112,34 @@ typedef struct { int number, count; } Thread;
 INLINE int share(int size, int number, int count) { return (int)((long)(size / V) * number / count) * V; }
 
 /* `rows` rows of x (.., K) times OUTS rows of W from `at` on, `stride` apart. The tile's sizes are constants once inlined. */
-INLINE void tile(const float *x, int K, const Linear *l, long at, long stride, float *y, int n, int N, int add, int rows,
-                 int int8) {
+INLINE void tile(const float *x, int K, const Linear *l, long at, long stride, float *y, int n, int N, int add, int rows) {
     vec sum[OUTS][ROWS];
     UNROLL for (int o = 0; o < OUTS; o++) UNROLL for (int m = 0; m < rows; m++) sum[o][m] = (vec){0};
     for (int k = 0; k < K; k += V) {
         vec w[OUTS];
         UNROLL for (int o = 0; o < OUTS; o++) {
-            long i = at + o * stride + k, next = i + OUTS * stride;
-            w[o] = int8 ? widened((const int8_t *)l->w + i) : AT((const float *)l->w + i);
-            __builtin_prefetch((const char *)l->w + (int8 ? next : 4 * next));
+            const weight *from = l->w + at + o * stride + k;
+            w[o] = load(from);
+            __builtin_prefetch(from + OUTS * stride);
         }
         UNROLL for (int m = 0; m < rows; m++)
             UNROLL for (int o = 0; o < OUTS; o++) sum[o][m] += w[o] * AT(x + (long)m * K + k);
     }
     UNROLL for (int m = 0; m < rows; m++) UNROLL for (int o = 0; o < OUTS; o++) {
-        float s = total(sum[o][m]) * (int8 ? l->scale[n + o] : 1.0f), *to = y + (long)m * N + n + o;
+        float s = total(sum[o][m]) * (l->scale ? l->scale[n + o] : 1.0f), *to = y + (long)m * N + n + o;
         *to = add ? *to + s : s + l->b[n + o];
     }
 }
 
 /* This thread's share of y (M, N) = x (M, K) W^T + b, or y += x W^T; W's rows are `stride` long, taken from `offset` on. */
-INLINE void product(const float *x, int M, int K, const Linear *l, int stride, int offset, float *y, int N, int add,
-                    Thread t, int int8) {
+static void linear(const float *x, int M, int K, const Linear *l, int stride, int offset, float *y, int N, int add, Thread t) {
     for (int n = share(N, t.number, t.count); n < share(N, t.number + 1, t.count); n += OUTS)
         for (int m = 0, rows; m < M; m += rows) {
             int tiles = (M - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
             rows = (M - m + tiles - 1) / tiles;
-#define CASE(R) case R: if (R <= ROWS) tile(x + (long)m * K, K, l, (long)n * stride + offset, stride, y + (long)m * N, n, N, add, R, int8); break;
+#define CASE(R) case R: if (R <= ROWS) tile(x + (long)m * K, K, l, (long)n * stride + offset, stride, y + (long)m * N, n, N, add, R); break;
             switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
         }
-}
-
-static void linear(const float *x, int M, int K, const Linear *l, int stride, int offset, float *y, int N, int add, Thread t) {
-    if (l->scale) product(x, M, K, l, stride, offset, y, N, add, t, 1);
-    else product(x, M, K, l, stride, offset, y, N, add, t, 0);
 }
 
 /* y = x, or x + a, normalised where there is a norm; the sum itself goes to s where that is not null. Rows of D. */

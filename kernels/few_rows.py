@@ -32,19 +32,19 @@ ACTIVATIONS = ("gelu", "relu", "quick_gelu")  # in few_rows.c's order
 
 
 @functools.lru_cache(maxsize=None)
-def library():
-    """-> the C function, or a text that says why there is none."""
+def library(int8=False):
+    """-> the C function for float32 or int8 weights, or a text that says why there is none."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
         return "there is no C compiler"
     try:
         with open(SOURCE, "rb") as file:
-            parts = [file.read(), compiler.encode(), repr(FLAGS).encode(), processor()]
+            parts = [file.read(), compiler.encode(), repr((FLAGS, int8)).encode(), processor()]
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nanomld")
         path = os.path.join(folder, f"few_rows-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so")
         if not os.path.exists(path):
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            build(compiler, path)
+            build([*compiler.split(), "-O2", *["-DINT8"] * int8], path)
         function = ctypes.CDLL(path).few_rows
     except (OSError, subprocess.SubprocessError) as error:
         return f"few_rows.c could not be built: {error}"
@@ -53,13 +53,12 @@ def library():
     return function
 
 
-def build(compiler, path):
+def build(command, path):
     """few_rows.c -> path, whole or not at all: another process may be doing the same."""
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         made = os.path.join(folder, "few_rows.so")
         for flags in FLAGS:
-            command = [*compiler.split(), "-O2", *flags, "-shared", "-fPIC", SOURCE, "-o", made, "-lm"]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            result = subprocess.run([*command, *flags, "-shared", "-fPIC", SOURCE, "-o", made, "-lm"], capture_output=True, text=True, timeout=120)
             if result.returncode == 0:
                 return os.replace(made, path)
         raise OSError(result.stderr.strip()[-500:])
@@ -157,9 +156,8 @@ def round_to_int8(stack):
     """From now on this stack's products are made of int8 weights: its own are rounded to what int8 can say, so that every
     path gives the same numbers; here they are also read as int8, in a quarter of the time."""
     stack.int8 = True
-    for slot in layout(stack)[1]:
-        weight = slot and slot[0][slot[1]]
-        if weight is not None and weight.dim() == 2:
+    for weight in stack.parameters():
+        if weight.dim() == 2:
             numbers, scale = to_int8(weight)
             weight.copy_(numbers * scale[:, None])
 
@@ -184,7 +182,8 @@ def unsupported(x, stack):
     modules, slots = layout(stack)
     if slots is None or any(m._forward_hooks or m._forward_pre_hooks for m in modules):
         return "hooks and modules of other kinds than transformer.py's would not run"
-    return library() if isinstance(library(), str) else ""
+    function = library(stack.int8)
+    return function if isinstance(function, str) else ""
 
 
 def run(x, stack, first=None, causal=False):
@@ -192,7 +191,7 @@ def run(x, stack, first=None, causal=False):
     (B, L, D), blocks = x.shape, blocks_of(stack)
     layer, x = blocks[0], x.contiguous()
     out = x.new_empty(B, first or L, D)
-    failed = library()(x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D, layer.self_attn.heads, layer.linear1.out_features,
+    failed = library(stack.int8)(x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D, layer.self_attn.heads, layer.linear1.out_features,
                        len(blocks), layer.pre_norm, ACTIVATIONS.index(layer.activation), causal, *pack(stack),
                        layer.norm1.eps, min(torch.get_num_threads(), MAX_THREADS))
     if failed:
