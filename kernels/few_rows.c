@@ -89,7 +89,7 @@ INLINE vec exponential(vec x) {
 enum { GELU, RELU, QUICK_GELU };
 
 INLINE vec activated(vec z, int kind) {
-    if (kind == RELU) return (vec)((ivec)z & (z > 0.0f));
+    if (kind == RELU) return (vec)((ivec)z & ~(z <= 0.0f));  /* NaN stays NaN */
     if (kind == QUICK_GELU) return z / (1.0f + exponential(-1.702f * z));
     /* GELU by erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26) */
     ivec sign = (ivec)z & INT32_MIN;

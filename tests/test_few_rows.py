@@ -82,6 +82,18 @@ def test_activations_of_any_size(activation, size):
     check(stack, torch.randn(1, 5, 32))
 
 
+@pytest.mark.parametrize("activation", ["gelu", "relu", "quick_gelu"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_so(activation, bad):
+    x = torch.randn(2, 3, 32)
+    x[1, 2, 5] = bad
+    found, _ = ran(lambda: kernels.few_tokens(stack_of(activation=activation), x))
+    assert found[0].isfinite().all() and found[1].isnan().all()
+    stack = stack_of(1, activation=activation)
+    stack.layers[0].linear1.bias.data[0] = float("nan")
+    assert ran(lambda: kernels.few_tokens(stack, x))[0].isnan().all()
+
+
 def test_x_may_be_a_view():
     stack, wide = stack_of(), torch.randn(2, 4, 64)
     check(stack, wide[..., ::2])
