@@ -54,6 +54,16 @@ class Options:
 # What the stages share: settings, processes, device, data, folder, log
 
 
+def keep_freed_memory(keep=True):
+    """glibc: freed memory stays in the process, since mapping it anew takes up to a third of a VAE step on a CPU; keep=False:
+    as glibc does by itself once it has seen large blocks come and go."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0 if keep else 65536)  # M_MMAP_MAX
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1 if keep else 2**26)  # M_TRIM_THRESHOLD
+
+
 class Run:
     def __init__(self, config, options):
         self.config, self.options = config, options
@@ -64,10 +74,7 @@ class Run:
             raise SettingError("train.precision fp16 needs a GPU; on the CPU use float32 or bf16.")
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc: keep freed memory instead of mapping it anew in
-            libc = ctypes.CDLL(None)                                   # every step; a sixth of a CPU step's time went there
-            libc.mallopt(-4, 0)  # M_MMAP_MAX
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        keep_freed_memory()
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)

@@ -61,8 +61,8 @@ class MotionVAE(nn.Module):
         tokens = self.global_motion_token.to(x.dtype).expand(len(x), -1, -1)
         n = tokens.shape[1]
         x = self.query_pos_encoder(torch.cat((tokens, x), 1))  # (B, n + T, D)
-        # only the tokens are looked at: the last layer need not compute the frames (in training it does, as published)
-        dist = self.encoder(x, None if lengths is None else lengths + n, first=None if self.training else n)[:, :n]
+        # only the tokens are looked at: the last layer need not compute the frames
+        dist = self.encoder(x, None if lengths is None else lengths + n, first=n)
         mu, logvar = dist.chunk(2, 1) if self.dist_layer is None else self.dist_layer(dist).chunk(2, -1)
         return mu + linear, logvar
 

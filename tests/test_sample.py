@@ -58,9 +58,10 @@ def test_seeds_numbers_and_lengths(models, tmp_path):
     one = make("--seconds", "3")["a-man-jumps.npy"]
     assert len(one) == 60
     four = make("--seconds", "3", "--num", "4")
-    assert np.allclose(four["a-man-jumps-000.npy"], one, atol=1e-5), "a motion does not depend on its company"
+    # joints add up 60 turns and steps of the root, and with them the rounding of different batches
+    assert np.allclose(four["a-man-jumps-000.npy"], one, rtol=1e-4, atol=1e-4), "a motion does not depend on its company"
     assert not np.allclose(four["a-man-jumps-001.npy"], one, atol=1e-3)
-    assert np.allclose(make("--seconds", "3", "--seed", "1235")["a-man-jumps.npy"], four["a-man-jumps-001.npy"], atol=1e-4)
+    assert np.allclose(make("--seconds", "3", "--seed", "1235")["a-man-jumps.npy"], four["a-man-jumps-001.npy"], rtol=1e-4, atol=1e-4)
     for flags in (["--steps", "2"], ["--sampler", "dpm++"], ["--guidance", "1"]):
         assert not np.allclose(make("--seconds", "3", *flags)["a-man-jumps.npy"], one, atol=1e-4), flags
 
