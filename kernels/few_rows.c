@@ -23,25 +23,46 @@ meet at a barrier, and the next product begins. Weights stay where torch has the
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* Vectors of V floats; a tile of OUTS outputs by ROWS rows, whose sums fill the registers */
 
+enum { OUTS = 4 };
+
 #if defined(__AVX512F__)
-enum { V = 16, OUTS = 4, ROWS = 6 };
+enum { V = 16, ROWS = 6 };
 #elif defined(__AVX2__)
-enum { V = 8, OUTS = 2, ROWS = 4 };
+enum { V = 8, ROWS = 3 };
 #elif defined(__x86_64__) || defined(__i386__)
 #error "without AVX2 torch's own operations are faster"
 #else
-enum { V = 4, OUTS = 4, ROWS = 4 };
+enum { V = 4, ROWS = 4 };
 #endif
 typedef float vec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 #define AT(pointer) (*(vec *)(pointer))
 
-INLINE float total(vec x) {
-    typedef float quad __attribute__((vector_size(16)));
+typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
+#ifdef __clang__
+#define MIX __builtin_shufflevector
+#else
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
+#endif
+
+INLINE quad quarters(vec x) {
     quad q[V / 4];
     memcpy(q, &x, sizeof q);
     for (int i = 1; i < V / 4; i++) q[0] += q[i];
-    return (q[0][0] + q[0][1]) + (q[0][2] + q[0][3]);
+    return q[0];
+}
+
+INLINE float total(vec x) {
+    quad q = quarters(x);
+    return (q[0] + q[1]) + (q[2] + q[3]);
+}
+
+/* The totals of four vectors at once */
+INLINE quad totals(vec x0, vec x1, vec x2, vec x3) {
+    quad a = quarters(x0), b = quarters(x1), c = quarters(x2), d = quarters(x3);
+    a = MIX(a, b, 0, 4, 1, 5) + MIX(a, b, 2, 6, 3, 7);  /* a0 + a2, b0 + b2, a1 + a3, b1 + b3 */
+    c = MIX(c, d, 0, 4, 1, 5) + MIX(c, d, 2, 6, 3, 7);
+    return MIX(a, c, 0, 1, 4, 5) + MIX(a, c, 2, 3, 6, 7);
 }
 
 #ifdef INT8
@@ -125,9 +146,10 @@ INLINE void tile(const float *x, int K, const Linear *l, long at, long stride, f
         UNROLL for (int m = 0; m < rows; m++)
             UNROLL for (int o = 0; o < OUTS; o++) sum[o][m] += w[o] * AT(x + (long)m * K + k);
     }
-    UNROLL for (int m = 0; m < rows; m++) UNROLL for (int o = 0; o < OUTS; o++) {
-        float s = total(sum[o][m]) * (l->scale ? l->scale[n + o] : 1.0f), *to = y + (long)m * N + n + o;
-        *to = add ? *to + s : s + l->b[n + o];
+    UNROLL for (int m = 0; m < rows; m++) {
+        quad s = totals(sum[0][m], sum[1][m], sum[2][m], sum[3][m]), *to = (quad *)(y + (long)m * N + n);
+        if (l->scale) s *= *(const quad *)(l->scale + n);
+        *to = s + (add ? *to : *(const quad *)(l->b + n));
     }
 }
 
@@ -189,7 +211,8 @@ int few_rows(const float *x, float *result, int B, int L, int first, int D, int 
                int activation, int causal, const Layer *layers, const Norm *last, float eps, int threads) {
     int half = layers[count - 1].join.w ? count / 2 : 0;
     long size = (long)B * L * D;
-    float *memory = malloc(sizeof(float) * (size * (9 + half) + (long)B * L * F + (long)threads * L));
+    size_t bytes = sizeof(float) * (size * (9 + half) + (long)B * L * F + (long)threads * L);
+    float *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);  /* a vector across two lines of the cache is read twice */
     if (!memory) return 1;
     float *qkv = memory, *o = qkv + 3 * size, *a = o + size, *h = a + size, *s = h + size, *y = s + size,
           *joined = y + size, *kept = joined + size, *hidden = kept + half * size, *scores = hidden + (long)B * L * F;
