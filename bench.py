@@ -35,7 +35,7 @@ from baseline import RUNGS, Sides, climb, draw_lengths, prompts
 from clip import WordEncoder
 from config import HERE
 from kernels import backend
-from measure import floor, line, machine, peak_mb, row, seconds, spent, spent_line, take_turns
+from measure import fast_bf16, floor, line, machine, peak_mb, row, seconds, spent, spent_line, take_turns
 from mld import MLD
 from scaling import scale
 from stages import Remembered
@@ -81,7 +81,7 @@ def sampling_rows(sides, speed, parts, batches, repeats, compile_too):
                 yield row(part + ", compiled", B, take_turns({"ours": ours, "baseline": runs[part][1]}, repeats),
                           floor=floors[part], compile_s=first)
         if "sentence" in parts:
-            for precision in ("bf16", "int8"):
+            for precision in ("int8", "bf16")[:1 + fast_bf16(speed)]:
                 low = Sides(sides.quick, sides.device, baseline=False)
                 low.model.to_precision(precision)
                 ours = lambda: low.sentence(texts, x_T)  # noqa: E731
@@ -136,7 +136,7 @@ def training_rows(sides, speed, repeats, batch=64):
         peaks = {name: peak_mb(lambda: step(features, n)) for name, step in steps.items()}
         return row(part, batch, times, dict.fromkeys(steps, 1), floor=1 / limit, peak_mb=peaks)
 
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16")[:1 + fast_bf16(speed)]:
         for dropout in (0.1, 0.0):
             both = Sides(sides.quick, sides.device)
             m, c = both.model, both.model.config
@@ -325,7 +325,7 @@ def main(argv):
         print(f"{speed['machine']}, torch {speed['torch']}, load {speed['load']:.1f}; "
               f"memory {speed['bytes_s'] / 1e9:.1f} GB/s, "
               f"matrix products {speed['float32_flop_s'] / 1e9:.0f} GFLOP/s in float32, "
-              f"{speed['bfloat16_flop_s'] / 1e9:.0f} in bfloat16")
+              f"{speed['bfloat16_flop_s'] / 1e9:.3g} in bfloat16{'' if fast_bf16(speed) else ', whose rows are left out'}")
         print(f"{'part':52} {'batch':>5} {'ours: median [range]':32} {'baseline: median [range]':32} baseline / ours")
     for r in scale(args, speed, device) if args.parts == ["scaling"] else rows_of(args, speed, device):
         rows.append(r)

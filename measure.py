@@ -58,14 +58,22 @@ def peak_mb(run):
         return None
 
 
+def fast_bf16(speed):
+    """Whether bfloat16 is worth a row: products on a processor without instructions for it take hundreds of times as long."""
+    return speed["bfloat16_flop_s"] > speed["float32_flop_s"] / 8
+
+
 def machine(device, quick):
     """Measured: bytes/s of reading a large tensor, flop/s of large matrix products, float32 and bfloat16."""
     x = torch.ones(1 << (20 if quick else 28), device=device)
     speed = {"bytes_s": x.numel() * 4 / min(take_turns({"": x.sum}, 5)[""])}
-    n = 256 if quick else 8192 if x.is_cuda else 2048
+    large = 256 if quick else 8192 if x.is_cuda else 2048
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(n, n, device=device).to(dtype)
-        speed[f"{dtype}"[6:] + "_flop_s"] = 2 * n**3 / min(take_turns({"": lambda a=a: a @ a}, 5)[""])
+        for n in (256, large):  # a processor without bfloat16 instructions would take a minute for a large product
+            a = torch.randn(n, n, device=device).to(dtype)
+            speed[f"{dtype}"[6:] + "_flop_s"] = 2 * n**3 / min(take_turns({"": lambda a=a: a @ a}, 5)[""])
+            if dtype is torch.bfloat16 and not fast_bf16(speed):
+                break
     name = torch.cuda.get_device_name() if x.is_cuda else f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return {"machine": name, "torch": torch.__version__, "load": os.getloadavg()[0], **speed}
 
