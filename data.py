@@ -17,6 +17,46 @@ def open_pack(config):
     return pack
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Random numbers that can be asked for one at a time
+
+
+def mixed(x):
+    """x (...) uint64 -> uint64, the finaliser of SplitMix64: each bit depends on every bit of x."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+def keys_of(seed, count):
+    return np.random.SeedSequence(seed).generate_state(count, np.uint64)[:, None]
+
+
+def uniform(seed, items, count):
+    """(count, n) numbers in 0..1 for items (n,), each a pure function of seed (a tuple of ints) and item."""
+    bits = mixed(mixed(items.astype(np.uint64) + keys_of(seed, 1)) + keys_of(seed, count))
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def permuted(positions, size, seed):
+    """Where a random permutation of 0..size-1 sends positions (n,), without the rest of it: a Feistel network of six rounds on
+    an even number of bits, applied again to what falls outside."""
+    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    low, keys = (np.uint64(1) << half) - np.uint64(1), keys_of(seed, 6)
+    out, outside = positions.astype(np.uint64), np.ones(len(positions), bool)
+    while outside.any():
+        left, right = out[outside] >> half, out[outside] & low
+        for key in keys:
+            left, right = right, left ^ mixed(right + key) & low
+        out[outside] = left << half | right
+        outside = out >= size
+    return out.astype(np.int64)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
 class Batches:
     """Batches of one split. Everything random is a pure function of its arguments, so that runs can be repeated, resumed and split:
 
@@ -48,32 +88,33 @@ class Batches:
         if batch_size < world:
             raise ValueError(f"A batch of {batch_size} cannot be shared by {world} processes.")
         self.steps = max(1, min(-(-len(self.items) // batch_size), len(self.items) // world))
-        self._plan = (None, None)
+        self._group = None, []  # the last one drawn
 
     def __len__(self):
         """Batches in an epoch."""
         return self.steps
 
-    def plan(self, epoch):
-        """(list of arrays of item numbers, one per step; crop starts; crop lengths; caption draws in 0..1), the last three per item."""
-        if self._plan[0] != epoch:
-            draws = np.random.default_rng([self.seed, epoch, 0]).random((len(self.pack), 3))
-            frames = np.minimum(self.pack.lengths, self.max_frames)
-            units = frames // self.unit_length
-            shorter = (draws[:, 0] < 1 / 3) & (units > 1) & (self.unit_length < 10)
-            lengths = (units - shorter) * self.unit_length
-            starts = (draws[:, 1] * (self.pack.lengths - lengths + 1)).astype(np.int64)
-            rng = np.random.default_rng([self.seed, epoch, 1])
-            order = rng.permutation(self.items)
-            cuts = np.linspace(0, len(order), self.steps + 1).round().astype(int)
+    def crops(self, epoch, items):
+        """(starts, lengths, caption draws in 0..1) of some items, each (n,)."""
+        draws = uniform((self.seed, epoch, 0), items, 3)
+        whole = self.pack.lengths[items].astype(np.int64)
+        units = np.minimum(whole, self.max_frames) // self.unit_length
+        shorter = (draws[0] < 1 / 3) & (units > 1) & (self.unit_length < 10)
+        lengths = (units - shorter) * self.unit_length
+        return (draws[1] * (whole - lengths + 1)).astype(np.int64), lengths, draws[2]
+
+    def items_of(self, epoch, step):
+        """The items of one batch, over all ranks. No order of the whole epoch is made: the first batch of a million clips comes at once."""
+        first = step // GROUP * GROUP
+        if self._group[0] != (epoch, first):
+            cuts = [round(n * len(self.items) / self.steps) for n in range(first, min(first + GROUP, self.steps) + 1)]
+            items = self.items[permuted(np.arange(cuts[0], cuts[-1]), len(self.items), (self.seed, epoch, 1))]
             if self.by_length:  # sort by length within groups of batches: little padding, yet batches stay mixed
-                for group in range(0, self.steps, GROUP):
-                    part = slice(cuts[group], cuts[min(group + GROUP, self.steps)])
-                    order[part] = order[part][np.argsort(lengths[order[part]], kind="stable")]
-            batches = [order[a:b] for a, b in zip(cuts, cuts[1:])]
-            batches = [batches[i] for i in rng.permutation(self.steps)]
-            self._plan = (epoch, (batches, starts, lengths, draws[:, 2].copy()))
-        return self._plan[1]
+                items = items[np.argsort(self.crops(epoch, items)[1], kind="stable")]
+            batches = np.split(items, np.subtract(cuts[1:-1], cuts[0]))
+            order = np.random.default_rng([self.seed, epoch, 2, first]).permutation(len(batches))
+            self._group = (epoch, first), [batches[i] for i in order]
+        return self._group[1][step - first]
 
     def batch(self, epoch, step):
         """The share of this rank in one batch:
@@ -83,16 +124,15 @@ class Batches:
         ids list[str]; items (B,) int64, numbers in the pack; and of the batch over all ranks: global_size, global_frames, for means
         that do not depend on the number of processes.
         """
-        batches, starts, lengths, draws = self.plan(epoch)
-        everyone = batches[step]
-        global_frames = int(lengths[everyone].sum())
-        items = everyone[self.rank::self.world]
-        lengths = lengths[items]
+        everyone = self.items_of(epoch, step)
+        starts, lengths, draws = self.crops(epoch, everyone)
+        global_frames, share = int(lengths.sum()), slice(self.rank, None, self.world)
+        items, starts, lengths, draws = (x[share] for x in (everyone, starts, lengths, draws))
         features = np.zeros((len(items), lengths.max(), self.pack.nfeats), np.float32) if self.motion else None
         texts, tokens = [], []
-        for row, (i, start, length) in enumerate(zip(items.tolist(), starts[items].tolist(), lengths.tolist())):
+        for row, (i, start, length, draw) in enumerate(zip(*(x.tolist() for x in (items, starts, lengths, draws)))):
             captions = self.pack.captions(i) or [Caption("")]
-            caption = captions[int(draws[i] * len(captions))]
+            caption = captions[int(draw * len(captions))]
             texts.append(caption.text)
             tokens.append(caption.tokens)
             if features is None:
@@ -103,8 +143,8 @@ class Batches:
             features[row, :length] = (frames - self.pack.mean) / self.pack.std
         motion = {} if features is None else {"features": torch.from_numpy(features)}
         return {**motion, "lengths": torch.from_numpy(lengths), "texts": texts, "tokens": tokens,
-                "actions": torch.from_numpy(self.pack.labels[items]), "ids": self.pack.ids_of(items),
-                "items": torch.from_numpy(items), "global_size": len(everyone), "global_frames": global_frames}
+                "actions": torch.from_numpy(self.pack.labels[items].astype(np.int64)), "ids": self.pack.ids_of(items),
+                "items": torch.from_numpy(items.astype(np.int64)), "global_size": len(everyone), "global_frames": global_frames}
 
     def __getitem__(self, key):
         return self.batch(*key)
@@ -119,5 +159,5 @@ class Batches:
 
     def padded_share(self, epoch=0):
         """Share of the frames of an epoch's batches (over all ranks together) that is padding."""
-        batches, _, lengths, _ = self.plan(epoch)
-        return 1 - sum(lengths[b].sum() for b in batches) / sum(lengths[b].max() * len(b) for b in batches)
+        lengths = [self.crops(epoch, self.items_of(epoch, step))[1] for step in range(self.steps)]
+        return 1 - sum(n.sum() for n in lengths) / sum(n.max() * len(n) for n in lengths)

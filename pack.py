@@ -27,6 +27,7 @@ MAGIC, VERSION = b"nanoMLD\n", 1
 PREFIX = struct.Struct("<8sIIQQ32s")  # magic, version, size of the index, its offset, size of the file, sha256 of the index
 GRID = 0.0005  # metres; positions of encoding "joints" are whole multiples of this
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1, "dict_size": 1 << 16}]  # for 16-bit numbers
+HASHED = 1 << 22  # bytes of an index that opening compares with their checksum, in 3 ms; a larger one is left to check()
 SPLITS = ("train", "val", "test")
 NFEATS = {"t2m": 263, "kit": 251, "smpl": 150}
 
@@ -220,8 +221,9 @@ class Pack:
             raise ValueError(f"{path} has format version {version}, this program reads {VERSION}; make it again with: {_remake(path)}")
         if size != whole:
             raise ValueError(f"{path} is cut off or grown: {size} bytes, expected {whole}; make it again with: {_remake(path)}")
-        if hashlib.sha256(self._bytes[offset:offset + index_size]).digest() != digest:
-            raise ValueError(f"{path} is damaged (its index does not match its checksum); make it again with: {_remake(path)}")
+        self._index, self._digest = slice(offset, offset + index_size), digest
+        if index_size <= HASHED or offset + index_size != whole:
+            self._check_index()
         at = mapped.find(b"\n", offset) + 1
         self._header, a = json.loads(mapped[offset:at]), {}
         for key, dtype, shape in self._header["arrays"]:  # views of the mapped file: a pack of a million clips opens without a copy
@@ -236,7 +238,7 @@ class Pack:
         self.nfeats = NFEATS[self.skeleton]
         self.mean, self.std = a["mean"].copy(), a["std"].copy()
         self.rest = a["rest"].copy() if "rest" in a else None  # (24, 3), of the "smpl" skeleton
-        self.lengths, self.labels = a["frames"].astype(np.int64), a["label"].astype(np.int64)
+        self.lengths, self.labels = a["frames"], a["label"]
         if self._header["encoding"] == "features":
             rows = int(a["clip_start"][-1])
             dtype = np.dtype(self._header["dtype"])
@@ -246,7 +248,7 @@ class Pack:
     @classmethod
     def open(cls, path):
         """Map the pack at `path`. FileNotFoundError or ValueError, with the command to run, if it is missing, foreign, of another
-        format version, cut off, damaged, or stale (made from files that have changed)."""
+        format version, cut off, damaged (as far as that can be seen at once, see check), or stale (made from files that have changed)."""
         return cls(path)
 
     def __reduce__(self):  # worker processes map the file themselves
@@ -301,7 +303,7 @@ class Pack:
         keep = (numbers == wanted) & (self.lengths >= min_length) & (self.lengths < max_length)
         if not keep.any():
             raise ValueError(f"{self.path}: no {split} item has {min_length} to {max_length - 1} frames; change data.min_length or data.max_length.")
-        return np.flatnonzero(keep)
+        return np.flatnonzero(keep).astype(np.int32)
 
     def index(self, id):
         """Number of the item with this id; ValueError that names close ids if there is none."""
@@ -310,11 +312,16 @@ class Pack:
             raise ValueError(f"{self.path} has no item {id!r}; it has {', '.join(near)} ...")
         return self.ids.index(id)
 
+    def _check_index(self):
+        if self._index.stop != len(self._bytes) or hashlib.sha256(self._bytes[self._index]).digest() != self._digest:
+            raise ValueError(f"{self.path} is damaged (its index does not match its checksum); make it again with: {_remake(self.path)}")
+
     def check(self):
-        """Read the whole file and compare motion and text with their checksum; ValueError if they differ."""
-        digest, offset = hashlib.sha256(), PREFIX.unpack(self._bytes[:PREFIX.size].tobytes())[3]
-        for start in range(PREFIX.size, offset, 1 << 24):
-            digest.update(self._bytes[start:min(start + (1 << 24), offset)])
+        """Read the whole file and compare motion, text and index with their checksums; ValueError if they differ."""
+        self._check_index()
+        digest, end = hashlib.sha256(), self._index.start
+        for start in range(PREFIX.size, end, 1 << 24):
+            digest.update(self._bytes[start:min(start + (1 << 24), end)])
         if digest.hexdigest() != self._header["payload_sha256"]:
             raise ValueError(f"{self.path} is damaged (motion or text does not match its checksum); make it again with: {self._header['command']}")
 

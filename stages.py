@@ -154,7 +154,7 @@ class DiffusionStage(nn.Module):
         else:
             x0, lengths = batch["features"], batch["lengths"]
             eps = torch.randn(n, c.data.max_frames, x0.shape[-1], generator=g)[share, :x0.shape[1]]
-        whole = torch.from_numpy(self.run.pack.lengths[batch["items"]]).clamp(max=c.data.max_frames)
+        whole = torch.from_numpy(self.run.pack.lengths[batch["items"]]).long().clamp(max=c.data.max_frames)
         batch = {**batch, "x0": x0, "lengths": lengths, "t": t, "eps": eps, "dropped": dropped, "whole": whole}
         if self.scratch and name == self.name:
             rngs = (np.random.default_rng([c.train.seed, step, i]) for i in batch["items"].tolist())

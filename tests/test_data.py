@@ -133,11 +133,23 @@ def test_opening_reads_the_index_only(pack):
         damaged.check()
 
 
+def test_a_large_index_is_compared_with_its_checksum_by_check_alone(pack, tmp_path, monkeypatch):
+    with open(pack.path, "rb") as file:
+        content = bytearray(file.read())
+    content[-2000] ^= 1  # in std, behind all that says where things lie
+    (tmp_path / "a.pack").write_bytes(content)
+    with pytest.raises(ValueError, match="its index does not match"):
+        Pack.open(str(tmp_path / "a.pack"))
+    monkeypatch.setattr("pack.HASHED", 1000)
+    with pytest.raises(ValueError, match="its index does not match"):
+        Pack.open(str(tmp_path / "a.pack")).check()
+
+
 @pytest.mark.parametrize("harm, sentence", [
     (lambda b: b[:-1], "cut off or grown"), (lambda b: b[:len(b) // 2], "cut off or grown"), (lambda b: b + b"x", "cut off or grown"),
     (lambda b: b[:40], "cut off"), (lambda b: b"", "not a packed dataset"), (lambda b: b"PK\x03\x04" + b[4:], "not a packed dataset"),
     (lambda b: b[:-9] + b"!" + b[-8:], "damaged"), (lambda b: b[:8] + b"\x07" + b[9:], "format version 7, this program reads 1"),
-    (lambda b: b[:20] + b"\xff\xff" + b[22:], "damaged"),
+    (lambda b: b[:20] + b"\xff\xff" + b[22:], "damaged"), (lambda b: b[:15] + b"\x07" + b[16:], "damaged"),
 ])
 def test_a_harmed_pack_is_refused_with_what_to_run(pack, tmp_path, harm, sentence):
     with open(pack.path, "rb") as file:
@@ -217,7 +229,7 @@ def test_opening_and_drawing_copies_little_of_the_index(tmp_path):
     pack = save(tmp_path / "a.pack", clips_of([50] * 40))
     batch = Batches(pack, "train", 8).batch(0, 0)
     assert len(pack) == 40 and not {"ids", "splits"} & set(vars(pack))
-    assert not any(array.flags.owndata for array in pack._arrays.values())
+    assert not any(array.flags.owndata for array in (*pack._arrays.values(), pack.lengths, pack.labels))
     assert batch["ids"] == [pack.ids[i] for i in batch["items"]] == pack.ids_of(batch["items"].numpy())
 
 
@@ -227,7 +239,7 @@ def test_opening_and_drawing_copies_little_of_the_index(tmp_path):
 
 def test_a_batch_is_the_normalised_crop_and_zero_behind_it(pack):
     batches = Batches(pack, "train", 32, seed=3)
-    _, starts, lengths, _ = batches.plan(2)
+    starts, lengths, _ = batches.crops(2, np.arange(len(pack)))
     for batch in batches.epoch(2):
         assert batch["features"].dtype == torch.float32 and batch["lengths"].dtype == torch.int64 and batch["actions"].dtype == torch.int64
         assert batch["features"].shape == (len(batch["ids"]), batch["lengths"].max(), 263) and batch["actions"].eq(-1).all()
@@ -242,15 +254,14 @@ def test_a_batch_is_the_normalised_crop_and_zero_behind_it(pack):
 def test_crops_are_those_of_t2m(pack, lengths):
     """len // 4 * 4 frames with two chances in three, one unit less otherwise; anywhere; at most max_frames."""
     batches = Batches(pack, "train", 32)
-    plans = [batches.plan(epoch) for epoch in range(40)]
-    crops, starts = np.array([p[2] for p in plans]), np.array([p[1] for p in plans])  # (40, N)
+    plans = [batches.crops(epoch, np.arange(len(pack))) for epoch in range(40)]
+    starts, crops, draws = map(np.array, zip(*plans))  # (40, N)
     whole = np.minimum(lengths, 196) // 4 * 4
     assert set(np.unique(whole - crops)) == {0, 4}
     assert abs((crops < whole).mean() - 1 / 3) < 0.01
     assert starts.min() == 0 and (starts + crops <= lengths).all()
     room = lengths - crops
     assert (starts == room)[room > 0].any() and abs((starts / np.maximum(room, 1))[room > 20].mean() - 0.5) < 0.05
-    draws = np.array([p[3] for p in plans])
     assert abs(np.corrcoef(draws.ravel(), (starts / np.maximum(room, 1)).ravel())[0, 1]) < 0.03  # caption and crop are drawn apart
 
 
@@ -260,10 +271,42 @@ def test_every_item_once_an_epoch_in_another_order_each_time(pack):
         for epoch in (0, 1):
             batches = Batches(pack, "train", 32, by_length=by_length)
             sizes = [len(b["ids"]) for b in batches.epoch(epoch)]
-            orders.append([i for b in batches.plan(epoch)[0] for i in b.tolist()])
+            orders.append(order_of(batches, epoch))
             assert sorted(orders[-1]) == list(range(333)) and len(batches) == 11 and set(sizes) == {30, 31}
     assert len({tuple(order) for order in orders}) == 4
-    assert orders[0] != [i for b in Batches(pack, "train", 32, seed=1).plan(0)[0] for i in b.tolist()]
+    assert orders[0] != order_of(Batches(pack, "train", 32, seed=1), 0)
+
+
+def order_of(batches, epoch):
+    return [i for step in range(len(batches)) for i in batches.items_of(epoch, step).tolist()]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 17, 256, 257, 1000])
+def test_permutations_found_one_number_at_a_time(size):
+    for seed in range(5):
+        whole = data.permuted(np.arange(size), size, (seed, 1))
+        assert sorted(whole.tolist()) == list(range(size)) and whole.dtype == np.int64
+        assert [data.permuted(np.array([i]), size, (seed, 1))[0] for i in range(0, size, 7)] == whole[::7].tolist()
+
+
+def test_permutations_are_as_random_as_drawn_ones():
+    """Each number comes to each place about as often; neighbours do not stay together; millions are found at once."""
+    counts = np.zeros((6, 6))
+    for seed in range(6000):
+        counts[np.arange(6), data.permuted(np.arange(6), 6, (seed,))] += 1
+    assert ((counts - 1000) ** 2 / 1000).sum() < 60  # chi-squared of 25 degrees of freedom
+    whole = data.permuted(np.arange(10_000), 10_000, (0,))
+    assert abs(np.corrcoef(np.arange(10_000), whole)[0, 1]) < 0.03 and (np.abs(np.diff(whole)) == 1).sum() < 12
+    assert abs(np.corrcoef(whole, data.permuted(np.arange(10_000), 10_000, (1,)))[0, 1]) < 0.03
+    assert len(set(data.permuted(np.arange(10**12, 10**12 + 100), 10**13, (0,)).tolist())) == 100
+
+
+def test_draws_belong_to_the_item_and_are_spread_evenly():
+    draws = data.uniform((1, 2), np.arange(20_000), 3)
+    assert draws.shape == (3, 20_000) and 0 <= draws.min() and draws.max() < 1
+    np.testing.assert_array_equal(data.uniform((1, 2), np.array([77, 5]), 3), draws[:, [77, 5]])
+    assert (np.abs(np.histogram(draws, 20)[0] - 3000) < 300).all() and np.abs(np.corrcoef(draws) - np.eye(3)).max() < 0.03
+    assert abs(np.corrcoef(draws[0], data.uniform((1, 3), np.arange(20_000), 1)[0])[0, 1]) < 0.03
 
 
 def test_balanced_batches_repeat_rare_actions_up_to_the_mean(tmp_path):
