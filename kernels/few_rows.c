@@ -23,7 +23,7 @@ meet at a barrier, and the next product begins. Weights stay where torch has the
 /* ------------------------------------------------------------------------------------------------------------------ */
 /* Vectors of V floats; a tile of OUTS outputs by ROWS rows, whose sums fill the registers */
 
-enum { OUTS = 4 };
+enum { OUTS = 4, COLUMNS = 512, CACHE = 6144 };  /* COLUMNS of x at a time, at most; CACHE: how many numbers of x stay in the first one */
 
 #if defined(__AVX512F__)
 enum { V = 16, ROWS = 6 };
@@ -37,6 +37,12 @@ enum { V = 4, ROWS = 4 };
 typedef float vec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 #define AT(pointer) (*(vec *)(pointer))
+
+#ifdef __x86_64__  /* in place: where the compiler is free to choose, it runs out of registers and keeps a sum in memory */
+#define ADD_PRODUCT(sum, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+#else
+#define ADD_PRODUCT(sum, a, b) sum += (a) * (b)
+#endif
 
 typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 #ifdef __clang__
@@ -132,36 +138,46 @@ typedef struct { int number, count; } Thread;
 
 INLINE int share(int size, int number, int count) { return (int)((long)(size / V) * number / count) * V; }
 
-/* `rows` rows of x (.., K) times OUTS rows of W from `at` on, `stride` apart. The tile's sizes are constants once inlined. */
-INLINE void tile(const float *x, int K, const Linear *l, long at, long stride, float *y, int n, int N, int add, int rows) {
+/* `rows` rows of x (.., X) times OUTS rows of W, `stride` apart, over K of their numbers: y (.., Y) gets the sums and b, or has
+   them added where b is null. The number of rows is a constant once inlined: their sums fill the registers. */
+INLINE void tile(const float *x, int X, int K, const weight *w, long stride, long ahead, const float *scale, const float *b,
+                 float *y, int Y, int rows) {
     vec sum[OUTS][ROWS];
     UNROLL for (int o = 0; o < OUTS; o++) UNROLL for (int m = 0; m < rows; m++) sum[o][m] = (vec){0};
-    for (int k = 0; k < K; k += V) {
-        vec w[OUTS];
-        UNROLL for (int o = 0; o < OUTS; o++) {
-            const weight *from = l->w + at + o * stride + k;
-            w[o] = load(from);
-            __builtin_prefetch(from + OUTS * stride);
+    for (int k = 0; k < K; k += 16) {
+        if (k * sizeof(weight) % 64 == 0) UNROLL for (int o = 0; o < OUTS; o++) __builtin_prefetch(w + o * stride + k + ahead);
+        UNROLL for (int i = 0; i < 16; i += V) {
+            vec in[ROWS];
+            UNROLL for (int m = 0; m < rows; m++) in[m] = AT(x + (long)m * X + k + i);
+            UNROLL for (int o = 0; o < OUTS; o++) {
+                vec v = load(w + o * stride + k + i);
+                UNROLL for (int m = 0; m < rows; m++) ADD_PRODUCT(sum[o][m], v, in[m]);
+            }
         }
-        UNROLL for (int m = 0; m < rows; m++)
-            UNROLL for (int o = 0; o < OUTS; o++) sum[o][m] += w[o] * AT(x + (long)m * K + k);
     }
     UNROLL for (int m = 0; m < rows; m++) {
-        quad s = totals(sum[0][m], sum[1][m], sum[2][m], sum[3][m]), *to = (quad *)(y + (long)m * N + n);
-        if (l->scale) s *= *(const quad *)(l->scale + n);
-        *to = s + (add ? *to : *(const quad *)(l->b + n));
+        quad s = totals(sum[0][m], sum[1][m], sum[2][m], sum[3][m]), *to = (quad *)(y + (long)m * Y);
+        if (scale) s *= *(const quad *)scale;
+        *to = s + (b ? *(const quad *)b : *to);
     }
 }
 
-/* This thread's share of y (M, N) = x (M, K) W^T + b, or y += x W^T; W's rows are `stride` long, taken from `offset` on. */
-static void linear(const float *x, int M, int K, const Linear *l, int stride, int offset, float *y, int N, int add, Thread t) {
-    for (int n = share(N, t.number, t.count); n < share(N, t.number + 1, t.count); n += OUTS)
-        for (int m = 0, rows; m < M; m += rows) {
-            int tiles = (M - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
-            rows = (M - m + tiles - 1) / tiles;
-#define CASE(R) case R: if (R <= ROWS) tile(x + (long)m * K, K, l, (long)n * stride + offset, stride, y + (long)m * N, n, N, add, R); break;
-            switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
-        }
+/* This thread's share of y (M, N) = x (M, K) W^T + b, or y += x W^T; rows of x and y lie X and Y apart, those of W `stride`, taken
+   from `offset` on. As many rows and columns of x at a time as stay in the first cache while W passes by. */
+static void linear(const float *x, int X, int M, int K, const Linear *l, int stride, int offset, float *y, int Y, int N, int add, Thread t) {
+    int parts = (K + COLUMNS - 1) / COLUMNS, part = (K / 16 + parts - 1) / parts * 16, block = CACHE / part / ROWS * ROWS;
+    int crowded = M > block && stride * sizeof(weight) % 4096 == 0;  /* the next outputs' weights would push out these ones' */
+    long ahead = crowded ? 64 : (long)OUTS * stride;
+    for (int top = 0; top < M; top += block)
+        for (int k = 0; k < K; k += part)
+            for (int n = share(N, t.number, t.count); n < share(N, t.number + 1, t.count); n += OUTS)
+                for (int m = top, rows, end = top + block < M ? top + block : M; m < end; m += rows) {
+                    int tiles = (end - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
+                    rows = (end - m + tiles - 1) / tiles;
+#define CASE(R) case R: if (R <= ROWS) tile(x + (long)m * X + k, X, k + part < K ? part : K - k, l->w + (long)n * stride + offset + k, stride, \
+    ahead, l->scale ? l->scale + n : NULL, add || k ? NULL : l->b + n, y + (long)m * Y + n, Y, R); break;
+                    switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+                }
 }
 
 /* y = x, or x + a, normalised where there is a norm; the sum itself goes to s where that is not null. Rows of D. */
@@ -210,12 +226,13 @@ static void attend(const float *qkv, int L, int queries, int D, int size, int ca
 int few_rows(const float *x, float *result, int B, int L, int first, int D, int H, int F, int count, int pre_norm,
                int activation, int causal, const Layer *layers, const Norm *last, float eps, int threads) {
     int half = layers[count - 1].join.w ? count / 2 : 0;
+    int W = F + 16;  /* rows of hidden units a power of two apart would fall into the same few places of the first cache */
     long size = (long)B * L * D;
-    size_t bytes = sizeof(float) * (size * (9 + half) + (long)B * L * F + (long)threads * L);
+    size_t bytes = sizeof(float) * (size * (9 + half) + (long)B * L * W + (long)threads * L);
     float *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);  /* a vector across two lines of the cache is read twice */
     if (!memory) return 1;
     float *qkv = memory, *o = qkv + 3 * size, *a = o + size, *h = a + size, *s = h + size, *y = s + size,
-          *joined = y + size, *kept = joined + size, *hidden = kept + half * size, *scores = hidden + (long)B * L * F;
+          *joined = y + size, *kept = joined + size, *hidden = kept + half * size, *scores = hidden + (long)B * L * W;
 #pragma omp parallel num_threads(threads)
     {
         Thread t = {0, 1};
@@ -227,8 +244,8 @@ int few_rows(const float *x, float *result, int B, int L, int first, int D, int 
         for (int i = 0; i < count; i++) {
             const Layer *l = layers + i;
             if (l->join.w) {  /* Linear([x, what the mirrored input block put out]) */
-                linear(in, M, D, &l->join, 2 * D, 0, joined, D, 0, t);
-                linear(kept + (count - 1 - i) * size, M, D, &l->join, 2 * D, D, joined, D, 1, t);
+                linear(in, D, M, D, &l->join, 2 * D, 0, joined, D, D, 0, t);
+                linear(kept + (count - 1 - i) * size, D, M, D, &l->join, 2 * D, D, joined, D, D, 1, t);
                 in = joined;
                 BARRIER
             }
@@ -236,7 +253,7 @@ int few_rows(const float *x, float *result, int B, int L, int first, int D, int 
                 EACH(m, M) add_norm(in + (long)m * D, NULL, NULL, &l->norm1, eps, h + (long)m * D, D);
                 BARRIER
             }
-            linear(pre_norm ? h : in, M, D, &l->qkv, D, 0, qkv, 3 * D, 0, t);
+            linear(pre_norm ? h : in, D, M, D, &l->qkv, D, 0, qkv, 3 * D, 3 * D, 0, t);
             BARRIER
             if (i == count - 1) queries = first;  /* from here on M counts these rows only */
             EACH(n, B * H) {
@@ -246,19 +263,19 @@ int few_rows(const float *x, float *result, int B, int L, int first, int D, int 
             }
             M = B * queries;
             BARRIER
-            linear(o, M, D, &l->out, D, 0, a, D, 0, t);
+            linear(o, D, M, D, &l->out, D, 0, a, D, D, 0, t);
             BARRIER
             EACH(m, M) {
                 long to = (long)m * D, from = ((long)(m / queries) * L + m % queries) * D;
                 add_norm(in + from, a + to, s + to, pre_norm ? &l->norm2 : &l->norm1, eps, h + to, D);
             }
             BARRIER
-            linear(h, M, D, &l->up, D, 0, hidden, F, 0, t);
+            linear(h, D, M, D, &l->up, D, 0, hidden, W, F, 0, t);
             for (int m = 0; m < M; m++)  /* each thread what it made itself */
                 for (int f = share(F, t.number, t.count); f < share(F, t.number + 1, t.count); f += V)
-                    AT(hidden + (long)m * F + f) = activated(AT(hidden + (long)m * F + f), activation);
+                    AT(hidden + (long)m * W + f) = activated(AT(hidden + (long)m * W + f), activation);
             BARRIER
-            linear(hidden, M, F, &l->down, F, 0, a, D, 0, t);
+            linear(hidden, W, M, F, &l->down, F, 0, a, D, D, 0, t);
             BARRIER
             float *to = i < half ? kept + i * size : y;
             EACH(m, M) {

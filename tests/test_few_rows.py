@@ -68,7 +68,18 @@ def test_every_number_of_rows_and_threads(shape, threads):
 
 def test_published_sizes():
     check(stack_of(9, 256, 4, 1024, skip=True), torch.randn(2, 3, 256), first=1)
+    check(stack_of(9, 256, 4, 1024, skip=True), torch.randn(32, 3, 256), first=1)
     check(stack_of(2, 768, 12, 3072, pre_norm=True, activation="quick_gelu"), torch.randn(1, 10, 768), causal=True)
+
+
+@pytest.mark.parametrize("ff", [496, 512, 528, 1040])
+@pytest.mark.parametrize("rows", [1, 11, 13, 96])
+def test_products_in_blocks_of_rows_and_columns(ff, rows):
+    """Up to 512 columns at a time, then in parts of uneven sizes; as many rows as stay in the cache with them."""
+    stack, x = stack_of(1, ff=ff), torch.randn(rows, 1, 32)
+    check(stack, x)
+    few_rows.round_to_int8(stack)
+    check(stack, x)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "quick_gelu"])
