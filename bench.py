@@ -81,7 +81,7 @@ def sampling_rows(sides, speed, parts, batches, repeats, compile_too):
                 yield row(part + ", compiled", B, take_turns({"ours": ours, "baseline": runs[part][1]}, repeats),
                           floor=floors[part], compile_s=first)
         if "sentence" in parts:
-            for precision in ("int8", "bf16")[:1 + fast_bf16(speed)]:
+            for precision in ("int8", "bf16")[:1 + (sides.quick or fast_bf16(speed))]:
                 low = Sides(sides.quick, sides.device, baseline=False)
                 low.model.to_precision(precision)
                 ours = lambda: low.sentence(texts, x_T)  # noqa: E731
@@ -136,7 +136,7 @@ def training_rows(sides, speed, repeats, batch=64):
         peaks = {name: peak_mb(lambda: step(features, n)) for name, step in steps.items()}
         return row(part, batch, times, dict.fromkeys(steps, 1), floor=1 / limit, peak_mb=peaks)
 
-    for dtype in ("float32", "bfloat16")[:1 + fast_bf16(speed)]:
+    for dtype in ("float32", "bfloat16")[:1 + (sides.quick or fast_bf16(speed))]:
         for dropout in (0.1, 0.0):
             both = Sides(sides.quick, sides.device)
             m, c = both.model, both.model.config

@@ -1,6 +1,6 @@
 """How cost grows with the work, and a plan for many GPUs: `python bench.py scaling` measures, writes docs/scaling.md.
 
-Curves: motions at once, frames, layers, latent tokens, processes that train, clips in a dataset (a synthetic pack).
+Curves: motions at once, frames, layers, latent tokens, processes that train, clips in their batch and in a dataset (a synthetic pack).
 --quick takes tiny sizes and writes nothing; --json prints the rows.
 """
 import json
@@ -62,20 +62,25 @@ def sampling_rows(quick, device, repeats):
         yield title, rows
 
 
-def process_rows(quick):
-    """frames/s of training the toy set's VAE with one process and with two, one thread each."""
-    rows = []
-    for count in (1, 2):
-        with tempfile.TemporaryDirectory() as out:
-            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", "train.py",
-                       "--dataset", "toy", "--stage", "vae", "--out", out, "--name", "scaling", "--train.threads=1",
-                       "--train.log_every=5", f"--train_vae.steps={10 if quick else 60}", "--train.sample_every=0",
-                       "--train_vae.batch_size=64"]
-            subprocess.run([sys.executable, *command], cwd=HERE, check=True, capture_output=True)
-            with open(os.path.join(out, "scaling", "log.jsonl"), encoding="utf-8") as file:
-                speeds = [entry["frames_per_s"] for entry in map(json.loads, file) if "frames_per_s" in entry][1:]
-        rows.append(row(f"train vae, {count} process(es)", 64, {"ours": [1 / s for s in speeds]}, {"ours": 1}))
-    return rows
+def training_rows(quick):
+    """(title, rows): real frames/s of train.py on the toy set's VAE, by processes of one thread each; at the published size, by batch."""
+    size = [] if quick else ["--vae.latent_dim=256", "--vae.ff_size=1024", "--vae.num_layers=9"]
+    runs = {"Processes that train": [(f"train vae, {n} process(es)", n, 64, 10 if quick else 60, ["--train.threads=1"]) for n in (1, 2)],
+            "Clips in a training batch": [(f"train vae, published size, batch {n}", 1, n, 10 if quick else max(10, 2048 // n), size)
+                                          for n in ((4,) if quick else (16, 32, 64, 128, 256))]}
+    for title, some in runs.items():
+        rows = []
+        for name, processes, batch, steps, flags in some:
+            with tempfile.TemporaryDirectory() as out:
+                launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+                command = [*launcher, "train.py", "--dataset", "toy", "--stage", "vae", "--out", out, "--name", "scaling",
+                           f"--train.log_every={steps // 10}", f"--train_vae.steps={steps}", "--train.sample_every=0",
+                           f"--train_vae.batch_size={batch}", "--train_vae.optimizer=adamw", *flags]
+                subprocess.run([sys.executable, *command], cwd=HERE, check=True, capture_output=True)
+                with open(os.path.join(out, "scaling", "log.jsonl"), encoding="utf-8") as file:
+                    speeds = [entry["frames_per_s"] for entry in map(json.loads, file) if "frames_per_s" in entry][1:]
+            rows.append(row(name, batch, {"ours": [1 / s for s in speeds]}, {"ours": 1}))
+        yield title, rows
 
 
 def dataset_rows(quick):
@@ -156,7 +161,7 @@ def document(curves, packs, plans, speed):
 def scale(args, speed, device):
     """Measure, print, and write docs/scaling.md; returns the rows."""
     curves = list(sampling_rows(args.quick, device, args.repeats))
-    curves.append(("Processes that train", process_rows(args.quick)))
+    curves += training_rows(args.quick)
     packs = dataset_rows(args.quick)
     sides = Sides(args.quick, device, baseline=False)
     text = document(curves, packs, {gpus: plan(sides, gpus) for gpus in (8, 64)}, speed)
