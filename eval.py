@@ -395,7 +395,7 @@ def main(argv):
     parser.add_argument("--dataset", help="packed dataset to measure on; otherwise the model's own")
     parser.add_argument("--evaluator", help="evaluator_model.pt of train.py --stage evaluator")
     parser.add_argument("--out", help="folder for eval.json and eval.html; otherwise the checkpoint's")
-    parser.add_argument("--precision", choices=("float32", "bf16", "int8"), default="float32", help="of the model's weights")
+    parser.add_argument("--precision", choices=("float32", "bf16", "int8"), default="float32", help="of the model's weights, as sample.py takes it")
     parser.add_argument("--device", help="cpu, cuda, mps; otherwise a GPU where there is one")
     parser.add_argument("--cfg_assets", help="file of `name = literal` lines: paths, or any eval.key")
     parser.add_argument("--no-gate", action="store_true", help="go on although real motion does not score as published")

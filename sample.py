@@ -40,7 +40,7 @@ def arguments(argv):
     add("--out", default="out", help="folder to write to")
     add("--format", default="html", help="comma-separated: html, bvh, npy, gif (which needs Pillow)")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
-    add("--precision", choices=("float32", "bf16", "int8"), default="float32", help="of the weights; the latter two are not exact")
+    add("--precision", choices=("float32", "bf16", "int8"), default="float32", help="of the weights; the latter two are not exact, and bf16 is slow on processors without instructions for it")
     add("--open", action="store_true", help="open the player in the browser")
     return parser.parse_args(argv)
 
