@@ -9,8 +9,9 @@ GROUP = 16  # batches that are sorted by length together: 7% padding instead of 
 
 
 def open_pack(config):
-    """The Pack that a Config asks for; ValueError if its skeleton or frame rate is not the one of the settings."""
+    """The Pack that a Config asks for, its index checked; ValueError if its skeleton or frame rate is not the one of the settings."""
     pack = Pack.open(pack_path(config))
+    pack.check_index()
     if (pack.skeleton, pack.fps) != (config.data.skeleton, config.data.fps):
         raise ValueError(f"{pack.path} holds the {pack.skeleton} skeleton at {pack.fps:g} fps, the settings say {config.data.skeleton} at "
                          f"{config.data.fps:g}; pass --data.skeleton={pack.skeleton} --data.fps={pack.fps:g}.")

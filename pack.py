@@ -27,7 +27,7 @@ MAGIC, VERSION = b"nanoMLD\n", 1
 PREFIX = struct.Struct("<8sIIQQ32s")  # magic, version, size of the index, its offset, size of the file, sha256 of the index
 GRID = 0.0005  # metres; positions of encoding "joints" are whole multiples of this
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1, "dict_size": 1 << 16}]  # for 16-bit numbers
-HASHED = 1 << 22  # bytes of an index that opening compares with their checksum, in 3 ms; a larger one is left to check()
+HASHED = 1 << 22  # bytes of an index that opening compares with their checksum, in 3 ms; a larger one is left to check_index()
 SPLITS = ("train", "val", "test")
 NFEATS = {"t2m": 263, "kit": 251, "smpl": 150}
 
@@ -223,13 +223,16 @@ class Pack:
             raise ValueError(f"{path} is cut off or grown: {size} bytes, expected {whole}; make it again with: {_remake(path)}")
         self._index, self._digest = slice(offset, offset + index_size), digest
         if index_size <= HASHED or offset + index_size != whole:
-            self._check_index()
-        at = mapped.find(b"\n", offset) + 1
-        self._header, a = json.loads(mapped[offset:at]), {}
-        for key, dtype, shape in self._header["arrays"]:  # views of the mapped file: a pack of a million clips opens without a copy
-            count = int(np.prod(shape))
-            a[key] = np.frombuffer(mapped, dtype, count, at).reshape(shape)
-            at += count * np.dtype(dtype).itemsize
+            self.check_index()
+        try:
+            at = mapped.find(b"\n", offset) + 1
+            self._header, a = json.loads(mapped[offset:at]), {}
+            for key, dtype, shape in self._header["arrays"]:  # views of the mapped file: a pack of a million clips opens without a copy
+                count = int(np.prod(shape))
+                a[key] = np.frombuffer(mapped, dtype, count, at).reshape(shape)
+                at += count * np.dtype(dtype).itemsize
+        except (ValueError, KeyError, TypeError, SyntaxError):
+            raise self._damaged("its index cannot be read") from None
         for source, bytes_then, time_then in self._header["sources"]:
             if os.path.exists(source) and (os.stat(source).st_size, os.stat(source).st_mtime_ns) != (bytes_then, time_then):
                 raise ValueError(f"{path} is stale: {source} has changed since; make it again with: {self._header['command']}")
@@ -312,13 +315,17 @@ class Pack:
             raise ValueError(f"{self.path} has no item {id!r}; it has {', '.join(near)} ...")
         return self.ids.index(id)
 
-    def _check_index(self):
+    def _damaged(self, how):
+        return ValueError(f"{self.path} is damaged ({how}); make it again with: {_remake(self.path)}")
+
+    def check_index(self):
+        """Compare the index with its checksum, for packs whose index is too large for opening to do so; ValueError if they differ."""
         if self._index.stop != len(self._bytes) or hashlib.sha256(self._bytes[self._index]).digest() != self._digest:
-            raise ValueError(f"{self.path} is damaged (its index does not match its checksum); make it again with: {_remake(self.path)}")
+            raise self._damaged("its index does not match its checksum")
 
     def check(self):
         """Read the whole file and compare motion, text and index with their checksums; ValueError if they differ."""
-        self._check_index()
+        self.check_index()
         digest, end = hashlib.sha256(), self._index.start
         for start in range(PREFIX.size, end, 1 << 24):
             digest.update(self._bytes[start:min(start + (1 << 24), end)])

@@ -63,10 +63,10 @@ def sampling_rows(quick, device, repeats):
 
 
 def training_rows(quick):
-    """(title, rows): real frames/s of train.py on the toy set's VAE, by processes of one thread each; at the published size, by batch."""
+    """(title, rows): real frames/s of train.py on the toy set's VAE, by processes of one thread each; with the published width and depth, by batch."""
     size = [] if quick else ["--vae.latent_dim=256", "--vae.ff_size=1024", "--vae.num_layers=9"]
     runs = {"Processes that train": [(f"train vae, {n} process(es)", n, 64, 10 if quick else 60, ["--train.threads=1"]) for n in (1, 2)],
-            "Clips in a training batch": [(f"train vae, published size, batch {n}", 1, n, 10 if quick else max(10, 2048 // n), size)
+            "Clips in a training batch": [(f"train vae, width 256, 9 layers, batch {n}", 1, n, 10 if quick else max(10, 2048 // n), size)
                                           for n in ((4,) if quick else (16, 32, 64, 128, 256))]}
     for title, some in runs.items():
         rows = []
@@ -121,7 +121,8 @@ def document(curves, packs, plans, speed):
     text = ["# How cost grows", "",
             f"Written by `python bench.py scaling` on {speed['machine']}, torch {speed['torch']}:",
             f"memory {speed['bytes_s'] / 1e9:.1f} GB/s, matrix products {speed['float32_flop_s'] / 1e9:.0f} GFLOP/s.",
-            "Published sizes, random weights; medians [fastest..slowest]. Everything up to the plan is measured."]
+            "Published sizes, random weights (training: the toy set's VAE, without dropout); medians [fastest..slowest].",
+            "Everything up to the plan is measured."]
     for title, rows in curves:
         text += ["", f"## {title}", "", "| what | motions | time | per motion |", "| --- | --- | --- | --- |"]
         for r in rows:

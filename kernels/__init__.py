@@ -79,10 +79,10 @@ def few_tokens(stack, x, first=None, causal=False):
     if triton and not (compiling or causal or denoiser_layer.unsupported(x, stack)):
         with launched("denoiser_layers", x):
             return denoiser_layer.denoiser_layers(x, stack)[:, :first]
-    if not compiling and not few_rows.unsupported(x, stack):
+    if not compiling and not few_rows.unsupported(x, stack, first):
         calls["few_rows", "c"] += 1
         return few_rows.run(x, stack, first, causal)
-    if stack.training or not backend.WHY_NOT:
+    if stack.training or causal or not backend.WHY_NOT:
         return stack(x, causal=causal)[:, :first]
     return stack(x, causal=causal, first=first)  # the last layer computes nothing but these
 

@@ -28,7 +28,7 @@ else:
 if WHY_NOT:
     triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=object)
 
-calls = Counter()  # (operation, "triton" or "torch") -> how often it ran
+calls = Counter()  # (operation, "triton", "c" or "torch") -> how often it ran
 INTERPRETED = not WHY_NOT and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # kernels run on the CPU: tests
 
 

@@ -27,10 +27,10 @@ enum { OUTS = 4, COLUMNS = 512, CACHE = 6144 };  /* COLUMNS of x at a time, at m
 
 #if defined(__AVX512F__)
 enum { V = 16, ROWS = 6 };
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && defined(__FMA__)
 enum { V = 8, ROWS = 3 };
 #elif defined(__x86_64__) || defined(__i386__)
-#error "without AVX2 torch's own operations are faster"
+#error "without AVX2 and FMA torch's own operations are faster"
 #else
 enum { V = 4, ROWS = 4 };
 #endif

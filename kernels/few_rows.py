@@ -22,7 +22,7 @@ from kernels import backend
 from kernels.denoiser_layer import blocks_of
 
 MAX_ROWS = 96  # measured: 1.8 times as fast as torch with AVX-512, 1.3 times with AVX2; at 384 rows 1.4 and 0.95 times
-MAX_THREADS = 16  # no product has work for more
+MAX_THREADS = 16  # with more they wait for one another
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "few_rows.c")
 FLAGS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"]]  # what works first
 ACTIVATIONS = ("gelu", "relu", "quick_gelu")  # in few_rows.c's order
@@ -76,22 +76,23 @@ def processor():
 # ----------------------------------------------------------------------------------------------------------------------
 # A stack's weights
 
-layouts = weakref.WeakKeyDictionary()  # stack -> its modules, their children, where its weights are
+layouts = weakref.WeakKeyDictionary()  # stack -> the modules in it, their children, where its weights are
 packed = weakref.WeakKeyDictionary()  # stack -> what lay there, addresses for few_rows.c, tensors to keep alive
 
 
 def layout(stack):
-    """-> (all modules of the stack, slots), the latter None where some are of other kinds than transformer.py's.
+    """-> (all modules in the stack, slots), the latter None where some are of other kinds than transformer.py's.
 
     Slots say where the weights sit: for each of few_rows.c's layers 5 linears and 2 norms, then the stack's own norm, each a
-    weight and a bias, as (a module's parameters, name), or None twice. Made anew when a module was replaced."""
-    modules, children, slots = layouts.get(stack) or ([], None, None)
-    now = [child for module in modules for child in module._modules.values()]
-    if now != children:
-        modules, slots = [*stack.modules()], None
-        if {type(module) for module in modules[1:]} <= plain_kinds():
-            slots = slots_of(stack)
-        layouts[stack] = modules, [child for module in modules for child in module._modules.values()], slots
+    weight and a bias, as (a module's parameters, name, shape), or None twice. Made anew when a module was replaced."""
+    def children():
+        return [child for module in (stack, *modules) for child in module._modules.values()]
+
+    modules, before, slots = layouts.get(stack) or ([], None, None)
+    if children() != before:
+        _, *modules = stack.modules()  # the stack itself is the key, and would never be freed as a part of the value
+        slots = slots_of(stack) if {type(module) for module in modules} <= plain_kinds() else None
+        layouts[stack] = modules, children(), slots
     return modules, slots
 
 
@@ -102,46 +103,63 @@ def plain_kinds():
 
 
 def slots_of(stack):
-    def pair(module, prefix=""):
-        return [(module._parameters, prefix + name) if module else None for name in ("weight", "bias")]
+    def pair(module, *shape, prefix=""):
+        names = {prefix + "weight": shape, prefix + "bias": shape[:1]}
+        return [None if module is None else (module._parameters, name, size) for name, size in names.items()]
 
     blocks, slots = blocks_of(stack), []
+    D, F = blocks[0].linear2.out_features, blocks[0].linear1.out_features
     joins = [*stack.linear_blocks] if stack.skip else []
     for join, layer in zip([None] * (len(blocks) - len(joins)) + joins, blocks):
         a = layer.self_attn
-        slots += pair(join) + pair(a, "in_proj_")
-        for module in (a.out_proj, layer.linear1, layer.linear2, layer.norm1, layer.norm2):
-            slots += pair(module)
-    return slots + pair(stack.norm)
+        slots += [*pair(join, D, 2 * D), *pair(a, 3 * D, D, prefix="in_proj_"), *pair(a.out_proj, D, D), *pair(layer.linear1, F, D),
+                  *pair(layer.linear2, D, F), *pair(layer.norm1, D), *pair(layer.norm2, D)]
+    return slots + pair(stack.norm, D)
 
 
 def address(tensor):
     return None if tensor is None else tensor.data_ptr()
 
 
-def pack(stack):
-    """-> (layers, last norm or None), arrays of addresses; made anew when a weight has moved, or, as int8, has changed."""
-    before, arrays, _ = packed.get(stack) or (None, None, None)
-    tensors = [slot and slot[0][slot[1]] for slot in layout(stack)[1]]
-    now = [t if t is None else t.data_ptr() for t in tensors]
+def pack(stack, slots):
+    """-> (layers, last norm or None), arrays of addresses, or a text that says what few_rows.c does not read. Made anew when a weight
+    has moved, or, as int8, has changed."""
+    before, made, _ = packed.get(stack) or (None, None, None)
+    tensors = [slot and slot[0][slot[1]] for slot in slots]
+    now = [t if t is None else (t.data_ptr(), t.numel(), t.is_contiguous()) for t in tensors]
     if stack.int8:
         now += [t._version for t in tensors if t is not None and not t.is_inference()]
     if now != before:
-        *pairs, last = zip(tensors[::2], tensors[1::2])
-        flat, keep = [], []
-        for i, (weight, bias) in enumerate(pairs):
-            scale = None
-            if i % 7 > 4:  # a norm
-                flat += [weight, bias]
-                continue
-            if stack.int8 and weight is not None:
-                weight, scale = to_int8(weight)
-                keep += [weight, scale]
-            flat += [weight, scale, bias]
-        arrays = ((ctypes.c_void_p * len(flat))(*map(address, flat)),
-                  last[0] is not None and (ctypes.c_void_p * 2)(*map(address, last)) or None)
-        packed[stack] = now, arrays, keep
-    return arrays
+        made, keep = unlike(stack, slots, tensors), []
+        if not made:
+            *pairs, last = zip(tensors[::2], tensors[1::2])
+            flat = []
+            for i, (weight, bias) in enumerate(pairs):
+                if i % 7 > 4:  # a norm
+                    flat += [weight, bias]
+                    continue
+                scale = None
+                if stack.int8 and weight is not None:
+                    keep += [weight]  # no other weight comes to lie where this one lay, unnoticed
+                    weight, scale = to_int8(weight)
+                    keep += [weight, scale]
+                flat += [weight, scale, bias]
+            made = ((ctypes.c_void_p * len(flat))(*map(address, flat)),
+                    last[0] is not None and (ctypes.c_void_p * 2)(*map(address, last)) or None)
+        packed[stack] = now, made, keep
+    return made
+
+
+def unlike(stack, slots, tensors):
+    """What makes this stack another than few_rows.c takes for given; empty if nothing does."""
+    for slot, t in zip(slots, tensors):
+        if slot and (t is None or t.shape != slot[2] or t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous()):
+            return f"every {slot[1]} must be there, float32, contiguous, on the CPU, this one of shape {slot[2]}"
+    blocks = blocks_of(stack)
+    norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [stack.norm] * (stack.norm is not None)
+    if len({(b.activation, b.pre_norm, b.cross, b.self_attn.heads) for b in blocks}) > 1 or len({norm.eps for norm in norms}) > 1:
+        return "all layers must have the same settings"
+    return ""
 
 
 def to_int8(weight):
@@ -154,7 +172,7 @@ def to_int8(weight):
 @torch.no_grad()
 def round_to_int8(stack):
     """From now on this stack's products are made of int8 weights: its own are rounded to what int8 can say, so that every
-    path gives the same numbers; here they are also read as int8, in a quarter of the time."""
+    path gives the same numbers; here they are also read as int8, a quarter of the bytes. To be called again when weights change."""
     stack.int8 = True
     for weight in stack.parameters():
         if weight.dim() == 2:
@@ -166,34 +184,35 @@ def round_to_int8(stack):
 # Running it
 
 
-def unsupported(x, stack):
+def unsupported(x, stack, first=None):
     """Why `run` cannot run this stack on x (B, L, D); empty if it can."""
     if backend.MODE != "auto" or x.device.type != "cpu":
         return f"MLD_KERNELS is {backend.MODE}, and the tokens are on {x.device}; it must be auto, and a CPU"
-    if torch.is_grad_enabled() or stack.training or torch.is_autocast_enabled("cpu"):
-        return "it has no backward, no dropout and no other type than float32"
+    if torch.is_grad_enabled() or stack.training or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+        return "it has no backward, no dropout and no other type than float32, and cannot be traced"
     (B, L, D), layer = x.shape, blocks_of(stack)[0]
-    if not 1 <= B * L <= MAX_ROWS:
-        return f"it is for up to {MAX_ROWS} rows of tokens, not {B * L}"
-    if x.dtype != torch.float32 or layer.linear1.weight.dtype != torch.float32:
-        return "tokens and weights must be float32"
-    if layer.cross or D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16:
+    if not 1 <= B * L <= MAX_ROWS or not 1 <= (L if first is None else first) <= L:
+        return f"it is for up to {MAX_ROWS} rows of tokens and some of them, not {B * L} and {first} of {L}"
+    if x.dtype != torch.float32:
+        return f"tokens must be float32, not {x.dtype}"
+    if layer.cross or D != layer.linear2.out_features or D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16:
         return "it takes self-attention layers only, of widths that 16 divides"
     modules, slots = layout(stack)
-    if slots is None or any(m._forward_hooks or m._forward_pre_hooks for m in modules):
+    if slots is None or any(m._forward_hooks or m._forward_pre_hooks for m in (stack, *modules)):
         return "hooks and modules of other kinds than transformer.py's would not run"
     function = library(stack.int8)
-    return function if isinstance(function, str) else ""
+    made = function if isinstance(function, str) else pack(stack, slots)
+    return made if isinstance(made, str) else ""
 
 
 def run(x, stack, first=None, causal=False):
-    """stack(x, causal=causal, first=first), for what `unsupported` has nothing against."""
-    (B, L, D), blocks = x.shape, blocks_of(stack)
+    """stack(x, causal=causal, first=first), for what `unsupported` has had nothing against just now."""
+    (B, L, D), blocks, weights = x.shape, blocks_of(stack), packed[stack][1]
     layer, x = blocks[0], x.contiguous()
     out = x.new_empty(B, first or L, D)
     failed = library(stack.int8)(x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D, layer.self_attn.heads, layer.linear1.out_features,
-                       len(blocks), layer.pre_norm, ACTIVATIONS.index(layer.activation), causal, *pack(stack),
-                       layer.norm1.eps, min(torch.get_num_threads(), MAX_THREADS))
+                                 len(blocks), layer.pre_norm, ACTIVATIONS.index(layer.activation), causal, *weights,
+                                 layer.norm1.eps, min(torch.get_num_threads(), MAX_THREADS))
     if failed:
         raise MemoryError("few_rows.c found no memory for its buffers")
     return out

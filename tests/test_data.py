@@ -133,16 +133,30 @@ def test_opening_reads_the_index_only(pack):
         damaged.check()
 
 
-def test_a_large_index_is_compared_with_its_checksum_by_check_alone(pack, tmp_path, monkeypatch):
-    with open(pack.path, "rb") as file:
-        content = bytearray(file.read())
-    content[-2000] ^= 1  # in std, behind all that says where things lie
-    (tmp_path / "a.pack").write_bytes(content)
+def test_a_large_index_is_compared_with_its_checksum_when_training_starts(tmp_path, monkeypatch):
+    config = Config()
+    config.assets.data_root, config.data.dataset, path = str(tmp_path), "some", tmp_path / "some" / "some.pack"
+    save(path, clips_of([50]))
+    content = bytearray(path.read_bytes())
+    content[-2000] ^= 1  # in mean, behind all that says where things lie
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="its index does not match"):
-        Pack.open(str(tmp_path / "a.pack"))
+        Pack.open(str(path))
     monkeypatch.setattr("pack.HASHED", 1000)
-    with pytest.raises(ValueError, match="its index does not match"):
-        Pack.open(str(tmp_path / "a.pack")).check()
+    for check in (Pack.open(str(path)).check, lambda: data.open_pack(config)):
+        with pytest.raises(ValueError, match="its index does not match"):
+            check()
+
+
+def test_a_large_index_that_cannot_be_read_is_said_to_be_damaged(pack, tmp_path, monkeypatch):
+    monkeypatch.setattr("pack.HASHED", 10)
+    with open(pack.path, "rb") as file:
+        content = file.read()
+    at = content.index(b'{"name"')
+    for old, new in ((b'{"name"', b'}"name"'), (b'"arrays"', b'"arroys"'), (b'"<i8"', b'"<q!"'), (b'"<f4", [263]', b'"<f4", [999]')):
+        (tmp_path / "a.pack").write_bytes(content[:at] + content[at:].replace(old, new, 1))
+        with pytest.raises(ValueError, match="a.pack is damaged.*make it again with"):
+            Pack.open(str(tmp_path / "a.pack"))
 
 
 @pytest.mark.parametrize("harm, sentence", [

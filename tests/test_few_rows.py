@@ -1,8 +1,10 @@
 """few_rows.c, a whole stack in one call of C, against the plain torch path it stands in for."""
 import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from unittest import mock
 
 import pytest
@@ -159,6 +161,77 @@ def test_hooks_and_replaced_modules_run():
     check(stack, x)
     torch.nn.utils.parametrizations.weight_norm(stack.layers[1].linear2)
     assert ran(lambda: kernels.few_tokens(stack, x))[1] == 0
+
+
+def test_stacks_are_freed():
+    stack = stack_of()
+    assert ran(lambda: kernels.few_tokens(stack, torch.randn(1, 3, 32)))[1] == 1
+    gone = weakref.ref(stack)
+    del stack
+    gc.collect()
+    assert gone() is None
+
+
+def without_bias(stack):
+    stack.layers[0].linear2 = torch.nn.Linear(48, 32, bias=False)
+
+
+def of_another_width(stack):
+    stack.layers[1].linear1, stack.layers[1].linear2 = torch.nn.Linear(32, 64), torch.nn.Linear(64, 32)
+
+
+def transposed(stack):
+    weight = stack.layers[2].self_attn.out_proj.weight
+    weight.data = weight.data.t().contiguous().t()
+
+
+def of_another_activation(stack):
+    stack.layers[1].activation = "relu"
+
+
+def of_another_eps(stack):
+    stack.norm.eps = 0.5
+
+
+@pytest.mark.parametrize("after_a_run", [False, True])
+@pytest.mark.parametrize("change", [without_bias, of_another_width, transposed])
+def test_weights_that_c_does_not_read_run_as_the_stack(change, after_a_run):
+    stack, x = stack_of(), torch.randn(1, 3, 32)
+    if after_a_run:
+        check(stack, x)
+    change(stack)
+    found, count = ran(lambda: kernels.few_tokens(stack, x))
+    assert count == 0 and torch.equal(found, stack(x))
+    change(stack)
+    assert ran(lambda: kernels.few_tokens(stack, x))[1] == 0
+
+
+@pytest.mark.parametrize("change", [of_another_activation, of_another_eps])
+def test_layers_of_different_settings_run_as_the_stack(change):
+    stack, x = stack_of(), torch.randn(1, 3, 32)
+    change(stack)
+    found, count = ran(lambda: kernels.few_tokens(stack, x))
+    assert count == 0 and torch.equal(found, stack(x))
+
+
+def test_tokens_that_do_not_fit_are_the_stacks_affair():
+    stack = stack_of()
+    with torch.no_grad():
+        assert "some of them" in few_rows.unsupported(torch.randn(1, 3, 32), stack, first=5)
+        assert "some of them" in few_rows.unsupported(torch.randn(1, 3, 32), stack, first=0)
+        assert "widths" in few_rows.unsupported(torch.randn(1, 3, 64), stack)
+        assert kernels.few_tokens(stack, torch.randn(1, 3, 32), first=5).shape == (1, 3, 32)
+        with pytest.raises(RuntimeError):
+            kernels.few_tokens(stack, torch.randn(1, 3, 64))
+
+
+def test_the_first_tokens_see_no_later_ones_where_causal():
+    stack, x = stack_of(), torch.randn(2, 4, 32)
+    with torch.no_grad():
+        expected = stack(x, causal=True)[:, :2]
+        with mock.patch.object(backend, "MODE", "torch"):
+            torch.testing.assert_close(kernels.few_tokens(stack, x, first=2, causal=True), expected)
+    torch.testing.assert_close(ran(lambda: kernels.few_tokens(stack, x, first=2, causal=True))[0], expected, rtol=1e-5, atol=1e-5)
 
 
 WIDE = dict(denoiser__ff_size=32, denoiser__latent_dim=32, denoiser__num_heads=2, vae__latent_dim=32, vae__num_heads=2)
