@@ -132,7 +132,7 @@ def test_weights_that_change_or_move_are_seen():
 
 def test_unsupported_ones_run_as_the_stack():
     x, stack = torch.randn(1, 3, 32), stack_of()
-    cases = {"96 rows": (torch.randn(1, 97, 32), stack), "float32": (x.double(), stack_of().double()),
+    cases = {f"{few_rows.MAX_ROWS} rows": (torch.randn(1, few_rows.MAX_ROWS + 1, 32), stack), "float32": (x.double(), stack_of().double()),
              "widths": (torch.randn(1, 3, 24), stack_of(dim=24)), "no dropout": (x, stack_of().train()),
              "self-attention": (x, stack_of(cross=True))}
     for why, (rows, other) in cases.items():
