@@ -134,7 +134,7 @@ def document(curves, packs, plans, speed):
                 text += [f"| {r['part']} | {r['batch']} | {middle:.3f} s [{low:.3f}..{high:.3f}] | {each} |"]
     text += ["", "## Clips in a dataset", "",
              f"Synthetic packs, clips of {CLIP_FRAMES} frames; memory: what the process holds of its own, without the",
-             "pages of the mapped file.", "",
+             "pages of the mapped file. (train.py and eval.py also compare the index with its checksum when they start.)", "",
              "| clips | file | open | to the first batch of 64 | a further batch | memory |",
              "| --- | --- | --- | --- | --- | --- |"]
     text += [f"| {p['batch']:,} | {p['gb']:.3f} GB | {1e3 * p['open_s']:.1f} ms | {1e3 * p['first_batch_s']:.1f} ms | "
