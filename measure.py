@@ -1,4 +1,5 @@
 """Time, memory and the machine's own speed: what bench.py measures with, and the table it prints."""
+import contextlib
 import ctypes
 import gc
 import os
@@ -63,6 +64,12 @@ def fast_bf16(speed):
     return speed["bfloat16_flop_s"] > speed["float32_flop_s"] / 8
 
 
+def processor():
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next(line.partition(":")[2].strip() for line in file if line.startswith("model name")) + ", "
+    return ""
+
+
 def machine(device, quick):
     """Measured: bytes/s of reading a large tensor, flop/s of large matrix products, float32 and bfloat16."""
     x = torch.ones(1 << (20 if quick else 28), device=device)
@@ -74,7 +81,7 @@ def machine(device, quick):
             speed[f"{dtype}"[6:] + "_flop_s"] = 2 * n**3 / min(take_turns({"": lambda a=a: a @ a}, 5)[""])
             if dtype is torch.bfloat16 and not (x.is_cuda or fast_bf16(speed)):
                 break
-    name = torch.cuda.get_device_name() if x.is_cuda else f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if x.is_cuda else f"{processor()}{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return {"machine": name, "torch": torch.__version__, "load": os.getloadavg()[0], **speed}
 
 
