@@ -14,10 +14,16 @@ meet at a barrier, and the next product begins. Weights stay where torch has the
 #ifdef _OPENMP
 #include <omp.h>
 #define BARRIER _Pragma("omp barrier")
+const int has_threads = 1;
 #else
 #define BARRIER
+const int has_threads = 0;
 #endif
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 8")
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 /* ------------------------------------------------------------------------------------------------------------------ */

@@ -22,6 +22,7 @@ from kernels import backend
 from kernels.denoiser_layer import blocks_of
 
 MAX_ROWS = 128  # measured with AVX2: 1.8 times as fast as torch at 48 rows, 1.4 times at 96, 1.1 times at 192, equal at 384
+FEWEST = 16  # ... where the compiler has no OpenMP: one thread is soon slower than torch with several
 MAX_THREADS = 16  # with more they wait for one another
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "few_rows.c")
 FLAGS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"]]  # what works first
@@ -45,10 +46,12 @@ def library(int8=False):
         if not os.path.exists(path):
             os.makedirs(folder, mode=0o700, exist_ok=True)
             build([*compiler.split(), "-O2", *["-DINT8"] * int8], path)
-        function = ctypes.CDLL(path).few_rows
+        made = ctypes.CDLL(path)
+        function, threads = made.few_rows, ctypes.c_int.in_dll(made, "has_threads").value
     except (OSError, subprocess.SubprocessError) as error:
         return f"few_rows.c could not be built: {error}"
     pointer, number = ctypes.c_void_p, ctypes.c_int
+    function.max_rows = MAX_ROWS if threads else FEWEST
     function.argtypes = [pointer, pointer, *[number] * 10, pointer, pointer, ctypes.c_float, number]
     return function
 
@@ -191,8 +194,11 @@ def unsupported(x, stack, first=None):
     if torch.is_grad_enabled() or stack.training or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
         return "it has no backward, no dropout and no other type than float32, and cannot be traced"
     (B, L, D), layer = x.shape, blocks_of(stack)[0]
-    if not 1 <= B * L <= MAX_ROWS or not 1 <= (L if first is None else first) <= L:
-        return f"it is for up to {MAX_ROWS} rows of tokens and some of them, not {B * L} and {first} of {L}"
+    function = library(stack.int8)
+    if isinstance(function, str):
+        return function
+    if not 1 <= B * L <= function.max_rows or not 1 <= (L if first is None else first) <= L:
+        return f"it is for up to {function.max_rows} rows of tokens and some of them, not {B * L} and {first} of {L}"
     if x.dtype != torch.float32:
         return f"tokens must be float32, not {x.dtype}"
     if layer.cross or D != layer.linear2.out_features or D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16:
@@ -200,8 +206,7 @@ def unsupported(x, stack, first=None):
     modules, slots = layout(stack)
     if slots is None or any(m._forward_hooks or m._forward_pre_hooks for m in (stack, *modules)):
         return "hooks and modules of other kinds than transformer.py's would not run"
-    function = library(stack.int8)
-    made = function if isinstance(function, str) else pack(stack, slots)
+    made = pack(stack, slots)
     return made if isinstance(made, str) else ""
 
 

@@ -19,6 +19,13 @@ from transformer import Stack
 pytestmark = pytest.mark.skipif(isinstance(few_rows.library(), str), reason=f"NOT TESTED: {few_rows.library()}")
 
 
+@pytest.fixture(autouse=True)
+def all_rows(monkeypatch):
+    """Also where the compiler has no OpenMP, and C therefore takes few rows only."""
+    for int8 in (False, True):
+        monkeypatch.setattr(few_rows.library(int8), "max_rows", few_rows.MAX_ROWS)
+
+
 def stack_of(layers=3, dim=32, heads=2, ff=48, **settings):
     """A stack in eval mode whose biases and norms are not the zeros and ones that they start as."""
     torch.manual_seed(0)
@@ -147,6 +154,14 @@ def test_unsupported_ones_run_as_the_stack():
         assert "float32" in few_rows.unsupported(x, stack)
     with torch.no_grad(), mock.patch.object(backend, "MODE", "torch"):
         assert "MLD_KERNELS is torch" in few_rows.unsupported(x, stack)
+
+
+def test_one_thread_takes_fewer_rows(monkeypatch):
+    monkeypatch.setattr(few_rows.library(False), "max_rows", few_rows.FEWEST)
+    stack = stack_of()
+    check(stack, torch.randn(few_rows.FEWEST, 1, 32))
+    with torch.no_grad():
+        assert "up to 16 rows" in few_rows.unsupported(torch.randn(few_rows.FEWEST + 1, 1, 32), stack)
 
 
 def test_hooks_and_replaced_modules_run():
