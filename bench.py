@@ -1,7 +1,7 @@
 """How fast nanoMLD is, beside the same networks written as the published code is (baseline.py), with the same random
 weights, at the published sizes: CLIP ViT-L/14's text tower, 9 layers, 196 frames, 50 steps, prompts of 10 tokens.
 
-    python bench.py                        every part: medians [fastest..slowest] of both sides, which take turns
+    python bench.py                        every part: medians [lowest..highest] of both sides, which take turns
     python bench.py text sentence --batches 1,16     parts: text denoise decode sentence steps train data start
     python bench.py --compile              beside them ours with a compiled denoiser, and how long compiling takes
     python bench.py ladder --batches 1     from the baseline to ours, one speed-up after another
@@ -121,9 +121,11 @@ def training_rows(sides, speed, repeats, batch=64):
                 torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 0.001)
         return step
 
-    def measure(part, dtype, steps):
+    def measure(part, dtype, steps, each="frame"):
+        """A step's time goes with its frames, or with its clips."""
         queues = {name: iter(2 * order[name]) for name in steps}
-        times = {name: [] for name in steps}  # per frame
+        times = {name: [] for name in steps}  # per frame; per clip, with the mean frames of a clip in `frames` below
+        frames, count, flops_s = dict.fromkeys(steps, 0), dict.fromkeys(steps, 0), 0.0
         for i in range(repeats + 1):
             for name, step in steps.items():
                 features, n = batch_of(next(queues[name]))
@@ -131,11 +133,15 @@ def training_rows(sides, speed, repeats, batch=64):
                 step(features, n)  # so that its memory is there as in a run of this side alone
                 t = seconds(lambda: step(features, n))
                 if i:
-                    times[name].append(t / int(n.sum()))
+                    times[name].append(t / (int(n.sum()) if each == "frame" else len(n)))
+                    frames[name], count[name] = frames[name] + int(n.sum()), count[name] + len(n)
+                    if name == "ours":
+                        flops_s += floor(speed, lambda: step(features, n), [], 0, dtype)
+        limit = flops_s / frames["ours"]
         features, n = batch_of(order["baseline"][0])
-        limit = floor(speed, lambda: steps["ours"](features, n), [], 0, dtype) / int(n.sum())
         peaks = {name: peak_mb(lambda: step(features, n)) for name, step in steps.items()}
-        return row(part, batch, times, dict.fromkeys(steps, 1), floor=1 / limit, peak_mb=peaks)
+        scale = {name: 1 if each == "frame" else frames[name] / count[name] for name in steps}
+        return row(part, batch, times, scale, floor=1 / limit, peak_mb=peaks)
 
     for dtype in ("float32", "bfloat16")[:1 + (sides.quick or fast_bf16(speed))]:
         for dropout in (0.1, 0.0):
@@ -164,7 +170,7 @@ def training_rows(sides, speed, repeats, batch=64):
             return both.baseline.diffusion_loss(features, n, texts[:len(n)])
         steps = {"ours": trainer(m.denoiser, ours, dtype != "float32", True),
                  "baseline": trainer(both.baseline.denoiser, theirs, dtype != "float32", False)}
-        yield measure(f"train diffusion, {dtype}, cached latents", dtype, steps)
+        yield measure(f"train diffusion, {dtype}, cached latents", dtype, steps, each="clip")
 
 
 def data_rows(quick, repeats):
@@ -327,7 +333,7 @@ def main(argv):
         print(f"{speed['machine']}, torch {speed['torch']}, load {speed['load']:.1f}; "
               f"memory {speed['bytes_s'] / 1e9:.1f} GB/s, "
               f"matrix products {speed['float32_flop_s'] / 1e9:.0f} GFLOP/s in float32, "
-              f"{speed['bfloat16_flop_s'] / 1e9:.3g} in bfloat16{'' if fast_bf16(speed) else ', whose rows are left out'}")
+              f"{speed['bfloat16_flop_s'] / 1e9:.3g} in bfloat16{'' if args.quick or fast_bf16(speed) else ', whose rows are left out'}")
         print(f"{'part':52} {'batch':>5} {'ours: median [range]':32} {'baseline: median [range]':32} baseline / ours")
     for r in scale(args, speed, device) if args.parts == ["scaling"] else rows_of(args, speed, device):
         rows.append(r)

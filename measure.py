@@ -8,6 +8,7 @@ import time
 from unittest import mock
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import backend, few_rows
@@ -87,7 +88,8 @@ def machine(device, quick):
 
 def floor(speed, run, weights, times, dtype="float32"):
     """Seconds that run() takes at least: its flops, and reading the parameters of `weights` (modules) `times` times."""
-    with FlopCounterMode(display=False) as counter, mock.patch.object(backend, "MODE", "torch"):  # C's are not counted
+    counter = FlopCounterMode(display=False)
+    with counter, mock.patch.object(backend, "MODE", "torch"), sdpa_kernel(SDPBackend.MATH):  # C and fused attention are not counted
         run()
     size = sum(p.numel() * p.element_size() for module in weights for p in module.parameters())
     return max(counter.get_total_flops() / speed[dtype + "_flop_s"], times * size / speed["bytes_s"])

@@ -65,7 +65,7 @@ def sampling_rows(quick, device, repeats):
 def training_rows(quick):
     """(title, rows): real frames/s of train.py on the toy set's VAE, by processes of one thread each; with the published width and depth, by batch."""
     size = [] if quick else ["--vae.latent_dim=256", "--vae.ff_size=1024", "--vae.num_layers=9"]
-    runs = {"Processes that train": [(f"train vae, {n} process(es)", n, 64, 10 if quick else 60, ["--train.threads=1"]) for n in (1, 2)],
+    runs = {"Processes that train": [(f"train vae, {n} process(es), 64 clips in all", n, 64, 10 if quick else 60, ["--train.threads=1"]) for n in (1, 2)],
             "Clips in a training batch": [(f"train vae, width 256, 9 layers, batch {n}", 1, n, 10 if quick else max(10, 2048 // n), size)
                                           for n in ((4,) if quick else (16, 32, 64, 128, 256))]}
     for title, some in runs.items():
@@ -121,10 +121,10 @@ def document(curves, packs, plans, speed):
     text = ["# How cost grows", "",
             f"Written by `python bench.py scaling` on {speed['machine']}, torch {speed['torch']}:",
             f"memory {speed['bytes_s'] / 1e9:.1f} GB/s, matrix products {speed['float32_flop_s'] / 1e9:.0f} GFLOP/s.",
-            "Published sizes, random weights (training: the toy set's VAE, without dropout); medians [fastest..slowest].",
+            "Published sizes, random weights (training: the toy set's VAE, without dropout, at its own size or as said); medians [lowest..highest].",
             "Everything up to the plan is measured."]
     for title, rows in curves:
-        text += ["", f"## {title}", "", "| what | motions | time | per motion |", "| --- | --- | --- | --- |"]
+        text += ["", f"## {title}", "", "| what | motions or clips at once | time or rate | per motion |", "| --- | --- | --- | --- |"]
         for r in rows:
             low, middle, high = r["ours"]
             if r["unit"] == "frames/s":
@@ -142,7 +142,8 @@ def document(curves, packs, plans, speed):
     text += ["", "## A plan for many GPUs", "",
              "Arithmetic from the networks' sizes; nothing in this table was measured. 64 clips of 142 frames per GPU",
              "and step, 6 flops per parameter and token, 150 TFLOP/s reached in bf16, all-reduce at 20 GB/s per GPU",
-             "(NVLink in a node is ten times that, Ethernet between nodes a tenth), hidden behind the backward pass.",
+             "(NVLink in a node is ten times that, Ethernet between nodes a tenth); the backward pass, two thirds of the compute, hides as",
+             "much of it as it lasts. Efficiency: compute / (compute + what is not hidden). Features: of all GPUs together.",
              "",
              "| GPUs | stage | clips a step | compute | all-reduce, each GPU | its time | efficiency | features read |",
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
