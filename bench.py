@@ -124,8 +124,7 @@ def training_rows(sides, speed, repeats, batch=64):
     def measure(part, dtype, steps, each="frame"):
         """A step's time goes with its frames, or with its clips."""
         queues = {name: iter(2 * order[name]) for name in steps}
-        times = {name: [] for name in steps}  # per frame; per clip, with the mean frames of a clip in `frames` below
-        frames, count, flops_s = dict.fromkeys(steps, 0), dict.fromkeys(steps, 0), 0.0
+        times, lengths = {name: [] for name in steps}, {name: [] for name in steps}
         for i in range(repeats + 1):
             for name, step in steps.items():
                 features, n = batch_of(next(queues[name]))
@@ -134,14 +133,13 @@ def training_rows(sides, speed, repeats, batch=64):
                 t = seconds(lambda: step(features, n))
                 if i:
                     times[name].append(t / (int(n.sum()) if each == "frame" else len(n)))
-                    frames[name], count[name] = frames[name] + int(n.sum()), count[name] + len(n)
-                    if name == "ours":
-                        flops_s += floor(speed, lambda: step(features, n), [], 0, dtype)
-        limit = flops_s / frames["ours"]
+                    lengths[name].append(n)
+        least = sum(floor(speed, lambda: steps["ours"](*batch_of(n)), [], 0, dtype) for n in lengths["ours"])
+        frames = {name: torch.cat(some).double() for name, some in lengths.items()}
         features, n = batch_of(order["baseline"][0])
         peaks = {name: peak_mb(lambda: step(features, n)) for name, step in steps.items()}
-        scale = {name: 1 if each == "frame" else frames[name] / count[name] for name in steps}
-        return row(part, batch, times, scale, floor=1 / limit, peak_mb=peaks)
+        scale = {name: 1 if each == "frame" else frames[name].mean().item() for name in steps}  # frames in what a time is of
+        return row(part, batch, times, scale, floor=frames["ours"].sum().item() / least, peak_mb=peaks)
 
     for dtype in ("float32", "bfloat16")[:1 + (sides.quick or fast_bf16(speed))]:
         for dropout in (0.1, 0.0):

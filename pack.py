@@ -221,7 +221,7 @@ class Pack:
             raise ValueError(f"{path} has format version {version}, this program reads {VERSION}; make it again with: {_remake(path)}")
         if size != whole:
             raise ValueError(f"{path} is cut off or grown: {size} bytes, expected {whole}; make it again with: {_remake(path)}")
-        self._index, self._digest = slice(offset, offset + index_size), digest
+        self._index, self._digest, self._checked = slice(offset, offset + index_size), digest, False
         if index_size <= HASHED or offset + index_size != whole:
             self.check_index()
         try:
@@ -320,8 +320,11 @@ class Pack:
 
     def check_index(self):
         """Compare the index with its checksum, for packs whose index is too large for opening to do so; ValueError if they differ."""
+        if self._checked:
+            return
         if self._index.stop != len(self._bytes) or hashlib.sha256(self._bytes[self._index]).digest() != self._digest:
             raise self._damaged("its index does not match its checksum")
+        self._checked = True
 
     def check(self):
         """Read the whole file and compare motion, text and index with their checksums; ValueError if they differ."""

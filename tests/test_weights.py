@@ -154,7 +154,7 @@ def test_they_move_as_people_do(made, real):
 
 
 def test_feet_stand(made, real):
-    assert overall(made)[0] < 1.6 * overall(real)[0]
+    assert overall(made)[0] < 1.5 * overall(real)[0]
 
 
 def test_seeds_differ(made):
