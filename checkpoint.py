@@ -24,10 +24,10 @@ import torch
 from clip import WordEncoder, load_clip
 from config import Config, SettingError, atomic_write, from_dict, pack_path, set_value, to_dict, validate
 from mld import MLD, Denoiser
-from pack import Pack
-from presets import NOVAE, PRESETS
-from readers import rest_joints
-from safe_pickle import load_safetensors, load_torch, named_tensors
+from formats.pack import Pack
+from config import NOVAE, PRESETS
+from formats.datasets import rest_joints
+from formats.safe_pickle import load_safetensors, load_torch, named_tensors
 from vae import MotionVAE
 
 # ----------------------------------------------------------------------------------------------------------------------

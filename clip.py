@@ -16,7 +16,7 @@ import re
 import torch
 import torch.nn as nn
 
-import safe_pickle
+from formats import safe_pickle
 from clip_tokenizer import Tokenizer
 from kernels import few_tokens
 from transformer import Stack

@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from config import pack_path
-from pack import Caption, Clip, Pack, write_pack  # noqa: F401, the format lives there
+from formats.pack import Caption, Clip, Pack, write_pack  # noqa: F401, the format lives there
 
 GROUP = 16  # batches that are sorted by length together: 7% padding instead of 51% on clips of 24 to 196 frames
 
@@ -162,3 +162,7 @@ class Batches:
         """Share of the frames of an epoch's batches (over all ranks together) that is padding."""
         lengths = [self.crops(epoch, self.items_of(epoch, step))[1] for step in range(self.steps)]
         return 1 - sum(n.sum() for n in lengths) / sum(n.max() * len(n) for n in lengths)
+
+
+def to_device(batch, device):
+    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 import checkpoint
 import data
-import evaluators
-import metrics
+from judge import evaluators
+from judge import metrics
 import motion
-import report
+from view import report
 from config import SAMPLING, Config, atomic_write, set_value, to_dict, validate
-from presets import read_assets
+from config import read_assets
 
 KNOWN = {  # what real motion scores under the published evaluators, with its interval
     "humanml3d": {"R@1": (.511, .003), "R@2": (.703, .003), "R@3": (.797, .002), "MM-Dist": (2.974, .008),

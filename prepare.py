@@ -32,11 +32,11 @@ import numpy as np
 from tqdm import tqdm
 
 import motion
-import readers
-import render
+from formats import datasets
+from view import render
 from config import HERE
 from data import Batches
-from pack import Pack, write_pack
+from formats.pack import Pack, write_pack
 
 # What the published datasets hold, as far as their authors or everybody's logs say it.
 EXPECTED = {
@@ -56,20 +56,20 @@ def pack_layout(args):
     """humanml3d and kit: loose files in HumanML3D's layout."""
     skeleton, fps = {"humanml3d": ("t2m", 20.0), "kit": ("kit", 12.5)}[args.command]
     nfeats = motion.SKELETONS[skeleton].num_features
-    readers.need(args.folder, "new_joint_vecs", "texts", "Mean.npy", "Std.npy", "train.txt", "val.txt", "test.txt")
+    datasets.need(args.folder, "new_joint_vecs", "texts", "Mean.npy", "Std.npy", "train.txt", "val.txt", "test.txt")
     sources = [os.path.join(args.folder, name) for name in ("Mean.npy", "Std.npy", "train.txt", "val.txt", "test.txt")]
-    mean, std = (readers.load_npy(path, (nfeats,)) for path in sources[:2])
+    mean, std = (datasets.load_npy(path, (nfeats,)) for path in sources[:2])
     for path, array, sane in ((sources[0], mean, np.isfinite(mean)), (sources[1], std, np.isfinite(std) & (std > 0))):
         if not sane.all():
             raise ValueError(f"{path}: number {np.argmin(sane)} is {array[np.argmin(sane)]}, which cannot normalise motion.")
     rows = {}
     for name in ("all.txt", "train.txt", "val.txt", "test.txt"):
         if os.path.exists(path := os.path.join(args.folder, name)):
-            rows[f"ids in {name}"] = len(set(readers.read_lines(path)) - {""})
+            rows[f"ids in {name}"] = len(set(datasets.read_lines(path)) - {""})
     found = Found()
-    labels = readers.read_actions(args.actions) if args.actions else {}
+    labels = datasets.read_actions(args.actions) if args.actions else {}
     clips = (dataclasses.replace(clip, action=labels.get(clip.id, ""))
-             for clip in readers.read_layout(args.folder, nfeats, args.min_length, args.max_length, found))
+             for clip in datasets.read_layout(args.folder, nfeats, args.min_length, args.max_length, found))
     # The published loader cuts KIT's sub-clips at 20 frames a second, too; this one at the 12.5 that KIT has.
     write(args, clips, rows, found, skeleton=skeleton, fps=fps, mean=mean, std=std, actions=sorted(set(labels.values())),
           sources=sources + [args.actions] * bool(args.actions), min_length=args.min_length, max_length=args.max_length)
@@ -78,31 +78,31 @@ def pack_layout(args):
 def pack_actions(args):
     """humanact12 and uestc: pickles of SMPL poses."""
     found = Found()
-    read, fps = {"humanact12": (readers.read_humanact12, 20.0), "uestc": (readers.read_uestc, 30.0)}[args.command]
-    rest = readers.rest_joints(args.smpl)
+    read, fps = {"humanact12": (datasets.read_humanact12, 20.0), "uestc": (datasets.read_uestc, 30.0)}[args.command]
+    rest = datasets.rest_joints(args.smpl)
     clips, actions, sources, rows = read(args.folder, found)
     write(args, clips, rows, found, skeleton="smpl", fps=fps, actions=actions, rest=rest, sources=sources)
 
 
 def pack_bvh(args):
     """bvh: one's own motion capture."""
-    readers.need(args.folder)
-    captions, found = readers.read_captions(args.captions, args.folder), Found()
+    datasets.need(args.folder)
+    captions, found = datasets.read_captions(args.captions, args.folder), Found()
     files = {os.path.relpath(os.path.join(top, name), args.folder)
              for top, _, names in os.walk(args.folder) for name in names if name.lower().endswith(".bvh")}
     found["without caption"] += sorted(files - captions.keys())
-    clips = readers.read_bvhs(captions, args.folder, found, min_length=args.min_length, max_length=args.max_length,
+    clips = datasets.read_bvhs(captions, args.folder, found, min_length=args.min_length, max_length=args.max_length,
                               mirror=args.mirror, rig=args.rig, unit=args.unit, up=args.up)
     write(args, clips, {"BVH files": len(files), "with captions": len(captions)}, found, skeleton="t2m", fps=20.0,
           sources=[args.captions, *(os.path.join(args.folder, name) for name in sorted(captions))],
           min_length=args.min_length, max_length=args.max_length)
-    if len(captions) < readers.FEW:
-        print(f"fewer than {readers.FEW} files: all of them are in the train split")
+    if len(captions) < datasets.FEW:
+        print(f"fewer than {datasets.FEW} files: all of them are in the train split")
 
 
 def pack_toy(args):
     """toy: the set that ships, built by toy.py from DeepMimic's clips."""
-    import toy
+    from toy import motions as toy
     with tempfile.TemporaryDirectory() as scratch:
         clips = toy.build(find_motions(args.source, scratch))
     args.name, args.line = "toy", "python prepare.py toy"  # the file must not depend on where the wheel lay
@@ -129,7 +129,7 @@ def find_motions(source, scratch):
             raise ValueError(f"{source} is not a wheel; expected pybullet 3.2.7, or the folder of its motions.") from None
         folder = os.path.join(scratch, MOTIONS)
     else:
-        readers.need(source)
+        datasets.need(source)
         inside = os.path.join(source, MOTIONS)
         folder = inside if os.path.isdir(inside) else source
     names = sorted(os.path.relpath(os.path.join(top, name), folder).replace(os.sep, "/")
@@ -206,7 +206,7 @@ def check(args):
 
 def compare_times(args):
     """Time what a training run does before its first step: the pack against the loose files, both in the page cache."""
-    readers.need(args.folder, "new_joint_vecs", "texts")
+    datasets.need(args.folder, "new_joint_vecs", "texts")
     pack = open_named(args.dataset)
     ids = [id for id in pack.ids if os.path.exists(os.path.join(args.folder, "new_joint_vecs", id + ".npy"))]
     if not ids:
@@ -214,7 +214,7 @@ def compare_times(args):
 
     def loose():
         return [(np.load(os.path.join(args.folder, "new_joint_vecs", id + ".npy")).astype(np.float32),
-                 readers.read_texts(os.path.join(args.folder, "texts", id + ".txt"))) for id in ids]
+                 datasets.read_texts(os.path.join(args.folder, "texts", id + ".txt"))) for id in ids]
 
     def read_all():
         opened = Pack.open(pack.path)

@@ -87,11 +87,11 @@ def run(args, prompts):
     import numpy as np
     import torch  # takes most of the start: not for a wrong flag, nor for --help
 
-    import bvh
+    from formats import bvh
     import checkpoint
     import kernels
     import motion
-    import render
+    from view import render
     from config import AssetsConfig
 
     assets = AssetsConfig(clip_path=args.clip) if args.clip else None

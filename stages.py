@@ -11,15 +11,12 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-import pack as packs
+from formats import pack as packs
 from clip import drop_words
+from data import to_device
 from vae import clip_mean, vae_loss
 
 BANDS = 4  # bands of noise levels whose error is logged apart
-
-
-def to_device(batch, device):
-    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -208,3 +205,40 @@ class DiffusionStage(nn.Module):
         captions = [(pack.captions(i) or [packs.Caption(pack.action(i))])[0].text if kind == "text" else pack.action(i) for i in items]
         _, joints = model.generate(captions if kind == "text" else None, pack.labels[items].tolist() if kind == "action" else None, lengths=lengths, seed=0)
         self.run.show(f"diffusion-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption in zip(joints, lengths, captions)])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Muon
+
+
+class Muon(torch.optim.Optimizer):
+    """For matrices that multiply activations. An update has the size of AdamW's (Liu et al. 2025), so that lr has too."""
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            lr, momentum, alike = group["lr"], group["momentum"], {}
+            for p in group["params"]:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                average = self.state[p]["momentum"]
+                average.lerp_(p.grad, 1 - momentum)
+                alike.setdefault(p.shape, []).append((p, p.grad.lerp(average, momentum)))  # Nesterov's look ahead
+            for shape, pairs in alike.items():
+                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                for (p, _), update in zip(pairs, updates):
+                    p.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-0.2 * lr * max(shape) ** 0.5)
+
+
+def orthogonalize(x):
+    """x (B, M, N) = U S V^T -> about U V^T: five Newton-Schulz steps take the singular values to between 0.7 and 1.2."""
+    if x.shape[1] > x.shape[2]:
+        return orthogonalize(x.mT).mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x

@@ -35,14 +35,13 @@ from tqdm import tqdm
 import checkpoint
 import data
 import kernels
-import presets
 from clip import WordEncoder, load_clip, vocabulary_of
-from config import SAMPLING, SettingError, atomic_write, to_dict
-from evaluators import EvaluatorStage
+from config import SAMPLING, SettingError, parse_args, atomic_write, to_dict
+from judge.evaluators import EvaluatorStage
 from mld import MLD
-from optim import Muon
-from report import read_log, show_motions, write_report
-from stages import DiffusionStage, Remembered, VAEStage, to_device
+from view.report import read_log, show_motions, write_report
+from data import to_device
+from stages import DiffusionStage, Muon, Remembered, VAEStage
 
 @dataclasses.dataclass
 class Options:
@@ -379,7 +378,7 @@ def train(config, options):
 def main(argv):
     options = Options()
     try:
-        config, words = presets.parse_args(argv, options, __doc__)
+        config, words = parse_args(argv, options, __doc__)
         if words:
             raise SettingError(f"train.py takes flags only, found {words[0]!r}; see --help.")
         train(config, options)

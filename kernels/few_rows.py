@@ -1,7 +1,7 @@
 """Builds few_rows.c with the machine's C compiler, once, and runs a transformer.Stack in it.
 
 For the few rows of tokens of a prompt, and of up to 21 latents in the denoiser, on a CPU: there plain torch spends more time between
-its operations than in them (`python bench.py ladder --batches 1,16`). Without a C compiler, and for all that `unsupported` names,
+its operations than in them (`python -m dev.bench ladder --batches 1,16`). Without a C compiler, and for all that `unsupported` names,
 plain torch runs as before; the numbers are the same to rounding.
 
 The library is kept in $XDG_CACHE_HOME/nanomld or ~/.cache/nanomld, under a name made of what it was built from and for.

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from baseline import RUNGS, Sides, climb, draw_lengths, prompts
+from dev.baseline import RUNGS, Sides, climb, draw_lengths, prompts
 from conftest import ROOT
 from vae import vae_loss
 
@@ -83,7 +83,7 @@ def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
 
 
 def bench(*words):
-    return subprocess.run([sys.executable, "bench.py", *words], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "dev.bench", *words], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("words, parts", [

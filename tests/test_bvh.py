@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import bvh
-from bvh import RIGS, find_rig, read_bvh, read_table, resample, to_t2m_joints, write_bvh
+from formats import bvh
+from formats.bvh import RIGS, find_rig, read_bvh, read_table, resample, to_t2m_joints, write_bvh
 from motion import T2M, T2M_OFFSETS, axis_angle_to_matrix, canonical_joints, features_to_joints, forward_kinematics
 
 SMALL = """HIERARCHY

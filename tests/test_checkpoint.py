@@ -13,8 +13,8 @@ from clip import WordEncoder
 from config import AssetsConfig, Config, DenoiserConfig, VAEConfig, set_value
 from conftest import GOLDEN
 from mld import MLD, Denoiser
-from presets import PRESETS
-from safe_pickle import load_safetensors
+from config import PRESETS
+from formats.safe_pickle import load_safetensors
 from test_clip import write_safetensors
 from vae import MotionVAE
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 import config
-import presets
+import config as presets
 from config import Config, SettingError, atomic_write, from_dict, to_dict
-from presets import PRESETS, parse_args
+from config import PRESETS, parse_args
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -174,8 +174,8 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
 
 
 def test_as_a_program():
-    run = lambda *argv: subprocess.run([sys.executable, "presets.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    run = lambda *argv: subprocess.run([sys.executable, "config.py", *argv], cwd=ROOT, capture_output=True, text=True)
     assert json.loads(run("--dataset", "kit").stdout)["data"]["fps"] == 12.5
-    assert run("stage=vae").stderr == "error: presets.py takes flags only, found 'stage=vae'; see --help.\n"
+    assert run("stage=vae").stderr == "error: config.py takes flags only, found 'stage=vae'; see --help.\n"
     bad = run("--vae.num_layers=4")
     assert bad.returncode == 1 and bad.stderr.startswith("error: vae.num_layers must be odd") and bad.stderr.count("\n") == 1

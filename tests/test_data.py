@@ -8,7 +8,7 @@ import torch
 
 import data
 import motion
-import pack as packs
+from formats import pack as packs
 from config import Config
 from data import Batches, Caption, Clip, Pack, write_pack
 
@@ -142,14 +142,14 @@ def test_a_large_index_is_compared_with_its_checksum_when_training_starts(tmp_pa
     path.write_bytes(content)
     with pytest.raises(ValueError, match="its index does not match"):
         Pack.open(str(path))
-    monkeypatch.setattr("pack.HASHED", 1000)
+    monkeypatch.setattr("formats.pack.HASHED", 1000)
     for check in (Pack.open(str(path)).check, lambda: data.open_pack(config)):
         with pytest.raises(ValueError, match="its index does not match"):
             check()
 
 
 def test_a_large_index_that_cannot_be_read_is_said_to_be_damaged(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr("pack.HASHED", 10)
+    monkeypatch.setattr("formats.pack.HASHED", 10)
     with open(pack.path, "rb") as file:
         content = file.read()
     at = content.index(b'{"name"')

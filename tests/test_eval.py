@@ -12,14 +12,14 @@ import torch
 
 import checkpoint
 import eval as program
-import evaluators
-import metrics
+from judge import evaluators
+from judge import metrics
 from clip import WordEncoder, vocabulary_of
 from config import Config, set_value
 from conftest import GOLDEN
 from mld import MLD
-from pack import Caption, Clip, Pack, write_pack
-from presets import ACTION, NOVAE, TOY
+from formats.pack import Caption, Clip, Pack, write_pack
+from config import ACTION, NOVAE, TOY
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3, "denoiser.latent_dim": 16,

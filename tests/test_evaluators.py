@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import metrics
+from judge import metrics
 import motion
 from config import Config, set_value
 from conftest import GOLDEN
 from data import Batches
-from evaluators import STGCN, ActionGRU, EvaluatorStage, OwnJudge, T2MJudge, find, partitions
-from pack import Caption, Clip, Pack, write_pack
+from judge.evaluators import STGCN, ActionGRU, EvaluatorStage, OwnJudge, T2MJudge, find, partitions
+from formats.pack import Caption, Clip, Pack, write_pack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORDS = ["sos", "eos", "unk", "a", "man", "walk", "left", "happy"]

@@ -17,7 +17,7 @@ from test_kernels_interpreter import pytest_process
 COMPILING = not backend.WHY_NOT and not backend.INTERPRETED
 inside = pytest.mark.skipif(not COMPILING, reason="runs in the process that the first test of this file starts")
 if COMPILING:
-    from kernels import report
+    from dev import kernel_report as report
     from kernels.backend import tl, triton
 
     @triton.jit

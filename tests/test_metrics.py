@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-import metrics
+from judge import metrics
 from conftest import GOLDEN
 from motion import T2M
 

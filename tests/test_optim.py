@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from optim import Muon, orthogonalize
+from stages import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 24), (2, 24, 40), (1, 32, 32)])

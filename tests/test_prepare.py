@@ -12,14 +12,15 @@ import zipfile
 import numpy as np
 import pytest
 
-import bvh
+from formats import bvh
 import motion
 import prepare
-import readers
-import render
+from formats import datasets
+from view import render
 from conftest import ROOT
-from pack import Clip, Pack
+from formats.pack import Clip, Pack
 from test_data import walking
+from toy import motions as toy_motions
 
 
 def run(capsys, *argv):
@@ -247,7 +248,7 @@ def test_humanact12_becomes_25_rows_of_six_numbers(tmp_path, capsys):
     np.testing.assert_allclose(rows[:40, 24], np.pad(roots - roots[0], ((0, 0), (0, 3))), atol=1e-6)
     np.testing.assert_array_equal(rows[40:], np.repeat(rows[39:40], 20, 0))  # 40 frames, then the last pose stays
     bones = np.linalg.norm(pack.joints(2)[:, 4] - pack.joints(2)[:, 1], axis=-1)
-    np.testing.assert_allclose(bones, np.linalg.norm(readers.DEFAULT_REST[4] - readers.DEFAULT_REST[1]), rtol=1e-4)
+    np.testing.assert_allclose(bones, np.linalg.norm(datasets.DEFAULT_REST[4] - datasets.DEFAULT_REST[1]), rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["J", "regressor", "npz"])
@@ -260,7 +261,7 @@ def test_rest_joints_of_an_smpl_file(tmp_path, form):
         np.savez(path, **regressor)
     else:
         dump(path, {"J": joints} if form == "J" else regressor)
-    np.testing.assert_allclose(readers.rest_joints(str(path)), joints - joints[0])
+    np.testing.assert_allclose(datasets.rest_joints(str(path)), joints - joints[0])
 
 
 def uestc(folder, names, lengths, poses=None, frames=None, actions=40):
@@ -375,7 +376,7 @@ def test_bvh_splits_are_drawn_by_name_and_keep_mirrored_copies_together(recordin
     captions = {f"{n}.bvh": ["walks"] for n in range(40)}
     for name in captions:
         (recordings / name).symlink_to(recordings / "walk.bvh")
-    splits = {clip.id: clip.split for clip in readers.read_bvhs(captions, str(recordings), found, min_length=40, max_length=60, mirror=True)}
+    splits = {clip.id: clip.split for clip in datasets.read_bvhs(captions, str(recordings), found, min_length=40, max_length=60, mirror=True)}
     assert len(splits) == 160 and set(splits.values()) == {"train", "val", "test"}
     for n in range(40):
         assert len({splits[f"{mark}{n}_{window}"] for mark in ("", "M") for window in (0, 1)}) == 1
@@ -395,7 +396,7 @@ def test_recordings_in_which_nobody_moves_are_named_and_left_out(recordings, tmp
 def test_sides_are_swapped_in_captions():
     for ours, theirs in (("Left hand, leftwards", "Right hand, rightwards"), ("turns clockwise", "turns counterclockwise"),
                          ("turns anti-clockwise to the right", "turns clockwise to the left"), ("a bright rightly lit man", "a bright rightly lit man")):
-        assert readers.swap_sides(ours) == theirs
+        assert datasets.swap_sides(ours) == theirs
 
 
 @pytest.mark.parametrize("captions, sentence", [
@@ -434,7 +435,7 @@ def wheel(tmp_path, monkeypatch):
     def build(folder):
         names = sorted(os.path.relpath(os.path.join(top, f), folder) for top, _, files in os.walk(folder) for f in files)
         return [Clip(os.path.splitext(n)[0], [], action=n[0], joints=walking(40 + k)) for k, n in enumerate(names)]
-    monkeypatch.setitem(sys.modules, "toy", types.SimpleNamespace(build=build))
+    monkeypatch.setattr(toy_motions, "build", build)
     return path
 
 

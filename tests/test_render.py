@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import browser
-import render
+from view import render
 from motion import KIT, SMPL_PARENTS, T2M, T2M_OFFSETS, axis_angle_to_matrix, forward_kinematics
-from render import write_gif, write_npy, write_player
+from view.render import write_gif, write_npy, write_player
 
 NASTY = "</script><script>document.title='broken'</script> <b>a man</b> & \"quotes\" 'here' \\u003c 🤸 à %DATA% %TITLE%"
 

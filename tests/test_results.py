@@ -1,4 +1,4 @@
-"""results/: Markdown and a plot from eval.json files; FID of real motion."""
+"""dev/tables.py and dev/floor.py: Markdown and a plot from eval.json files; FID of real motion."""
 import json
 import pathlib
 import subprocess
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from report import curve
-from results.floor import floor, stand_ins
+from view.report import curve
+from dev.floor import floor, stand_ins
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,7 @@ def eval_json(path, fid, guidance=2.5, steps=50, vae=True, judge="our own", note
 
 
 def run(*words):
-    return subprocess.run([sys.executable, "results/tables.py", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "dev.tables", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_table(tmp_path):
@@ -84,6 +84,6 @@ def test_floor_refuses_what_it_cannot_say():
 
 
 def test_floor_of_the_toy_set():
-    done = subprocess.run([sys.executable, "results/floor.py", "--ckpt", "checkpoints/toy.pt"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "dev.floor", "--ckpt", "checkpoints/toy.pt"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0, done.stderr
-    assert "error: " in subprocess.run([sys.executable, "results/floor.py", "--ckpt", "nowhere.pt"], cwd=ROOT, capture_output=True, text=True).stderr
+    assert "error: " in subprocess.run([sys.executable, "-m", "dev.floor", "--ckpt", "nowhere.pt"], cwd=ROOT, capture_output=True, text=True).stderr

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from safe_pickle import Foreign, dense, load_pickle, load_torch, named_tensors
+from formats.safe_pickle import Foreign, dense, load_pickle, load_torch, named_tensors
 
 
 class Runs:

@@ -13,7 +13,7 @@ import sample
 from clip import WordEncoder
 from config import Config, set_value
 from mld import MLD
-from presets import PRESETS
+from config import PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3, "denoiser.latent_dim": 16, "denoiser.ff_size": 32,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import motion
-import toy
-import toy_body
-import toy_captions
+from toy import motions as toy
+from toy import body as toy_body
+from toy import captions as toy_captions
 from kinematics import CHECKS, L_ANKLE, L_KNEE, L_SHOULDER, L_TOE, PELVIS, R_ANKLE, R_KNEE, R_SHOULDER, R_TOE, airborne, speed
-from pack import Pack
+from formats.pack import Pack
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLIPS_DIR = os.environ.get('NANOMLD_TOY_CLIPS', '')  # the folder pybullet_data/data/motions, to build the set again

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import checkpoint
-import presets
+import config as presets
 import train
 from conftest import GOLDEN
-from pack import Caption, Clip, write_pack
+from formats.pack import Caption, Clip, write_pack
 from stages import DiffusionStage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

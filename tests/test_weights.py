@@ -14,10 +14,10 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 import checkpoint  # noqa: E402
 import data  # noqa: E402
-import metrics  # noqa: E402
+from judge import metrics  # noqa: E402
 import motion  # noqa: E402
 from kinematics import CHECKS, L_TOE, R_TOE, speed  # noqa: E402
-from pack import Pack  # noqa: E402
+from formats.pack import Pack  # noqa: E402
 
 LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
 

@@ -5,7 +5,7 @@ choice, and {slot} is filled in from the facts of the clip. `their` follows the 
 """
 import re
 
-from pack import Caption
+from formats.pack import Caption
 
 SUBJECTS = ['a person'] * 6 + ['a man'] * 5 + ['someone'] * 3 + ['the person', 'a woman'] * 2 + [
     'the man', 'the woman', 'the figure', 'a figure', 'he', 'she', 'this person', 'a human', 'person', 'a stick figure', 'a guy']

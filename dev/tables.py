@@ -1,8 +1,8 @@
-"""The tables and the plot of results/README.md, from eval.json files.
+"""The tables and the plot of docs/results.md, from eval.json files.
 
-    python results/tables.py table "1 token=out/one/eval.json" "no VAE=out/frames/eval.json"     Markdown: real motion, then
+    python -m dev.tables table "1 token=out/one/eval.json" "no VAE=out/frames/eval.json"     Markdown: real motion, then
                                                                   each run's reconstruction and generated motion
-    python results/tables.py plot results/guidance.svg out/sweep/*/eval.json                      FID and R@3 over guidance,
+    python -m dev.tables plot docs/guidance.svg out/sweep/*/eval.json                      FID and R@3 over guidance,
                                                                   a line for every number of steps
 """
 import json
@@ -10,7 +10,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from report import curve  # noqa: E402
+from view.report import curve  # noqa: E402
 
 REAL, RECONSTRUCTION, MODEL = "real motion", "VAE reconstruction", "generated"
 
@@ -75,7 +75,7 @@ def main(argv):
             with open(argv[1], "w", encoding="utf-8") as file:
                 file.write(plot([read(path) for path in argv[2:]]))
         else:
-            sys.exit("usage: python results/tables.py table NAME=EVAL.json ... | plot FILE.svg EVAL.json ...")
+            sys.exit("usage: python -m dev.tables table NAME=EVAL.json ... | plot FILE.svg EVAL.json ...")
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error}")
 

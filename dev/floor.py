@@ -1,6 +1,6 @@
 """FID of real motion against real motion: what a perfect generator would score, as it can only make other clips.
 
-    python results/floor.py --ckpt out/two/model.pt            prints mean+-95% interval over 20 draws
+    python -m dev.floor --ckpt out/two/model.pt            prints mean+-95% interval over 20 draws
 
 Every test clip is stood in for by a train clip of the same action label, each at most once; the judge is eval.py's. FID as in
 eval.py's "generated" row, to the test clips of the first replication. Needs a test split, and a label for every test clip.
@@ -15,8 +15,8 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import checkpoint  # noqa: E402
 import data  # noqa: E402
-import evaluators  # noqa: E402
-import metrics  # noqa: E402
+from judge import evaluators  # noqa: E402
+from judge import metrics  # noqa: E402
 from config import AssetsConfig  # noqa: E402
 from eval import REAL, Evaluation  # noqa: E402
 

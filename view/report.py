@@ -8,7 +8,7 @@ import math
 import os
 
 import motion
-import render
+from view import render
 from config import atomic_write, to_dict
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7")

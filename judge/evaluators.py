@@ -27,8 +27,8 @@ import checkpoint
 import motion
 from clip import WordEncoder, drop_words, vocabulary_of, words_of
 from config import HERE, TextEncoderConfig
-from safe_pickle import load_pickle, load_torch
-from stages import to_device
+from formats.safe_pickle import load_pickle, load_torch
+from data import to_device
 from transformer import Positions, Stack, zero_padding
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Compile every kernel that the launchers can launch, ahead of time and without a GPU, and write docs/kernels.md.
 
-    python -m kernels.report            needs triton, but no GPU and no CUDA toolkit; about five minutes on two cores
+    python -m dev.kernel_report            needs triton, but no GPU and no CUDA toolkit; about five minutes on two cores
 
 Nothing is listed by hand: the launchers themselves run on tensors without memory ("meta") while their kernels are
 replaced by a recorder, so what is compiled is what they launch, for every length from 1 to 512.
@@ -335,7 +335,7 @@ STEP = ["attention_half", "ffn_half"] * 9 + ["join"] * 4 + ["finish"]
 
 TEXT = """# The kernels: what they must move, and what they compile to
 
-Written by `python -m kernels.report` (triton {version}). **Compiled, not run on a GPU**: nobody has timed these kernels
+Written by `python -m dev.kernel_report` (triton {version}). **Compiled, not run on a GPU**: nobody has timed these kernels
 yet, and every time below is a floor computed from bytes and operations, not a measurement. Their results are checked in
 Triton's interpreter against float64 (`tests/test_kernels_interpreter.py`); on a GPU
 `pytest tests/test_kernels.py tests/test_kernels_models.py` runs the same cases.
@@ -377,5 +377,5 @@ contains an atomic.
 
 if __name__ == "__main__":
     if backend.WHY_NOT and backend.MODE != "triton":  # without a GPU only a new process brings the real Triton in
-        os.execve(sys.executable, [sys.executable, "-m", "kernels.report"], os.environ | {"MLD_KERNELS": "triton"})
+        os.execve(sys.executable, [sys.executable, "-m", "dev.kernel_report"], os.environ | {"MLD_KERNELS": "triton"})
     sys.exit(backend.WHY_NOT or write())

@@ -1,13 +1,13 @@
 """How fast nanoMLD is, beside the same networks written as the published code is (baseline.py), with the same random
 weights, at the published sizes: CLIP ViT-L/14's text tower, 9 layers, 196 frames, 50 steps, prompts of 10 tokens.
 
-    python bench.py                        every part: medians [lowest..highest] of both sides, which take turns
-    python bench.py text sentence --batches 1,16     parts: text denoise decode sentence steps train data start
-    python bench.py --compile              beside them ours with a compiled denoiser, and how long compiling takes
-    python bench.py ladder --batches 1     from the baseline to ours, one speed-up after another
-    python bench.py kernels                on a GPU: Triton, torch's own, the baseline; bytes/s, flop/s; CUDA graphs
-    python bench.py scaling                how cost grows with the work; writes docs/scaling.md
-    python bench.py --json                 the same numbers for machines;   --quick: tiny networks, to see that it runs
+    python -m dev.bench                        every part: medians [lowest..highest] of both sides, which take turns
+    python -m dev.bench text sentence --batches 1,16     parts: text denoise decode sentence steps train data start
+    python -m dev.bench --compile              beside them ours with a compiled denoiser, and how long compiling takes
+    python -m dev.bench ladder --batches 1     from the baseline to ours, one speed-up after another
+    python -m dev.bench kernels                on a GPU: Triton, torch's own, the baseline; bytes/s, flop/s; CUDA graphs
+    python -m dev.bench scaling                how cost grows with the work; writes docs/scaling.md
+    python -m dev.bench --json                 the same numbers for machines;   --quick: tiny networks, to see that it runs
 
 Floor: what the work takes at the machine's own measured speed, the larger of bytes of weights / bandwidth and flops /
 rate of matrix products. Peak: memory above what was held before, of ours / of the baseline. The prompts differ, but all
@@ -31,14 +31,14 @@ import torch.nn.functional as F
 import checkpoint
 import data
 import kernels
-import presets
-from baseline import RUNGS, Sides, climb, draw_lengths, prompts
+from config import parse_args
+from dev.baseline import RUNGS, Sides, climb, draw_lengths, prompts
 from clip import WordEncoder
 from config import HERE
 from kernels import backend
-from measure import fast_bf16, floor, line, machine, peak_mb, row, seconds, spent, spent_line, take_turns
+from dev.measure import fast_bf16, floor, line, machine, peak_mb, row, seconds, spent, spent_line, take_turns
 from mld import MLD
-from scaling import scale
+from dev.scaling import scale
 from stages import Remembered
 from train import keep_freed_memory
 from transformer import zero_padding
@@ -214,7 +214,7 @@ def start_rows(repeats):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(HERE, "checkpoints", "toy.pt")
         if not os.path.exists(path):
-            config, path = presets.parse_args(["--dataset", "toy"])[0], os.path.join(folder, "random.pt")
+            config, path = parse_args(["--dataset", "toy"])[0], os.path.join(folder, "random.pt")
             encoder = WordEncoder(config.text, sorted(set(" ".join(prompts(1024)).split())))
             checkpoint.save(path, config, MLD(config, encoder).state_dict(), vocabulary=encoder.vocabulary, actions=[])
         command = ["sample.py", *prompts(1), "--ckpt", path, "--seconds", "4", "--out", folder]

@@ -1,4 +1,4 @@
-"""How cost grows with the work, and a plan for many GPUs: `python bench.py scaling` measures, writes docs/scaling.md.
+"""How cost grows with the work, and a plan for many GPUs: `python -m dev.bench scaling` measures, writes docs/scaling.md.
 
 Curves: motions at once, frames, layers, latent tokens, processes that train, clips in their batch and in a dataset (a synthetic pack).
 --quick takes tiny sizes and writes nothing; --json prints the rows.
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 import data
-from baseline import Sides, prompts
+from dev.baseline import Sides, prompts
 from config import HERE
-from measure import row, take_turns
+from dev.measure import row, take_turns
 
 FRAMES, CLIP_FRAMES = 142, 4  # of HumanML3D's mean clip; of a synthetic one, so that a million of them fit on a disk
 OPEN = """
@@ -119,7 +119,7 @@ def plan(sides, gpus, batch=64, rate=150e12, link=20e9):
 def document(curves, packs, plans, speed):
     """docs/scaling.md"""
     text = ["# How cost grows", "",
-            f"Written by `python bench.py scaling` on {speed['machine']}, torch {speed['torch']}:",
+            f"Written by `python -m dev.bench scaling` on {speed['machine']}, torch {speed['torch']}:",
             f"memory {speed['bytes_s'] / 1e9:.1f} GB/s, matrix products {speed['float32_flop_s'] / 1e9:.0f} GFLOP/s.",
             "Published sizes, random weights (training: the toy set's VAE, without dropout, at its own size or as said); medians [lowest..highest].",
             "Everything up to the plan is measured."]

@@ -10,10 +10,10 @@ import tokenize
 
 import numpy as np
 
-import bvh
+from formats import bvh
 import motion
-import safe_pickle
-from pack import Caption, Clip
+from formats import safe_pickle
+from formats.pack import Caption, Clip
 
 # ----------------------------------------------------------------------------------------------------------------------
 # HumanML3D and KIT-ML: loose files

@@ -14,9 +14,9 @@ import os
 import numpy as np
 
 import motion
-import toy_captions
-from pack import Clip
-from toy_body import (ARMS, CF, CU, FPS, HF, HU, LEGS, P, PF, PLACES, TOE_Y, TOES, X, Y, Z, cycle, ease, gait, hands_to_floor, jumps, keyed,
+from toy import captions as toy_captions
+from formats.pack import Clip
+from toy.body import (ARMS, CF, CU, FPS, HF, HU, LEGS, P, PF, PLACES, TOE_Y, TOES, X, Y, Z, cycle, ease, gait, hands_to_floor, jumps, keyed,
                       lock_feet, mirror, overlay, pitch, place, read_clip, smooth, solve, steps, still, then, turn)
 
 SEED = 7

@@ -1,0 +1,1 @@
+"""What only developers of nanoMLD need: the benchmark, the compile report, tables of results."""

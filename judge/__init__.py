@@ -1,0 +1,1 @@
+"""What measures a motion: metrics, and the networks that judge."""

@@ -1,0 +1,1 @@
+"""How the dataset that ships is made: body, motions, captions."""
