@@ -2,7 +2,8 @@
 import os
 import pathlib
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in parallel processes: one thread each is fastest
+# the tests run in parallel processes: one thread each is fastest
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -12,8 +13,11 @@ GOLDEN = ROOT / "tests" / "golden"
 
 @pytest.fixture(scope="session")
 def shared():
-    """Folder with real motion capture and published weights that are too big, or not free enough, for this repository."""
+    """Folder with real motion capture and published weights that are too big, or not free enough,
+    for this repository."""
     folder = pathlib.Path(os.environ.get("NANOMLD_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"NOT TESTED on real data: {folder} is absent (point NANOMLD_SHARED at the folder that holds data/ and golden/)")
+        pytest.skip(
+            f"NOT TESTED on real data: {folder} is absent (point NANOMLD_SHARED at the folder that holds data/ and golden/)"
+        )
     return folder

@@ -1,4 +1,5 @@
-"""What a motion does, told from its joints by plain kinematics: the toy set and the weights that ship are held against it."""
+"""What a motion does, told from its joints by plain kinematics: the toy set and the weights that
+ship are held against it."""
 import numpy as np
 
 PELVIS, L_KNEE, R_KNEE, L_ANKLE, R_ANKLE, L_TOE, R_TOE, NECK, HEAD = 0, 4, 5, 7, 8, 10, 11, 12, 15
@@ -43,7 +44,8 @@ def top_speed(j, joint):
 
 
 def foot_out(j, side):
-    """Metres from pelvis to ankle over the floor, times two if the foot is up: how far a leg is kicked out."""
+    """Metres from pelvis to ankle over the floor, times two if the foot is up: how far a leg is
+    kicked out."""
     gap = j[:, L_ANKLE + side] - j[:, PELVIS]
     return (np.hypot(gap[:, 0], gap[:, 2]) * (j[:, L_ANKLE + side, 1] > 0.2)).max()
 
@@ -67,10 +69,15 @@ CHECKS = {
     'wave right hand': lambda j: hand_up(j, 1) > 0.8 and hand_up(j, 0) == 0,
     'wave both hands': lambda j: hand_up(j, 0) > 0.8 and hand_up(j, 1) > 0.8,
     'raise both arms': both_up,
-    'jumping jacks': lambda j: both_up(j) and np.linalg.norm(j[:, L_ANKLE] - j[:, R_ANKLE], axis=1).max() > 0.45,
-    'kick': lambda j: max(foot_out(j, 0), foot_out(j, 1)) > 0.4 and max(top_speed(j, L_ANKLE), top_speed(j, R_ANKLE)) > 2,
-    'punch': lambda j: max(top_speed(j, L_WRIST), top_speed(j, R_WRIST)) > 2 and max(j[:, L_WRIST, 1].max(), j[:, R_WRIST, 1].max()) > 1,
-    'squat': lambda j: drop(j) > 0.25 and j[-1, 0, 1] > j[0, 0, 1] - 0.06 and j[:, [L_TOE, R_TOE], 1].max() < 0.05,
+    'jumping jacks': lambda j: both_up(j)
+    and np.linalg.norm(j[:, L_ANKLE] - j[:, R_ANKLE], axis=1).max() > 0.45,
+    'kick': lambda j: max(foot_out(j, 0), foot_out(j, 1)) > 0.4
+    and max(top_speed(j, L_ANKLE), top_speed(j, R_ANKLE)) > 2,
+    'punch': lambda j: max(top_speed(j, L_WRIST), top_speed(j, R_WRIST)) > 2
+    and max(j[:, L_WRIST, 1].max(), j[:, R_WRIST, 1].max()) > 1,
+    'squat': lambda j: drop(j) > 0.25
+    and j[-1, 0, 1] > j[0, 0, 1] - 0.06
+    and j[:, [L_TOE, R_TOE], 1].max() < 0.05,
     'bow': lambda j: j[0, HEAD, 1] - j[:, HEAD, 1].min() > 0.12 and drop(j) < 0.15,
     'sit': lambda j: drop(j) > 0.3 and (j[:, 0, 1] < j[0, 0, 1] - 0.3).sum() > 8,
     'spin': lambda j: abs(heading(j)[-1]) > 5.5 and np.abs(j[-1, 0, [0, 2]]).max() < 0.5,

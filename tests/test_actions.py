@@ -1,4 +1,5 @@
-"""The presets of HumanAct12 and UESTC, from files of the published form to the table, with the programs as a user runs them."""
+"""The presets of HumanAct12 and UESTC, from files of the published form to the table, with the
+programs as a user runs them."""
 import json
 import subprocess
 import sys
@@ -8,14 +9,36 @@ import pytest
 from conftest import ROOT
 from test_prepare import dump, humanact12, uestc
 
-SMALL = ["--vae.latent_dim=16", "--vae.ff_size=32", "--vae.num_layers=2", "--denoiser.latent_dim=16", "--denoiser.ff_size=32",
-         "--denoiser.num_layers=3", "--denoiser.text_encoded_dim=16", "--train_vae.steps=3", "--train_diffusion.steps=3",
-         "--train_vae.batch_size=4", "--train_diffusion.batch_size=4", "--cache_latents=1", "--train.threads=1", "--train.device=cpu",
-         "--train_evaluator.steps=3", "--train_evaluator.batch_size=4", "--evaluator.width=16", "--evaluator.layers=1"]
+SMALL = [
+    "--vae.latent_dim=16",
+    "--vae.ff_size=32",
+    "--vae.num_layers=2",
+    "--denoiser.latent_dim=16",
+    "--denoiser.ff_size=32",
+    "--denoiser.num_layers=3",
+    "--denoiser.text_encoded_dim=16",
+    "--train_vae.steps=3",
+    "--train_diffusion.steps=3",
+    "--train_vae.batch_size=4",
+    "--train_diffusion.batch_size=4",
+    "--cache_latents=1",
+    "--train.threads=1",
+    "--train.device=cpu",
+    "--train_evaluator.steps=3",
+    "--train_evaluator.batch_size=4",
+    "--evaluator.width=16",
+    "--evaluator.layers=1",
+]
 
 
 def program(folder, *words):
-    done = subprocess.run([sys.executable, ROOT / words[0], *map(str, words[1:])], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, ROOT / words[0], *map(str, words[1:])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, (words, done.stderr[-2000:])
     return done.stdout
 
@@ -23,18 +46,50 @@ def program(folder, *words):
 @pytest.mark.parametrize("name, action", [("humanact12", "throw"), ("uestc", "action 7")])
 def test_from_published_files_to_the_table(tmp_path, name, action):
     if name == "humanact12":
-        source = dump(tmp_path / "source" / "humanact12poses.pkl", humanact12((60, 70, 95, 60, 64, 80), y=[0, 8, 11, 0, 8, 11]))
+        source = dump(
+            tmp_path / "source" / "humanact12poses.pkl",
+            humanact12((60, 70, 95, 60, 64, 80), y=[0, 8, 11, 0, 8, 11]),
+        )
     else:
         source, people = tmp_path / "source", ("001", "118", "113", "003", "001", "118")
-        uestc(source, [f"a{7 + i}_d0_p{person}_c1" for i, person in enumerate(people)], [80, 70, 90, 64, 75, 100])
+        uestc(
+            source,
+            [f"a{7 + i}_d0_p{person}_c1" for i, person in enumerate(people)],
+            [80, 70, 90, 64, 75, 100],
+        )
     root = tmp_path / "data"
     program(tmp_path, "prepare.py", name, source, "--out", root / name / f"{name}.pack")
     where = ["--dataset", name, f"--assets.data_root={root}", "--train.out=out"]
     for stage in ((), ("--stage", "evaluator")):
         program(tmp_path, "train.py", *where, *stage, *SMALL)
     model = tmp_path / "out" / name / "model.pt"
-    assert "motion(s)" in program(tmp_path, "sample.py", "--ckpt", model, "--action", action, "--steps", 3, "--format", "html,npy", "--device", "cpu")
-    told = program(tmp_path, "eval.py", "--ckpt", model, "--dataset", name, *where[2:], "--eval.replications=2", "--diffusion.num_inference_steps=2")
+    assert "motion(s)" in program(
+        tmp_path,
+        "sample.py",
+        "--ckpt",
+        model,
+        "--action",
+        action,
+        "--steps",
+        3,
+        "--format",
+        "html,npy",
+        "--device",
+        "cpu",
+    )
+    told = program(
+        tmp_path,
+        "eval.py",
+        "--ckpt",
+        model,
+        "--dataset",
+        name,
+        *where[2:],
+        "--eval.replications=2",
+        "--diffusion.num_inference_steps=2",
+    )
     rows = json.loads((model.parent / "eval.json").read_text())["rows"]
-    assert all({"FID", "accuracy", "Diversity", "MultiModality"} <= row.keys() for row in rows.values()), rows
+    assert all(
+        {"FID", "accuracy", "Diversity", "MultiModality"} <= row.keys() for row in rows.values()
+    ), rows
     assert len(rows) == (3 if name == "humanact12" else 6) and "our own evaluator" in told

@@ -1,4 +1,5 @@
-"""What bench.py compares gives the same numbers: baseline, every rung of the ladder, ours. Timings are not asserted."""
+"""What bench.py compares gives the same numbers: baseline, every rung of the ladder, ours.
+Timings are not asserted."""
 import json
 import subprocess
 import sys
@@ -18,12 +19,17 @@ def sides():
 
 def close(found, expected):
     """1e-4 relative"""
-    assert (found - expected).norm() <= 1e-4 * expected.norm(), (found - expected).norm() / expected.norm()
+    assert (found - expected).norm() <= 1e-4 * expected.norm(), (
+        found - expected
+    ).norm() / expected.norm()
 
 
 def test_the_prompts_differ_and_have_ten_tokens(sides):
     texts = prompts(1024)
-    assert len(set(texts)) == 1024 and sides.model.text_encoder.tokenizer(texts, 77).shape == (1024, 10)
+    assert len(set(texts)) == 1024 and sides.model.text_encoder.tokenizer(texts, 77).shape == (
+        1024,
+        10,
+    )
 
 
 def test_lengths_have_the_mean_of_humanml3d():
@@ -39,13 +45,19 @@ def test_each_part_equals_the_baseline(sides):
         text = m.text_encoder(texts)
         close(text, b.text(texts))
         x_T = sides.noise(11)
-        close(sides.denoise(text, x_T), b.denoise(torch.cat((sides.empty.expand(11, -1, -1), text)), x_T))
-        for some in (lengths, sides.lengths(11)):  # of different lengths, in parts that are sorted; of one length
+        close(
+            sides.denoise(text, x_T),
+            b.denoise(torch.cat((sides.empty.expand(11, -1, -1), text)), x_T),
+        )
+        # of different lengths, in parts that are sorted; of one length
+        for some in (lengths, sides.lengths(11)):
             for found, expected in zip(m.decode_latent(x_T, some), b.decode(x_T, some)):
                 there = torch.arange(some.max()) < some[:, None]
                 close(found[there], expected[there])
         features = torch.randn(11, 24, 263)
-        for found, expected in zip(m.vae.encode(features, lengths), b.vae.encode(features, lengths)):
+        for found, expected in zip(
+            m.vae.encode(features, lengths), b.vae.encode(features, lengths)
+        ):
             close(found, expected)
 
 
@@ -60,7 +72,9 @@ def test_training_losses_equal_the_baseline_where_nothing_is_padded(sides, monke
     m, b, lengths, features = sides.model, sides.baseline, sides.lengths(3), torch.randn(3, 24, 263)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     mu, logvar = m.vae.encode(features, lengths)
-    loss = vae_loss(features, m.vae.decode(mu, lengths, 24), mu, logvar, lengths, m.config.vae, m.to_joints)["loss"]
+    loss = vae_loss(
+        features, m.vae.decode(mu, lengths, 24), mu, logvar, lengths, m.config.vae, m.to_joints
+    )["loss"]
     close(loss, b.vae_loss(features, lengths))
 
 
@@ -74,7 +88,9 @@ def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
     with torch.inference_mode():
         assert torch.equal(encoder([""]), before) and len(calls) == calls_before
     with torch.autocast("cpu", torch.bfloat16):
-        assert encoder(["", "a man walks"]).dtype == torch.bfloat16 and len(calls) == calls_before + 2
+        assert (
+            encoder(["", "a man walks"]).dtype == torch.bfloat16 and len(calls) == calls_before + 2
+        )
     close(encoder([""]), before)  # to rounding: with the hook another path runs than before it
     calls_before = len(calls)
     with torch.no_grad():
@@ -83,13 +99,27 @@ def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
 
 
 def bench(*words):
-    return subprocess.run([sys.executable, "-m", "dev.bench", *words], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "dev.bench", *words], cwd=ROOT, capture_output=True, text=True
+    )
 
 
-@pytest.mark.parametrize("words, parts", [
-    (["text", "denoise", "decode", "sentence", "steps", "train", "data"],
-     {"text", "sentence", "sentence, dpm++ 10 steps", "train diffusion, bfloat16, cached latents", "data, batches"}),
-    (["ladder", "--batches", "2"], {RUNGS[0], RUNGS[-1]})])
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (
+            ["text", "denoise", "decode", "sentence", "steps", "train", "data"],
+            {
+                "text",
+                "sentence",
+                "sentence, dpm++ 10 steps",
+                "train diffusion, bfloat16, cached latents",
+                "data, batches",
+            },
+        ),
+        (["ladder", "--batches", "2"], {RUNGS[0], RUNGS[-1]}),
+    ],
+)
 def test_bench_prints_json(words, parts):
     run = bench(*words, "--quick", "--json")
     assert run.returncode == 0, run.stderr

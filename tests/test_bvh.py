@@ -1,4 +1,5 @@
-"""BVH files: reading against hand-computed poses, an independent reader and real motion capture; rigs; writing."""
+"""BVH files: reading against hand-computed poses, an independent reader and real motion capture;
+rigs; writing."""
 import csv
 import io
 import tarfile
@@ -9,7 +10,14 @@ import torch
 
 from formats import bvh
 from formats.bvh import RIGS, find_rig, read_bvh, read_table, resample, to_t2m_joints, write_bvh
-from motion import T2M, T2M_OFFSETS, axis_angle_to_matrix, canonical_joints, features_to_joints, forward_kinematics
+from motion import (
+    T2M,
+    T2M_OFFSETS,
+    axis_angle_to_matrix,
+    canonical_joints,
+    features_to_joints,
+    forward_kinematics,
+)
 
 SMALL = """HIERARCHY
 ROOT hip
@@ -41,32 +49,47 @@ def write(folder, text, name="clip.bvh"):
 
 
 def dancing(frames=40, seed=0, stretch=0.0):
-    """A body that turns every joint smoothly and a lot, walks about and turns over; `stretch` metres of noise on all joints."""
+    """A body that turns every joint smoothly and a lot, walks about and turns over; `stretch`
+    metres of noise on all joints."""
     rng = np.random.default_rng(seed)
     time = np.linspace(0, 1, frames)[:, None, None]
-    angles = sum(np.sin(2 * np.pi * (k * time + rng.random((22, 3)))) * rng.normal(0, 0.6, (22, 3)) for k in (1, 2))
+    angles = sum(
+        np.sin(2 * np.pi * (k * time + rng.random((22, 3)))) * rng.normal(0, 0.6, (22, 3))
+        for k in (1, 2)
+    )
     root = np.concatenate([time[:, 0] * 2, 1 + 0 * time[:, 0], time[:, 0]], axis=1)
     joints = forward_kinematics(axis_angle_to_matrix(angles), root, T2M_OFFSETS, T2M.parents)
     return joints + rng.normal(0, 1, joints.shape) * stretch
 
 
 def independent(path):
-    """(T, joints without End Sites, 3), in the order of the file, from the reader and kinematics of the package bvhio."""
-    bvhio = pytest.importorskip("bvhio", reason="NOT TESTED against an independent reader: pip install bvhio")
+    """(T, joints without End Sites, 3), in the order of the file, from the reader and kinematics
+    of the package bvhio."""
+    bvhio = pytest.importorskip(
+        "bvhio", reason="NOT TESTED against an independent reader: pip install bvhio"
+    )
     root = bvhio.readAsHierarchy(str(path))
     last = root.getKeyframeRange()[1]
-    return np.array([[list(joint.PositionWorld) for joint, _, _ in root.loadPose(frame).layout()] for frame in range(last + 1)])
+    return np.array(
+        [
+            [list(joint.PositionWorld) for joint, _, _ in root.loadPose(frame).layout()]
+            for frame in range(last + 1)
+        ]
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def test_hand_computed_pose(tmp_path):
     clip = read_bvh(write(tmp_path, SMALL))
-    assert clip.names == ("hip", "knee", "knee_end") and clip.parents == (-1, 0, 1) and clip.fps == 30
+    assert (
+        clip.names == ("hip", "knee", "knee_end") and clip.parents == (-1, 0, 1) and clip.fps == 30
+    )
     np.testing.assert_allclose(clip.joints[0], [[1, 2, 3], [1, -2, 3], [1, -5, 3]], atol=1e-12)
-    # the root turns by 90 degrees about Z: the thigh points to +X; the knee by 90 about its own X: the shin points to -Z
+    # the root turns by 90 degrees about Z: the thigh points to +X; the knee by 90 about its own
+    # X: the shin points to -Z
     np.testing.assert_allclose(clip.joints[1], [[1, 2, 3], [5, 2, 3], [5, 2, 0]], atol=1e-12)
     np.testing.assert_array_equal(clip.offsets, [[9, 9, 9], [0, -4, 0], [0, -3, 0]])
 
@@ -81,52 +104,86 @@ def test_hand_computed_pose(tmp_path):
 ])
 def test_layout_of_the_text_does_not_matter(tmp_path, change):
     expected = read_bvh(write(tmp_path, SMALL)).joints
-    np.testing.assert_array_equal(read_bvh(write(tmp_path, change(SMALL), "b.bvh")).joints, expected)
+    np.testing.assert_array_equal(
+        read_bvh(write(tmp_path, change(SMALL), "b.bvh")).joints, expected
+    )
 
 
 def test_any_channels_against_an_independent_reader(tmp_path):
     rng = np.random.default_rng(1)
-    orders = ["Zrotation Xrotation Yrotation", "Xrotation Yrotation Zrotation", "Yrotation Zrotation Xrotation"]
+    orders = [
+        "Zrotation Xrotation Yrotation",
+        "Xrotation Yrotation Zrotation",
+        "Yrotation Zrotation Xrotation",
+    ]
     lines, pad = ["HIERARCHY"], ""
     for i, kind in enumerate(["ROOT", "JOINT", "JOINT", "JOINT"]):
         position = "Xposition Yposition Zposition " if i != 2 else ""
-        lines += [f"{pad}{kind} j{i}", pad + "{", f"{pad} OFFSET 1 2.5 -3e-1", f"{pad} CHANNELS {6 if position else 3} {position}{orders[i % 3]}"]
+        lines += [
+            f"{pad}{kind} j{i}",
+            pad + "{",
+            f"{pad} OFFSET 1 2.5 -3e-1",
+            f"{pad} CHANNELS {6 if position else 3} {position}{orders[i % 3]}",
+        ]
         pad += "\t"
-    lines += ["End Site", "{", "OFFSET 0 1 0", "}"] + ["}"] * 4 + ["MOTION", "Frames: 7", "Frame Time: 0.01"]
+    lines += (
+        ["End Site", "{", "OFFSET 0 1 0", "}"]
+        + ["}"] * 4
+        + ["MOTION", "Frames: 7", "Frame Time: 0.01"]
+    )
     lines += [" ".join(f"{x:.4f}" for x in rng.uniform(-180, 180, 21)) for _ in range(7)]
     path = write(tmp_path, "\n".join(lines) + "\n")
-    np.testing.assert_allclose(read_bvh(path).joints[:, :4], independent(path), atol=2e-3)  # bvhio counts in float32
+    # bvhio counts in float32
+    np.testing.assert_allclose(read_bvh(path).joints[:, :4], independent(path), atol=2e-3)
 
 
-@pytest.mark.parametrize("seconds, fps", [("0.0333333", 30), ("0.033333", 30), (".0083333", 120), ("0.00833", 120),
-                                          ("0.016667", 60), ("0.05", 20), ("0.0333667", 1 / 0.0333667)])
+@pytest.mark.parametrize(
+    "seconds, fps",
+    [
+        ("0.0333333", 30),
+        ("0.033333", 30),
+        (".0083333", 120),
+        ("0.00833", 120),
+        ("0.016667", 60),
+        ("0.05", 20),
+        ("0.0333667", 1 / 0.0333667),
+    ],
+)
 def test_frame_rate(tmp_path, seconds, fps):
-    assert read_bvh(write(tmp_path, SMALL.replace("0.033333", seconds))).fps == pytest.approx(fps, rel=1e-9)
+    assert read_bvh(write(tmp_path, SMALL.replace("0.033333", seconds))).fps == pytest.approx(
+        fps, rel=1e-9
+    )
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda s: "", "not a BVH file"),
-    (lambda s: "PK\x03\x04 some zip", "not a BVH file"),
-    (lambda s: s[:s.index("MOTION")], "not a BVH file"),
-    (lambda s: s[:-20], "truncated: the header says 2 frames, found 1"),
-    (lambda s: s[:s.index("1 2 3")], "truncated: the header says 2 frames, found 0"),
-    (lambda s: s + "1 2 3 0 0 0 0 0 0\n", "too long: the header says 2 frames, found 3"),
-    (lambda s: s.replace("1 2 3 0 0 0 0 0 0", "1 2 3 0 0 0 0 0"), "frame 0 has 8 numbers, expected 9"),
-    (lambda s: s.replace("1 2 3 90", "1 nan 3 90"), "frame 1, channel 1 is nan"),
-    (lambda s: s.replace("1 2 3 90", "1 2 inf 90"), "frame 1, channel 2 is inf"),
-    (lambda s: s.replace("1 2 3 90", "1 two 3 90"), "not a number .*two"),
-    (lambda s: s.replace("Frames: 2", "Frames: 0"), "expected some frames"),
-    (lambda s: s.replace("0.033333", "0"), "expected some frames and a frame time"),
-    (lambda s: s.replace("0.033333", "fast"), "Frame Time: fast"),
-    (lambda s: s.replace("Frames: 2", "2 frames"), "expected 'Frames: N'"),
-    (lambda s: s.replace("CHANNELS 3", "CHANNELS 4"), "near line 9: .*CHANNELS 4"),
-    (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 -4"), "near line 8: .*OFFSET"),
-    (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 -4 e"), "near line 8: .*OFFSET"),
-    (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 nan 0"), "near line 8: .*OFFSET"),
-    (lambda s: s.replace("End Site", "Ende"), "near line 10: .*Ende"),
-    (lambda s: s.replace("}\nMOTION", "MOTION"), "unclosed"),
-    (lambda s: s.replace("ROOT hip", ""), "cannot make sense"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda s: "", "not a BVH file"),
+        (lambda s: "PK\x03\x04 some zip", "not a BVH file"),
+        (lambda s: s[: s.index("MOTION")], "not a BVH file"),
+        (lambda s: s[:-20], "truncated: the header says 2 frames, found 1"),
+        (lambda s: s[: s.index("1 2 3")], "truncated: the header says 2 frames, found 0"),
+        (lambda s: s + "1 2 3 0 0 0 0 0 0\n", "too long: the header says 2 frames, found 3"),
+        (
+            lambda s: s.replace("1 2 3 0 0 0 0 0 0", "1 2 3 0 0 0 0 0"),
+            "frame 0 has 8 numbers, expected 9",
+        ),
+        (lambda s: s.replace("1 2 3 90", "1 nan 3 90"), "frame 1, channel 1 is nan"),
+        (lambda s: s.replace("1 2 3 90", "1 2 inf 90"), "frame 1, channel 2 is inf"),
+        (lambda s: s.replace("1 2 3 90", "1 two 3 90"), "not a number .*two"),
+        (lambda s: s.replace("Frames: 2", "Frames: 0"), "expected some frames"),
+        (lambda s: s.replace("0.033333", "0"), "expected some frames and a frame time"),
+        (lambda s: s.replace("0.033333", "fast"), "Frame Time: fast"),
+        (lambda s: s.replace("Frames: 2", "2 frames"), "expected 'Frames: N'"),
+        (lambda s: s.replace("CHANNELS 3", "CHANNELS 4"), "near line 9: .*CHANNELS 4"),
+        (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 -4"), "near line 8: .*OFFSET"),
+        (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 -4 e"), "near line 8: .*OFFSET"),
+        (lambda s: s.replace("OFFSET 0 -4 0", "OFFSET 0 nan 0"), "near line 8: .*OFFSET"),
+        (lambda s: s.replace("End Site", "Ende"), "near line 10: .*Ende"),
+        (lambda s: s.replace("}\nMOTION", "MOTION"), "unclosed"),
+        (lambda s: s.replace("ROOT hip", ""), "cannot make sense"),
+    ],
+)
 def test_broken_files_are_refused_in_one_sentence(tmp_path, change, says):
     path = write(tmp_path, change(SMALL))
     with pytest.raises(ValueError, match=says) as error:
@@ -141,28 +198,55 @@ def test_missing_file(tmp_path):
         read_table(tmp_path / "none.txt")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rigs, units, frame rates
 
 
 def capture(names, joints=None, fps=20.0, metres=0.01):
-    """A Bvh whose joints stand where those of a written body do, by name: {name: one of the 22 or a point (x, y, z)}."""
+    """A Bvh whose joints stand where those of a written body do, by name: {name: one of the 22 or
+    a point (x, y, z)}."""
     joints = dancing() if joints is None else joints
-    places = [joints[:, T2M.joint_names.index(at)] if isinstance(at, str) else joints[:, 0] + np.array(at) for at in names.values()]
-    return bvh.Bvh("clip.bvh", tuple(names), (-1,) * len(names), np.zeros((len(names), 3)), np.stack(places, axis=1) / metres, fps)
+    places = [
+        joints[:, T2M.joint_names.index(at)] if isinstance(at, str) else joints[:, 0] + np.array(at)
+        for at in names.values()
+    ]
+    return bvh.Bvh(
+        "clip.bvh",
+        tuple(names),
+        (-1,) * len(names),
+        np.zeros((len(names), 3)),
+        np.stack(places, axis=1) / metres,
+        fps,
+    )
 
 
 def sides(words):
-    return {f"{mark}{theirs}": f"{side}_{ours}" for theirs, ours in words.items() for mark, side in (("Left", "left"), ("Right", "right"))}
+    return {
+        f"{mark}{theirs}": f"{side}_{ours}"
+        for theirs, ours in words.items()
+        for mark, side in (("Left", "left"), ("Right", "right"))
+    }
 
 
-LIMBS = sides({"UpLeg": "hip", "Leg": "knee", "Foot": "ankle", "ToeBase": "foot", "Shoulder": "collar", "Arm": "shoulder",
-               "ForeArm": "elbow", "Hand": "wrist"})
+LIMBS = sides(
+    {
+        "UpLeg": "hip",
+        "Leg": "knee",
+        "Foot": "ankle",
+        "ToeBase": "foot",
+        "Shoulder": "collar",
+        "Arm": "shoulder",
+        "ForeArm": "elbow",
+        "Hand": "wrist",
+    }
+)
 MIDDLE = {"Hips": "pelvis", "Spine": "spine1", "Spine1": "spine2", "Neck": "neck", "Head": "head"}
 MIXAMO = MIDDLE | LIMBS | {"Spine2": "spine3", "LeftHandThumb1": "left_wrist"}
 
 
-@pytest.mark.parametrize("prefix", ["", "mixamorig:", "mixamorig1:", "mixamorig_", "mixamorig", "Bob:mixamorig:"])
+@pytest.mark.parametrize(
+    "prefix", ["", "mixamorig:", "mixamorig1:", "mixamorig_", "mixamorig", "Bob:mixamorig:"]
+)
 def test_mixamo_with_any_prefix_is_taken_over_joint_by_joint(prefix):
     joints = dancing()
     clip = capture({prefix + name: at for name, at in MIXAMO.items()}, joints)
@@ -174,14 +258,22 @@ def test_other_rigs_put_joints_between_theirs():
     joints = dancing()
     at = dict(zip(T2M.joint_names, np.moveaxis(joints, 1, 0)))
 
-    cmu = capture(MIDDLE | LIMBS | {"LowerBack": "pelvis", "Neck1": "neck", "LHipJoint": "pelvis"}, joints)
+    cmu = capture(
+        MIDDLE | LIMBS | {"LowerBack": "pelvis", "Neck1": "neck", "LHipJoint": "pelvis"}, joints
+    )
     assert find_rig(cmu) == "cmu"
     ours = dict(zip(T2M.joint_names, np.moveaxis(to_t2m_joints(cmu), 1, 0)))
     np.testing.assert_allclose(ours["spine1"], 0.35 * at["pelvis"] + 0.65 * at["spine1"], atol=1e-9)
-    np.testing.assert_allclose(ours["left_collar"], 0.65 * at["left_collar"] + 0.35 * at["left_shoulder"], atol=1e-9)
+    np.testing.assert_allclose(
+        ours["left_collar"], 0.65 * at["left_collar"] + 0.35 * at["left_shoulder"], atol=1e-9
+    )
     np.testing.assert_allclose(ours["right_foot"], at["right_foot"], atol=1e-9)
 
-    lafan = capture({n.replace("ToeBase", "Toe"): a for n, a in (MIDDLE | LIMBS).items()} | {"Spine2": "spine3"}, joints)
+    lafan = capture(
+        {n.replace("ToeBase", "Toe"): a for n, a in (MIDDLE | LIMBS).items()}
+        | {"Spine2": "spine3"},
+        joints,
+    )
     assert find_rig(lafan) == "lafan1"
     ours = dict(zip(T2M.joint_names, np.moveaxis(to_t2m_joints(lafan), 1, 0)))
     np.testing.assert_allclose(ours["pelvis"], at["spine1"], atol=1e-9)
@@ -211,12 +303,23 @@ def test_unknown_rig_names_what_is_missing(tmp_path):
 def test_own_table(tmp_path):
     table = tmp_path / "mine.txt"
     lines = [f"{joint} = my {joint}" for joint in T2M.joint_names[1:]]
-    table.write_text("# my rig\npelvis = my low, my high, 0.25  # a point between two\n\n" + "\n".join(lines))
+    table.write_text(
+        "# my rig\npelvis = my low, my high, 0.25  # a point between two\n\n" + "\n".join(lines)
+    )
     joints = dancing()
-    clip = capture({f"my {joint}": joint for joint in T2M.joint_names[1:]} | {"my low": (0, -0.1, 0), "my high": (0, 0.3, 0)}, joints)
+    clip = capture(
+        {f"my {joint}": joint for joint in T2M.joint_names[1:]}
+        | {"my low": (0, -0.1, 0), "my high": (0, 0.3, 0)},
+        joints,
+    )
     np.testing.assert_allclose(to_t2m_joints(clip, read_table(table)), joints, atol=1e-9)
-    for line, says in [("pelvi = Hips", "'pelvi = Hips'; expected"), ("pelvis = A, B", "'pelvis = A, B'"), ("pelvis Hips", "'pelvis Hips'"),
-                       ("pelvis = A, B, half", "half"), ("neck = Neck", "no line for pelvis, left_hip")]:
+    for line, says in [
+        ("pelvi = Hips", "'pelvi = Hips'; expected"),
+        ("pelvis = A, B", "'pelvis = A, B'"),
+        ("pelvis Hips", "'pelvis Hips'"),
+        ("pelvis = A, B, half", "half"),
+        ("neck = Neck", "no line for pelvis, left_hip"),
+    ]:
         table.write_text(line)
         with pytest.raises(ValueError, match=says) as error:
             read_table(table)
@@ -247,9 +350,12 @@ def test_resampling_is_a_cubic_spline():
     cubics = lambda time: np.stack([time ** 3 - time, 2 * time ** 2, 0 * time + 5], axis=-1)
     time, new = np.arange(31) / 30, np.arange(21) / 20
     np.testing.assert_allclose(resample(cubics(time), 30, 20), cubics(new), atol=1e-12)
-    np.testing.assert_allclose(resample(cubics(time), 30, 120), cubics(np.arange(121) / 120), atol=1e-12)
+    np.testing.assert_allclose(
+        resample(cubics(time), 30, 120), cubics(np.arange(121) / 120), atol=1e-12
+    )
     wave = resample(np.sin(2 * np.pi * time), 30, 20)
-    assert np.abs(wave - np.sin(2 * np.pi * new)).max() < 1e-4  # linear interpolation is wrong by 5e-3 here
+    # linear interpolation is wrong by 5e-3 here
+    assert np.abs(wave - np.sin(2 * np.pi * new)).max() < 1e-4
     long = np.random.default_rng(0).normal(size=(121, 22, 3))
     np.testing.assert_allclose(resample(long, 120, 20), long[::6], atol=1e-9)
     np.testing.assert_array_equal(resample(long, 20, 20), long)
@@ -260,11 +366,20 @@ def test_resampling_is_a_cubic_spline():
 
 
 def test_real_files_agree_with_their_converted_clips(shared):
-    samples, archive = shared / "data" / "bvh_samples", shared / "data" / "bandai" / "bandai_humanml3d.tar.gz"
+    samples, archive = (
+        shared / "data" / "bvh_samples",
+        shared / "data" / "bandai" / "bandai_humanml3d.tar.gz",
+    )
     if not samples.is_dir() or not archive.is_file():
         pytest.skip(f"NOT TESTED on real files: {samples} or {archive} is absent")
-    ids = {row["source_file"]: row["id"] for row in csv.DictReader((archive.parent / "labels.csv").open())}
-    files = {f"bandai_humanml3d/new_joint_vecs/{ids[path.name]}.npy": path for path in samples.glob("*.bvh")}
+    ids = {
+        row["source_file"]: row["id"]
+        for row in csv.DictReader((archive.parent / "labels.csv").open())
+    }
+    files = {
+        f"bandai_humanml3d/new_joint_vecs/{ids[path.name]}.npy": path
+        for path in samples.glob("*.bvh")
+    }
     assert len(files) == 4
     seen = 0
     with tarfile.open(archive, "r|gz") as stream:
@@ -272,7 +387,9 @@ def test_real_files_agree_with_their_converted_clips(shared):
             if member.name not in files:
                 continue
             features = np.load(io.BytesIO(stream.extractfile(member).read()))
-            expected = features_to_joints(torch.from_numpy(features.astype(np.float32)), T2M).numpy()
+            expected = features_to_joints(
+                torch.from_numpy(features.astype(np.float32)), T2M
+            ).numpy()
             joints = canonical_joints(to_t2m_joints(read_bvh(files[member.name])), T2M, T2M_OFFSETS)
             assert len(joints) == len(expected) + 1
             assert np.linalg.norm(joints[:-1] - expected, axis=-1).max() < 0.003, files[member.name]
@@ -282,7 +399,7 @@ def test_real_files_agree_with_their_converted_clips(shared):
     assert seen == 4
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -314,18 +431,28 @@ def test_hierarchy_of_a_written_file(tmp_path):
         at = clip.parents[clip.names.index(bvh.NAMES[j])]
         assert (clip.names[at] if at >= 0 else None) == (bvh.NAMES[parent] if parent >= 0 else None)
     rest = {name: offset for name, offset in zip(clip.names, clip.offsets)}  # a T-pose
-    assert rest["LeftForeArm"][0] > 0.2 and rest["RightForeArm"][0] < -0.2 and rest["LeftLeg"][1] < -0.3
-    np.testing.assert_allclose(np.linalg.norm(rest["LeftLeg"]), np.linalg.norm(T2M_OFFSETS[4]), atol=1e-5)
+    assert (
+        rest["LeftForeArm"][0] > 0.2
+        and rest["RightForeArm"][0] < -0.2
+        and rest["LeftLeg"][1] < -0.3
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(rest["LeftLeg"]), np.linalg.norm(T2M_OFFSETS[4]), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("turn", [(np.pi / 2, 0, 0), (-np.pi / 2, 0, 0), (0, np.pi, 0), (0, 0, np.pi)])
+@pytest.mark.parametrize(
+    "turn", [(np.pi / 2, 0, 0), (-np.pi / 2, 0, 0), (0, np.pi, 0), (0, 0, np.pi)]
+)
 def test_poses_where_euler_angles_lock(tmp_path, turn):
     rotations = np.tile(np.eye(3), (5, 22, 1, 1))
     rotations[:, 0] = axis_angle_to_matrix(np.array(turn))
     rotations[:, 1] = axis_angle_to_matrix(np.array([-np.pi / 2, 0, 0]))
     joints = forward_kinematics(rotations, np.zeros((5, 3)), T2M_OFFSETS, T2M.parents)
     write_bvh(tmp_path / "a.bvh", joints)
-    assert np.linalg.norm(to_t2m_joints(read_bvh(tmp_path / "a.bvh")) - joints, axis=-1).max() < 0.001
+    assert (
+        np.linalg.norm(to_t2m_joints(read_bvh(tmp_path / "a.bvh")) - joints, axis=-1).max() < 0.001
+    )
 
 
 def test_collapsed_bodies_are_still_written_right(tmp_path):
@@ -334,22 +461,36 @@ def test_collapsed_bodies_are_still_written_right(tmp_path):
     joints[5] = joints[5, :1]  # everything in one place
     joints[7, 18] = joints[7, 16]  # no upper arm
     write_bvh(tmp_path / "a.bvh", joints)
-    assert np.linalg.norm(to_t2m_joints(read_bvh(tmp_path / "a.bvh")) - joints, axis=-1).max() < 0.001
+    assert (
+        np.linalg.norm(to_t2m_joints(read_bvh(tmp_path / "a.bvh")) - joints, axis=-1).max() < 0.001
+    )
 
 
 def test_angles_do_not_jump(tmp_path):
     time = np.linspace(0, 1, 100)
     rotations = np.tile(np.eye(3), (100, 22, 1, 1))
-    rotations[:, 0] = axis_angle_to_matrix(np.stack([0 * time, 4 * np.pi * time, 0 * time], axis=-1))  # turns round twice
-    write_bvh(tmp_path / "a.bvh", forward_kinematics(rotations, np.zeros((100, 3)), T2M_OFFSETS, T2M.parents))
+    # turns round twice
+    rotations[:, 0] = axis_angle_to_matrix(
+        np.stack([0 * time, 4 * np.pi * time, 0 * time], axis=-1)
+    )
+    write_bvh(
+        tmp_path / "a.bvh",
+        forward_kinematics(rotations, np.zeros((100, 3)), T2M_OFFSETS, T2M.parents),
+    )
     rows = (tmp_path / "a.bvh").read_text().split("Frame Time")[1].splitlines()[1:]
     angles = np.array([row.split()[3:6] for row in rows], float)
     assert np.abs(np.diff(angles, axis=0)).max() < 10 and abs(np.ptp(angles[:, 2]) - 720) < 1
 
 
-@pytest.mark.parametrize("joints, says", [
-    (np.zeros((4, 21, 3)), r"\(frames, 22, 3\).*found \(4, 21, 3\)"), (np.zeros((22, 3)), r"found \(22, 3\)"),
-    (np.zeros((0, 22, 3)), r"found \(0, 22, 3\)"), (np.full((2, 22, 3), np.nan), "with NaN")])
+@pytest.mark.parametrize(
+    "joints, says",
+    [
+        (np.zeros((4, 21, 3)), r"\(frames, 22, 3\).*found \(4, 21, 3\)"),
+        (np.zeros((22, 3)), r"found \(22, 3\)"),
+        (np.zeros((0, 22, 3)), r"found \(0, 22, 3\)"),
+        (np.full((2, 22, 3), np.nan), "with NaN"),
+    ],
+)
 def test_what_cannot_be_written_leaves_nothing(tmp_path, joints, says):
     with pytest.raises(ValueError, match=says):
         write_bvh(tmp_path / "a.bvh", joints)

@@ -20,7 +20,8 @@ from vae import MotionVAE
 
 KEYS = json.loads((GOLDEN / "official_checkpoint_keys.json").read_text())
 LIGHTNING = ["mld_humanml3d", "mld_kit", "novae_humanml3d", "mld_humanact12"]
-UNUSED = {"mld_humanml3d": 43, "mld_kit": 43, "novae_humanml3d": 42, "mld_humanact12": 3}  # how many keys are not read
+# how many keys are not read
+UNUSED = {"mld_humanml3d": 43, "mld_kit": 43, "novae_humanml3d": 42, "mld_humanact12": 3}
 
 
 def preset(name, **changes):
@@ -36,15 +37,24 @@ def random_weights(keys, seed=0):
 
 
 def small(keys):
-    """The same keys with every width an eighth, for speed: 256 -> 32, 1024 -> 128; features and tokens keep their sizes."""
-    return {name: [n // 8 if n in (256, 512, 768, 1024, 1536) else n for n in shape] for name, shape in keys.items()}
+    """The same keys with every width an eighth, for speed: 256 -> 32, 1024 -> 128; features and
+    tokens keep their sizes."""
+    return {
+        name: [n // 8 if n in (256, 512, 768, 1024, 1536) else n for n in shape]
+        for name, shape in keys.items()
+    }
 
 
 def lightning(path, monkeypatch, state, proof=None):
-    """Write `state` as a Lightning file: among its own entries are objects of packages that are not there when it is read."""
+    """Write `state` as a Lightning file: among its own entries are objects of packages that are
+    not there when it is read."""
     made = {}
-    for module, name in (("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"), ("omegaconf.dictconfig", "DictConfig"),
-                         ("omegaconf.nodes", "AnyNode"), ("torchmetrics.metric", "Metric")):
+    for module, name in (
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+        ("omegaconf.dictconfig", "DictConfig"),
+        ("omegaconf.nodes", "AnyNode"),
+        ("torchmetrics.metric", "Metric"),
+    ):
         parts = module.split(".")
         for i in range(len(parts)):
             monkeypatch.setitem(sys.modules, ".".join(parts[:i + 1]), types.ModuleType(parts[i]))
@@ -52,10 +62,25 @@ def lightning(path, monkeypatch, state, proof=None):
         setattr(sys.modules[module], name, made[name])
     cfg, node = made["DictConfig"](), made["AnyNode"]()
     node._val, cfg._content = 263, {"nfeats": node, "parent": cfg}
-    data = {"epoch": 5999, "global_step": 2_700_000, "pytorch-lightning_version": "1.8.6", "state_dict": state, "loops": {"fit_loop": {}},
-            "callbacks": {made["ModelCheckpoint"]: {"best_model_path": "x.ckpt"}, "m": made["Metric"]()}, "lr_schedulers": [],
-            "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}],
-            "hyper_parameters": {"cfg": cfg}}
+    data = {
+        "epoch": 5999,
+        "global_step": 2_700_000,
+        "pytorch-lightning_version": "1.8.6",
+        "state_dict": state,
+        "loops": {"fit_loop": {}},
+        "callbacks": {
+            made["ModelCheckpoint"]: {"best_model_path": "x.ckpt"},
+            "m": made["Metric"](),
+        },
+        "lr_schedulers": [],
+        "optimizer_states": [
+            {
+                "state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}},
+                "param_groups": [{"lr": 1e-4}],
+            }
+        ],
+        "hyper_parameters": {"cfg": cfg},
+    }
     if proof is not None:
         data["hyper_parameters"]["run"] = Runs(proof)
     torch.save(data, path)
@@ -70,31 +95,47 @@ class Runs:
         return os.system, (f"touch {self.proof}",)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Published files
 
 
 @pytest.mark.parametrize("name", LIGHTNING)
 def test_published_keys_at_their_full_sizes(tmp_path, monkeypatch, name):
     keys = KEYS[name]
-    lightning(tmp_path / "a.ckpt", monkeypatch, {key: torch.zeros(shape, dtype=torch.float16) for key, shape in keys.items()})
+    lightning(
+        tmp_path / "a.ckpt",
+        monkeypatch,
+        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in keys.items()},
+    )
     config, state = checkpoint.read_published(tmp_path / "a.ckpt")
     published = preset(name)
-    published.denoiser.mask_padding = name != "novae_humanml3d"  # padded frames were attended to when it was trained
-    assert (config.vae, config.data, config.diffusion) == (published.vae, published.data, published.diffusion)
+    # padded frames were attended to when it was trained
+    published.denoiser.mask_padding = name != "novae_humanml3d"
+    assert (config.vae, config.data, config.diffusion) == (
+        published.vae,
+        published.data,
+        published.diffusion,
+    )
     assert config.denoiser == published.denoiser
     # every number is read, or belongs to what is knowingly not
-    unused = [key for key in keys if any(checkpoint.re.search(pattern, key) for pattern, _ in checkpoint.UNUSED)
-              or (key == "denoiser.mem_pos.pe" and name != "novae_humanml3d")]
+    unused = [
+        key
+        for key in keys
+        if any(checkpoint.re.search(pattern, key) for pattern, _ in checkpoint.UNUSED)
+        or (key == "denoiser.mem_pos.pe" and name != "novae_humanml3d")
+    ]
     assert len(unused) == UNUSED[name]
-    assert sum(value.numel() for value in state.values()) == sum(int(np.prod(s)) for key, s in keys.items() if key not in unused)
+    assert sum(value.numel() for value in state.values()) == sum(
+        int(np.prod(s)) for key, s in keys.items() if key not in unused
+    )
     assert {value.dtype for value in state.values()} == {torch.float32}
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
 @pytest.mark.parametrize("name", LIGHTNING)
 def test_published_weights_arrive_where_they_belong(tmp_path, monkeypatch, name):
-    """The loaded networks give what networks give into which the same weights were put directly, name by name."""
+    """The loaded networks give what networks give into which the same weights were put directly,
+    name by name."""
     weights = random_weights(small(KEYS[name]))
     proof = tmp_path / "proof"
     lightning(tmp_path / "a.ckpt", monkeypatch, weights, proof)
@@ -104,23 +145,51 @@ def test_published_weights_arrive_where_they_belong(tmp_path, monkeypatch, name)
     lengths, frames = torch.tensor([40, 60]), torch.randn(2, 60, nfeats)
 
     def part(prefix):
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): value
+            for key, value in state.items()
+            if key.startswith(prefix)
+        }
 
     def sizes(cfg):
         return {key: getattr(cfg, key) for key in ("latent_dim", "ff_size", "num_layers")}
 
     if config.vae.arch != "none":
-        ours, direct = MotionVAE(config.vae, nfeats).eval(), MotionVAE(VAEConfig(
-            arch="actor" if name == "mld_humanact12" else "encoder_decoder", latent_dim=32, ff_size=128,
-            num_layers=6 if name == "mld_humanact12" else 9), nfeats).eval()
+        ours, direct = (
+            MotionVAE(config.vae, nfeats).eval(),
+            MotionVAE(
+                VAEConfig(
+                    arch="actor" if name == "mld_humanact12" else "encoder_decoder",
+                    latent_dim=32,
+                    ff_size=128,
+                    num_layers=6 if name == "mld_humanact12" else 9,
+                ),
+                nfeats,
+            ).eval(),
+        )
         assert (config.vae.latent_dim, config.vae.ff_size) == (32, 128)
         checkpoint.fill(ours, part("vae."), "a.ckpt")
-        put_directly(direct, {key.removeprefix("vae."): value for key, value in weights.items() if key.startswith("vae.")})
+        put_directly(
+            direct,
+            {
+                key.removeprefix("vae."): value
+                for key, value in weights.items()
+                if key.startswith("vae.")
+            },
+        )
         for a, b in zip(ours.encode(frames, lengths), direct.encode(frames, lengths)):
             assert torch.equal(a, b)
         z = torch.randn(2, 1, 32)
-        assert torch.equal(ours.decode(z, lengths), direct.decode(z, lengths)) and ours.decode(z, lengths).std() > 1e-3
-    d = {"latent_dim": 64 if name == "novae_humanml3d" else 32, "ff_size": 128, "text_encoded_dim": 96, "num_layers": 9}
+        assert (
+            torch.equal(ours.decode(z, lengths), direct.decode(z, lengths))
+            and ours.decode(z, lengths).std() > 1e-3
+        )
+    d = {
+        "latent_dim": 64 if name == "novae_humanml3d" else 32,
+        "ff_size": 128,
+        "text_encoded_dim": 96,
+        "num_layers": 9,
+    }
     if name == "novae_humanml3d":
         d |= {"arch": "trans_dec", "skip_connect": False, "mask_padding": False}
     if name == "mld_humanact12":
@@ -130,7 +199,14 @@ def test_published_weights_arrive_where_they_belong(tmp_path, monkeypatch, name)
     novae = nfeats if config.vae.arch == "none" else None
     ours, direct = Denoiser(config.denoiser, novae).eval(), Denoiser(direct_cfg, novae).eval()
     checkpoint.fill(ours, part("denoiser."), "a.ckpt")
-    put_directly(direct, {key.removeprefix("denoiser."): value for key, value in weights.items() if key.startswith("denoiser.")})
+    put_directly(
+        direct,
+        {
+            key.removeprefix("denoiser."): value
+            for key, value in weights.items()
+            if key.startswith("denoiser.")
+        },
+    )
     x = frames if novae else torch.randn(2, 1, 32)
     condition = torch.tensor([3, -1]) if name == "mld_humanact12" else torch.randn(2, 1, 96)
     t = torch.tensor([999, 1])
@@ -139,7 +215,12 @@ def test_published_weights_arrive_where_they_belong(tmp_path, monkeypatch, name)
 
 def put_directly(net, weights):
     """Copy published weights into a network by hand, parameter by parameter."""
-    aside = {"encoder.mu_token", "encoder.logvar_token", "encoder.sequence_pos_encoding.pe", "decoder.sequence_pos_encoding.pe"}
+    aside = {
+        "encoder.mu_token",
+        "encoder.logvar_token",
+        "encoder.sequence_pos_encoding.pe",
+        "decoder.sequence_pos_encoding.pe",
+    }
     own = dict(net.named_parameters())
     filled = set()
     with torch.no_grad():
@@ -152,8 +233,14 @@ def put_directly(net, weights):
             elif name == "mem_pos.pe" and not hasattr(net, "mem_pos") or name in aside:
                 continue
             else:
-                ours = name.replace("seqTransEncoder.", "").replace("seqTransDecoder.", "").replace("encoder.skel", "skel")
-                ours = ours.replace("decoder.final_layer", "final_layer").replace("emb_proj.action_embedding", "emb_proj.weight")
+                ours = (
+                    name.replace("seqTransEncoder.", "")
+                    .replace("seqTransDecoder.", "")
+                    .replace("encoder.skel", "skel")
+                )
+                ours = ours.replace("decoder.final_layer", "final_layer").replace(
+                    "emb_proj.action_embedding", "emb_proj.weight"
+                )
                 own[ours].copy_(value.reshape(own[ours].shape))
                 filled.add(ours)
     assert filled == own.keys()
@@ -164,12 +251,24 @@ def hub(folder, keys=None, **vae_config):
     tensors = {}
     for part in ("vae", "denoiser"):
         os.makedirs(folder / part)
-        tensors[part] = random_weights((keys or small)(KEYS[f"hub_{part}_humanml3d"]), seed=len(part))
+        tensors[part] = random_weights(
+            (keys or small)(KEYS[f"hub_{part}_humanml3d"]), seed=len(part)
+        )
         if part == "vae":
             tensors[part]["std"] = tensors[part]["std"].abs() + 0.5
         write_safetensors(folder / part / "model.safetensors", tensors[part])
-        settings = {"nfeats": 263, "latent_dim": [1, 32], "num_heads": 4, "arch": "encoder_decoder", "dropout": 0.1, "activation": "gelu",
-                    "normalize_before": False, "position_embedding": "learned", "freq_shift": 0, "flip_sin_to_cos": True} | vae_config
+        settings = {
+            "nfeats": 263,
+            "latent_dim": [1, 32],
+            "num_heads": 4,
+            "arch": "encoder_decoder",
+            "dropout": 0.1,
+            "activation": "gelu",
+            "normalize_before": False,
+            "position_embedding": "learned",
+            "freq_shift": 0,
+            "flip_sin_to_cos": True,
+        } | vae_config
         (folder / part / "config.json").write_text(json.dumps(settings))
     return tensors
 
@@ -179,9 +278,14 @@ def test_hub_folders(tmp_path, full):
     tensors = hub(tmp_path, (lambda keys: keys) if full else small)
     config, state = checkpoint.read_published(tmp_path)
     if full:
-        assert (config.vae, config.denoiser) == (preset("mld_humanml3d").vae, preset("mld_humanml3d").denoiser)
+        assert (config.vae, config.denoiser) == (
+            preset("mld_humanml3d").vae,
+            preset("mld_humanml3d").denoiser,
+        )
     read = {f"{part}.{name}": value for part in tensors for name, value in tensors[part].items()}
-    assert torch.equal(state["mean"], read.pop("vae.mean")) and torch.equal(state["std"], read.pop("vae.std"))
+    assert torch.equal(state["mean"], read.pop("vae.mean")) and torch.equal(
+        state["std"], read.pop("vae.std")
+    )
     read.pop("denoiser.mem_pos.pe")
     assert state.keys() - {"mean", "std"} == read.keys(), "the hub's names are ours"
     assert all(torch.equal(state[name].flatten(), value.flatten()) for name, value in read.items())
@@ -190,7 +294,11 @@ def test_hub_folders(tmp_path, full):
 def test_hub_settings_that_shapes_do_not_tell(tmp_path):
     hub(tmp_path, num_heads=8, activation="relu", normalize_before=True, flip_sin_to_cos=False)
     config, _ = checkpoint.read_published(tmp_path)
-    assert (config.vae.num_heads, config.vae.activation, config.vae.normalize_before) == (8, "relu", True)
+    assert (config.vae.num_heads, config.vae.activation, config.vae.normalize_before) == (
+        8,
+        "relu",
+        True,
+    )
     assert (config.denoiser.num_heads, config.denoiser.flip_sin_to_cos) == (8, False)
 
 
@@ -202,9 +310,15 @@ def test_load_model_from_the_hub_with_clip(tmp_path):
     assets = AssetsConfig(clip_path=str(tmp_path / "clip"))
     model = checkpoint.load_model(tmp_path / "mld", assets)
     features, joints = model.generate(["a man jumps"], lengths=[40], seed=1, num_inference_steps=2)
-    assert features.shape == (1, 40, 263) and joints.shape == (1, 40, 22, 3) and joints.isfinite().all()
+    assert (
+        features.shape == (1, 40, 263)
+        and joints.shape == (1, 40, 22, 3)
+        and joints.isfinite().all()
+    )
     assert model.length_estimator is None, "the published system has none: lengths must be given"
-    assert not model.training and torch.equal(model.mean, load_safetensors(tmp_path / "mld" / "vae" / "model.safetensors")["mean"])
+    assert not model.training and torch.equal(
+        model.mean, load_safetensors(tmp_path / "mld" / "vae" / "model.safetensors")["mean"]
+    )
     with pytest.raises(FileNotFoundError, match="CLIP's weights are not at"):
         checkpoint.load_model(tmp_path / "mld", AssetsConfig(clip_path=str(tmp_path / "nowhere")))
 
@@ -212,8 +326,14 @@ def test_load_model_from_the_hub_with_clip(tmp_path):
 def test_load_model_of_the_action_model(tmp_path, monkeypatch):
     lightning(tmp_path / "a.ckpt", monkeypatch, random_weights(small(KEYS["mld_humanact12"])))
     model = checkpoint.load_model(tmp_path / "a.ckpt")
-    features, joints = model.generate(actions=[3, 7], lengths=[60, 60], seed=1, num_inference_steps=2)
-    assert features.shape == (2, 60, 150) and joints.shape == (2, 60, 24, 3) and joints.isfinite().all()
+    features, joints = model.generate(
+        actions=[3, 7], lengths=[60, 60], seed=1, num_inference_steps=2
+    )
+    assert (
+        features.shape == (2, 60, 150)
+        and joints.shape == (2, 60, 24, 3)
+        and joints.isfinite().all()
+    )
 
 
 def test_mean_and_std_of_a_published_file_lie_beside_it(tmp_path, monkeypatch):
@@ -225,7 +345,9 @@ def test_mean_and_std_of_a_published_file_lie_beside_it(tmp_path, monkeypatch):
     np.save(tmp_path / "Mean.npy", np.arange(251.0)), np.save(tmp_path / "Std.npy", np.ones(251))
     assert checkpoint.norms(tmp_path / "a.ckpt", config)["mean"][7] == 7
     config.data.skeleton, config.assets.smpl_path = "smpl", str(tmp_path / "smpl.npz")
-    default, joints = checkpoint.norms(tmp_path / "a.ckpt", config)["rest"], np.random.default_rng(0).normal(size=(24, 3))
+    default, joints = checkpoint.norms(tmp_path / "a.ckpt", config)["rest"], np.random.default_rng(
+        0
+    ).normal(size=(24, 3))
     np.savez(config.assets.smpl_path, J=joints)
     body = checkpoint.norms(tmp_path / "a.ckpt", config)["rest"]
     np.testing.assert_allclose(body, joints - joints[0], atol=1e-6)
@@ -235,19 +357,36 @@ def test_mean_and_std_of_a_published_file_lie_beside_it(tmp_path, monkeypatch):
 def test_vae_alone(tmp_path):
     tensors = hub(tmp_path)
     config, state = checkpoint.read_published(tmp_path / "vae")
-    assert {name.split(".")[0] for name in state} == {"vae", "mean", "std"} and config.vae.latent_dim == 32
+    assert {name.split(".")[0] for name in state} == {
+        "vae",
+        "mean",
+        "std",
+    } and config.vae.latent_dim == 32
     assert torch.equal(state["vae.final_layer.bias"], tensors["vae"]["final_layer.bias"])
     with pytest.raises(ValueError, match="denoiser of latents without its VAE"):
         checkpoint.read_published(tmp_path / "denoiser")
 
 
-@pytest.mark.parametrize("file, arch, size", [("vae_all_encoder_latent1", "all_encoder", 1), ("vae_encoder_decoder_latent2", "encoder_decoder", 2),
-                                              ("vae_encoder_decoder_latent1_mlpdist", "encoder_decoder", 1)])
+@pytest.mark.parametrize(
+    "file, arch, size",
+    [
+        ("vae_all_encoder_latent1", "all_encoder", 1),
+        ("vae_encoder_decoder_latent2", "encoder_decoder", 2),
+        ("vae_encoder_decoder_latent1_mlpdist", "encoder_decoder", 1),
+    ],
+)
 def test_other_forms_of_the_vae(tmp_path, file, arch, size):
     golden = np.load(GOLDEN / f"{file}.npz")
-    weights = {f"vae.{name[6:]}": torch.from_numpy(golden[name]) for name in golden.files if name.startswith("state/")}
-    for name in ("vae.query_pos_encoder.pe", "vae.query_pos_decoder.pe"):  # the golden files have the first rows only
-        weights[name] = torch.cat([weights[name], torch.zeros(500 - len(weights[name]), *weights[name].shape[1:])])
+    weights = {
+        f"vae.{name[6:]}": torch.from_numpy(golden[name])
+        for name in golden.files
+        if name.startswith("state/")
+    }
+    # the golden files have the first rows only
+    for name in ("vae.query_pos_encoder.pe", "vae.query_pos_decoder.pe"):
+        weights[name] = torch.cat(
+            [weights[name], torch.zeros(500 - len(weights[name]), *weights[name].shape[1:])]
+        )
     torch.save({"state_dict": weights}, tmp_path / "a.ckpt")
     config, state = checkpoint.read_published(tmp_path / "a.ckpt")
     assert (config.vae.arch, config.vae.latent_size, config.vae.num_layers) == (arch, size, 5)
@@ -255,7 +394,9 @@ def test_other_forms_of_the_vae(tmp_path, file, arch, size):
     vae = MotionVAE(config.vae, 263).eval()
     checkpoint.fill(vae, {name[4:]: value for name, value in state.items()}, "a.ckpt")
     with torch.no_grad():
-        mu, _ = vae.encode(torch.from_numpy(golden["features"]), torch.from_numpy(golden["lengths"]).long())
+        mu, _ = vae.encode(
+            torch.from_numpy(golden["features"]), torch.from_numpy(golden["lengths"]).long()
+        )
     assert torch.allclose(mu.transpose(0, 1), torch.from_numpy(golden["mu"]), rtol=1e-5, atol=1e-5)
 
 
@@ -273,13 +414,26 @@ def test_published_weights_that_do_not_fit(tmp_path, monkeypatch):
 
     assert "lacks weights: vae.final_layer.bias." in read(lambda w: w.pop("vae.final_layer.bias"))
     assert "does not have: vae.extra" in read(lambda w: w.update({"vae.extra": torch.zeros(3)}))
-    assert "does not have: what.is.this" in read(lambda w: w.update({"what.is.this": torch.zeros(3)}))
+    assert "does not have: what.is.this" in read(
+        lambda w: w.update({"what.is.this": torch.zeros(3)})
+    )
     assert "(96, 31) instead of (96, 32)" in read(
-        lambda w: w.update({"vae.encoder.input_blocks.2.self_attn.in_proj_weight": torch.zeros(96, 31)}))
+        lambda w: w.update(
+            {"vae.encoder.input_blocks.2.self_attn.in_proj_weight": torch.zeros(96, 31)}
+        )
+    )
     assert "sizes" in read(lambda w: w.pop("vae.skel_embedding.weight"))
-    assert "100 features" in read(lambda w: w.update({"vae.skel_embedding.weight": torch.zeros(32, 100)}))
-    assert "odd" in read(lambda w: [w.pop(name) for name in list(w) if name.startswith("denoiser.encoder.input_blocks.3.")])
-    assert "neither a VAE nor a denoiser" in read(lambda w: [w.pop(name) for name in list(w) if not name.startswith("t2m_")])
+    assert "100 features" in read(
+        lambda w: w.update({"vae.skel_embedding.weight": torch.zeros(32, 100)})
+    )
+    assert "odd" in read(
+        lambda w: [
+            w.pop(name) for name in list(w) if name.startswith("denoiser.encoder.input_blocks.3.")
+        ]
+    )
+    assert "neither a VAE nor a denoiser" in read(
+        lambda w: [w.pop(name) for name in list(w) if not name.startswith("t2m_")]
+    )
 
 
 def test_published_files_cut_short_or_missing(tmp_path, monkeypatch):
@@ -307,14 +461,18 @@ def test_published_files_cut_short_or_missing(tmp_path, monkeypatch):
         checkpoint.load_model(tmp_path / "hub")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Our own files
 
 
 def tiny_config(**changes):
     sizes = {"latent_dim": 16, "ff_size": 32, "num_layers": 3, "num_heads": 2}
-    config = preset("toy", **{f"{part}.{key}": value for part in ("vae", "denoiser") for key, value in sizes.items()},
-                    **{"text.width": 16, "text.heads": 2, "text.layers": 1, "denoiser.text_encoded_dim": 16}, **changes)
+    config = preset(
+        "toy",
+        **{f"{part}.{key}": value for part in ("vae", "denoiser") for key, value in sizes.items()},
+        **{"text.width": 16, "text.heads": 2, "text.layers": 1, "denoiser.text_encoded_dim": 16},
+        **changes,
+    )
     return config
 
 
@@ -329,20 +487,35 @@ def test_a_finished_model_comes_back(tmp_path):
     config = tiny_config()
     model = finished(config, tmp_path / "model.pt")
     again = checkpoint.load_model(tmp_path / "model.pt")
-    assert again.length_estimator is not None and again.config == config and again.text_encoder.vocabulary == ["a", "jumps", "man"]
+    assert (
+        again.length_estimator is not None
+        and again.config == config
+        and again.text_encoder.vocabulary == ["a", "jumps", "man"]
+    )
     a = model.generate(["a man hovers"], lengths=[40], seed=3, num_inference_steps=3)
     b = again.generate(["a man hovers"], lengths=[40], seed=3, num_inference_steps=3)
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-    assert checkpoint.load_model(tmp_path / "model.pt", AssetsConfig(clip_path="here")).config.assets.clip_path == "here"
+    assert (
+        checkpoint.load_model(
+            tmp_path / "model.pt", AssetsConfig(clip_path="here")
+        ).config.assets.clip_path
+        == "here"
+    )
 
 
 def test_half_the_size_and_nearly_the_same_motion(tmp_path):
     model = finished(tiny_config(), tmp_path / "model.pt")
     checkpoint.halve(tmp_path / "model.pt", tmp_path / "half.pt")
-    assert os.path.getsize(tmp_path / "half.pt") < 0.8 * os.path.getsize(tmp_path / "model.pt")  # names weigh as much as so small a net
+    # names weigh as much as so small a net
+    assert os.path.getsize(tmp_path / "half.pt") < 0.8 * os.path.getsize(tmp_path / "model.pt")
     again = checkpoint.load_model(tmp_path / "half.pt")
-    assert {p.dtype for p in again.parameters()} == {torch.float32} and torch.equal(again.mean, model.mean)
-    made = [m.generate(["a man"], lengths=[40], seed=3, num_inference_steps=3)[0] for m in (model, again)]
+    assert {p.dtype for p in again.parameters()} == {torch.float32} and torch.equal(
+        again.mean, model.mean
+    )
+    made = [
+        m.generate(["a man"], lengths=[40], seed=3, num_inference_steps=3)[0]
+        for m in (model, again)
+    ]
     assert 0 < (made[0] - made[1]).abs().max() < 0.05 * made[0].abs().max()
 
 
@@ -352,19 +525,37 @@ def test_training_state_comes_back(tmp_path):
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     config = Config()
-    checkpoint.save(tmp_path / "a.pt", config, net.state_dict(), optimizer=optimizer.state_dict(), ema=[torch.ones(2)], step=7, best=0.5)
+    checkpoint.save(
+        tmp_path / "a.pt",
+        config,
+        net.state_dict(),
+        optimizer=optimizer.state_dict(),
+        ema=[torch.ones(2)],
+        step=7,
+        best=0.5,
+    )
     data = checkpoint.load(tmp_path / "a.pt")
-    assert data["config"] == config and (data["step"], data["best"]) == (7, 0.5) and torch.equal(data["ema"][0], torch.ones(2))
+    assert (
+        data["config"] == config
+        and (data["step"], data["best"]) == (7, 0.5)
+        and torch.equal(data["ema"][0], torch.ones(2))
+    )
     assert all(torch.equal(data["model"][name], value) for name, value in net.state_dict().items())
     again = torch.optim.AdamW(net.parameters())
     again.load_state_dict(data["optimizer"])
-    assert torch.equal(again.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    assert torch.equal(
+        again.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
+    )
     assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 7
 
 
 def test_clip_is_not_stored(tmp_path):
     config = Config()
-    checkpoint.save(tmp_path / "a.pt", config, {"text_encoder.tower.x": torch.ones(3), "denoiser.y": torch.ones(2)})
+    checkpoint.save(
+        tmp_path / "a.pt",
+        config,
+        {"text_encoder.tower.x": torch.ones(3), "denoiser.y": torch.ones(2)},
+    )
     assert list(checkpoint.load(tmp_path / "a.pt")["model"]) == ["denoiser.y"]
 
 
@@ -376,7 +567,10 @@ def test_paths_of_this_machine_are_not_stored(tmp_path):
     finished(config, tmp_path / "model.pt")
     assert b"some.where" not in (tmp_path / "model.pt").read_bytes()
     loaded = checkpoint.load(tmp_path / "model.pt")["config"]
-    assert loaded.assets == AssetsConfig() and (loaded.train.out, loaded.train.vae_checkpoint) == (Config().train.out, "")
+    assert loaded.assets == AssetsConfig() and (loaded.train.out, loaded.train.vae_checkpoint) == (
+        Config().train.out,
+        "",
+    )
     assert loaded.vae == config.vae and loaded.train.seed == config.train.seed
 
 
@@ -413,7 +607,10 @@ def test_own_files_that_cannot_be_read(tmp_path):
                 read(path)
             assert "\n" not in str(caught.value)
     proof = tmp_path / "proof"
-    torch.save({"format": checkpoint.FORMAT, "version": 1, "config": {}, "model": {}, "x": Runs(proof)}, path)
+    torch.save(
+        {"format": checkpoint.FORMAT, "version": 1, "config": {}, "model": {}, "x": Runs(proof)},
+        path,
+    )
     for read in (checkpoint.load, checkpoint.load_model):
         with pytest.raises(ValueError, match="not a whole nanoMLD checkpoint"):
             read(path)
@@ -429,7 +626,15 @@ def test_own_files_that_cannot_be_read(tmp_path):
     torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
     with pytest.raises(ValueError, match="version 99"):
         checkpoint.load(path)
-    torch.save({"format": checkpoint.FORMAT, "version": 1, "config": {"vae": {"latent_sise": 1}}, "model": {}}, path)
+    torch.save(
+        {
+            "format": checkpoint.FORMAT,
+            "version": 1,
+            "config": {"vae": {"latent_sise": 1}},
+            "model": {},
+        },
+        path,
+    )
     with pytest.raises(ValueError, match="another version of nanoMLD.*latent_sise"):
         checkpoint.load(path)
 
@@ -437,12 +642,20 @@ def test_own_files_that_cannot_be_read(tmp_path):
 def test_own_weights_that_do_not_fit(tmp_path):
     config = tiny_config()
     model = finished(config, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a.pt does not fit: it has weights of other shapes: x is \(3,\) instead of \(2,\)\."):
+    with pytest.raises(
+        ValueError,
+        match=r"a.pt does not fit: it has weights of other shapes: x is \(3,\) instead of \(2,\)\.",
+    ):
         checkpoint.fill(torch.nn.ParameterDict({"x": torch.ones(2)}), {"x": torch.ones(3)}, "a.pt")
     checkpoint.save(tmp_path / "vae.pt", config, model.vae.state_dict())
     with pytest.raises(ValueError, match="vae.pt lacks the vocabulary.*stage"):
         checkpoint.load_model(tmp_path / "vae.pt")
-    checkpoint.save(tmp_path / "vae.pt", config, {"vae." + k: v for k, v in model.vae.state_dict().items()}, vocabulary=["a", "jumps", "man"])
+    checkpoint.save(
+        tmp_path / "vae.pt",
+        config,
+        {"vae." + k: v for k, v in model.vae.state_dict().items()},
+        vocabulary=["a", "jumps", "man"],
+    )
     with pytest.raises(ValueError, match="vae.pt does not fit: it lacks weights: .* more"):
         checkpoint.load_model(tmp_path / "vae.pt")
     checkpoint.save(tmp_path / "b.pt", config, model.state_dict(), vocabulary=["a"])

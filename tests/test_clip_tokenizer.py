@@ -1,4 +1,5 @@
-"""CLIP's tokenizer: equal to the published one on awkward texts; truncation, batches, decoding, bad input."""
+"""CLIP's tokenizer: equal to the published one on awkward texts; truncation, batches, decoding,
+bad input."""
 import json
 import os
 import pathlib
@@ -38,10 +39,27 @@ def test_batches_are_padded_to_the_longest_or_as_asked(tokenizer):
 
 def test_truncation_keeps_the_end_token(tokenizer):
     ids = tokenizer(["word " * 500])
-    assert ids.shape == (1, 77) and ids[0, -1] == tokenizer.end and (ids[0, 1:-1] == tokenizer.encode("word")[0]).all()
+    assert (
+        ids.shape == (1, 77)
+        and ids[0, -1] == tokenizer.end
+        and (ids[0, 1:-1] == tokenizer.encode("word")[0]).all()
+    )
 
 
-@pytest.mark.parametrize("text", ["", "   ", "🕺🏽🤸", "他在跳舞", "прыгает вверх", "\x00\x01", "<|endoftext|>", "‍", "&amp;amp;amp;"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "   ",
+        "🕺🏽🤸",
+        "他在跳舞",
+        "прыгает вверх",
+        "\x00\x01",
+        "<|endoftext|>",
+        "‍",
+        "&amp;amp;amp;",
+    ],
+)
 def test_any_text_is_tokens_and_comes_back_stable(tokenizer, text):
     ids = tokenizer.encode(text)
     assert all(0 <= i < len(tokenizer) for i in ids)
@@ -60,5 +78,11 @@ def test_what_is_no_text_is_refused(tokenizer):
 
 
 def test_as_a_program():
-    out = subprocess.run([sys.executable, "clip_tokenizer.py", "a man"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    out = subprocess.run(
+        [sys.executable, "clip_tokenizer.py", "a man"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
     assert out.stdout.strip() == "[(320, 'a</w>'), (786, 'man</w>')]"

@@ -1,4 +1,5 @@
-"""Settings: layers, types, nearest names, impossible combinations, the assets file, round trips, atomic writes."""
+"""Settings: layers, types, nearest names, impossible combinations, the assets file, round trips,
+atomic writes."""
 import dataclasses
 import json
 import os
@@ -29,11 +30,21 @@ def test_every_preset_is_valid_and_survives_json(preset, recipe):
 
 def test_four_layers_each_win_over_the_one_before(tmp_path):
     assets = tmp_path / "assets.py"
-    assets.write_text('"""my machine"""\nclip_path = "/models/clip"\ntrain_vae.batch_size = 24\ntrain_vae.lr = 3e-4\n')
+    assets.write_text(
+        '"""my machine"""\nclip_path = "/models/clip"\ntrain_vae.batch_size = 24\ntrain_vae.lr = 3e-4\n'
+    )
     assert Config().train_vae.batch_size == 64
-    assert resolve("--config", "toy").train_vae.batch_size == PRESETS["toy"]["train_vae.batch_size"] not in (24, 64)
+    assert (
+        resolve("--config", "toy").train_vae.batch_size
+        == PRESETS["toy"]["train_vae.batch_size"]
+        not in (24, 64)
+    )
     c = resolve("--config", "toy", "--cfg_assets", str(assets))
-    assert (c.train_vae.batch_size, c.train_vae.lr, c.assets.clip_path) == (24, 3e-4, "/models/clip")
+    assert (c.train_vae.batch_size, c.train_vae.lr, c.assets.clip_path) == (
+        24,
+        3e-4,
+        "/models/clip",
+    )
     c = resolve("--config", "toy", "--cfg_asset", str(assets), "--train_vae.batch_size=8")
     assert (c.train_vae.batch_size, c.train_vae.lr) == (8, 3e-4)
 
@@ -41,7 +52,9 @@ def test_four_layers_each_win_over_the_one_before(tmp_path):
 def test_spellings_of_an_override():
     for argv in (["--vae.latent_size=7"], ["--vae.latent_size", "7"], ["vae.latent_size=7"]):
         assert resolve(*argv).vae.latent_size == 7
-    assert resolve("--compile").train.compile and resolve("--compile", "--seed", "3").train.seed == 3
+    assert (
+        resolve("--compile").train.compile and resolve("--compile", "--seed", "3").train.seed == 3
+    )
     assert not resolve("--compile", "false").train.compile
     assert resolve("--cache_latents", "0").train.cache_latents == 0
     assert resolve("--condition", "none").denoiser.condition == "none"
@@ -51,22 +64,39 @@ def test_spellings_of_an_override():
 def test_dataset_picks_its_preset():
     assert resolve("--dataset", "humanml3d") == resolve("--config", "mld_humanml3d")
     kit = resolve("--dataset=kit")
-    assert (kit.data.skeleton, kit.data.nfeats, kit.data.fps, kit.data.min_length) == ("kit", 251, 12.5, 24)
+    assert (kit.data.skeleton, kit.data.nfeats, kit.data.fps, kit.data.min_length) == (
+        "kit",
+        251,
+        12.5,
+        24,
+    )
     c = resolve("--dataset", "humanact12")
-    assert (c.denoiser.condition, c.vae.arch, c.denoiser.num_actions, c.data.nfeats) == ("action", "actor", 12, 150)
+    assert (c.denoiser.condition, c.vae.arch, c.denoiser.num_actions, c.data.nfeats) == (
+        "action",
+        "actor",
+        12,
+        150,
+    )
 
 
 def test_own_packed_dataset_is_known_by_its_pack(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.pack").touch()
     assert resolve("--dataset", "mine", "--assets.data_root", str(tmp_path)).data.dataset == "mine"
-    with pytest.raises(SettingError, match="Unknown dataset 'humanml'.*prepare.py.*Did you mean humanml3d"):
+    with pytest.raises(
+        SettingError, match="Unknown dataset 'humanml'.*prepare.py.*Did you mean humanml3d"
+    ):
         resolve("--dataset", "humanml")
 
 
 def test_modules_swap_as_a_set():
     c = resolve("--config", "mld_humanml3d", "--modules", "novae")
-    assert (c.vae.arch, c.denoiser.arch, c.denoiser.skip_connect, c.train.cache_latents) == ("none", "trans_dec", False, 0)
+    assert (c.vae.arch, c.denoiser.arch, c.denoiser.skip_connect, c.train.cache_latents) == (
+        "none",
+        "trans_dec",
+        False,
+        0,
+    )
     assert resolve("--config", "mld_humanml3d", "model.target=modules_novae") == c
     assert resolve("--config", "novae_humanml3d").denoiser.latent_dim == 512
     assert resolve("--dataset", "toy", "--modules", "novae").vae.arch == "none"
@@ -76,47 +106,61 @@ def test_modules_swap_as_a_set():
 
 def test_paper_recipe():
     c = resolve("--dataset", "humanml3d", "--recipe", "paper")
-    assert (c.train_vae.lr, c.train_vae.schedule, c.train_vae.grad_clip, c.train_diffusion.ema) == (1e-4, "constant", 0, 0)
+    assert (c.train_vae.lr, c.train_vae.schedule, c.train_vae.grad_clip, c.train_diffusion.ema) == (
+        1e-4,
+        "constant",
+        0,
+        0,
+    )
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--vae.latnt_size=3"], "Unknown setting 'vae.latnt_size'.*vae.latent_size"),
-    (["--vea.latent_size=3"], "vae.latent_size"),
-    (["--num_heads=3"], "num_heads"),
-    (["--stag", "vae"], "Did you mean stage"),
-    (["--config", "mld_humanml"], "preset .*mld_humanml3d"),
-    (["--recipe", "papers"], "Did you mean paper"),
-    (["--vae.latent_size=big"], "vae.latent_size must be a whole number, got 'big'"),
-    (["--vae.latent_size=1.5"], "whole number"),
-    (["--train_vae.lr=nan"], "train_vae.lr must be a number"),
-    (["--train.compile=maybe"], "true or false"),
-    (["--stage", "vaes"], "one of all, vae, diffusion"),
-    (["--vae.latent_size"], "needs a value"),
-    (["--vae.num_layers=4"], "vae.num_layers must be odd"),
-    (["--denoiser.num_layers=4"], "denoiser.num_layers must be odd"),
-    (["--vae.num_heads=5"], "must divide vae.latent_dim"),
-    (["--vae.latent_dim=64"], "they must be equal"),
-    (["--vae.latent_size=11"], "1 to 10"),
-    (["--vae.max_positions=100"], "must hold data.max_frames"),
-    (["--modules", "novae", "--stage", "vae"], "no VAE to train"),
-    (["--modules", "novae", "--cache_latents", "4"], "cache_latents needs a VAE"),
-    (["--data.min_length=300"], "below data.max_length"),
-    (["--diffusion.num_inference_steps=0"], "num_inference_steps must be positive"),
-    (["--seed=-1"], "train.seed must not be negative, got -1"),
-    (["--train.log_every=0"], "train.log_every must be positive"),
-    (["--text.heads=0"], "text.heads must be positive"),
-    (["--text.context_length=2"], "text.context_length must be at least 3"),
-    (["--train_vae.lr=0"], "train_vae.lr must be positive"),
-    (["--text.last_hidden_state", "1", "--denoiser.max_positions=50"], "must hold 79 tokens and vae.latent_size"),
-    (["--modules", "novae", "--denoiser.max_positions=122"], "must hold 3 tokens and data.max_frames: 123"),
-    (["--data.max_frames=130"], "vae.cosine_span .120. must hold data.max_frames .130."),
-    (["-stag", "vae"], "Did you mean stage"),
-    (["--diffusion.num_inference_steps=1001"], "num_inference_steps must be 1 to"),
-    (["--diffusion.guidance_scale=-1"], "guidance_scale"),
-    (["--train_vae.accumulate=7"], "must divide train_vae.batch_size"),
-    (["--text.width=64"], "text.width"),
-    (["--cfg_assets", "/no/such/file.py"], "Assets file /no/such/file.py cannot be read"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--vae.latnt_size=3"], "Unknown setting 'vae.latnt_size'.*vae.latent_size"),
+        (["--vea.latent_size=3"], "vae.latent_size"),
+        (["--num_heads=3"], "num_heads"),
+        (["--stag", "vae"], "Did you mean stage"),
+        (["--config", "mld_humanml"], "preset .*mld_humanml3d"),
+        (["--recipe", "papers"], "Did you mean paper"),
+        (["--vae.latent_size=big"], "vae.latent_size must be a whole number, got 'big'"),
+        (["--vae.latent_size=1.5"], "whole number"),
+        (["--train_vae.lr=nan"], "train_vae.lr must be a number"),
+        (["--train.compile=maybe"], "true or false"),
+        (["--stage", "vaes"], "one of all, vae, diffusion"),
+        (["--vae.latent_size"], "needs a value"),
+        (["--vae.num_layers=4"], "vae.num_layers must be odd"),
+        (["--denoiser.num_layers=4"], "denoiser.num_layers must be odd"),
+        (["--vae.num_heads=5"], "must divide vae.latent_dim"),
+        (["--vae.latent_dim=64"], "they must be equal"),
+        (["--vae.latent_size=11"], "1 to 10"),
+        (["--vae.max_positions=100"], "must hold data.max_frames"),
+        (["--modules", "novae", "--stage", "vae"], "no VAE to train"),
+        (["--modules", "novae", "--cache_latents", "4"], "cache_latents needs a VAE"),
+        (["--data.min_length=300"], "below data.max_length"),
+        (["--diffusion.num_inference_steps=0"], "num_inference_steps must be positive"),
+        (["--seed=-1"], "train.seed must not be negative, got -1"),
+        (["--train.log_every=0"], "train.log_every must be positive"),
+        (["--text.heads=0"], "text.heads must be positive"),
+        (["--text.context_length=2"], "text.context_length must be at least 3"),
+        (["--train_vae.lr=0"], "train_vae.lr must be positive"),
+        (
+            ["--text.last_hidden_state", "1", "--denoiser.max_positions=50"],
+            "must hold 79 tokens and vae.latent_size",
+        ),
+        (
+            ["--modules", "novae", "--denoiser.max_positions=122"],
+            "must hold 3 tokens and data.max_frames: 123",
+        ),
+        (["--data.max_frames=130"], "vae.cosine_span .120. must hold data.max_frames .130."),
+        (["-stag", "vae"], "Did you mean stage"),
+        (["--diffusion.num_inference_steps=1001"], "num_inference_steps must be 1 to"),
+        (["--diffusion.guidance_scale=-1"], "guidance_scale"),
+        (["--train_vae.accumulate=7"], "must divide train_vae.batch_size"),
+        (["--text.width=64"], "text.width"),
+        (["--cfg_assets", "/no/such/file.py"], "Assets file /no/such/file.py cannot be read"),
+    ],
+)
 def test_refusals_name_the_setting(argv, message):
     with pytest.raises(SettingError, match=message):
         resolve(*argv)
@@ -124,7 +168,15 @@ def test_refusals_name_the_setting(argv, message):
 
 def test_assets_file_executes_nothing(tmp_path):
     witness, assets = tmp_path / "witness", tmp_path / "assets.py"
-    for line in ("clip_path = {[]: 1}", f"clip_path = open({str(witness)!r}, 'w').name", f"open({str(witness)!r}, 'w')", "import os", "a = b = 1", "x[0] = 1", "nothing.here = 1"):
+    for line in (
+        "clip_path = {[]: 1}",
+        f"clip_path = open({str(witness)!r}, 'w').name",
+        f"open({str(witness)!r}, 'w')",
+        "import os",
+        "a = b = 1",
+        "x[0] = 1",
+        "nothing.here = 1",
+    ):
         assets.write_text("t2m_path = 'ok'\n" + line)
         with pytest.raises(SettingError, match="literal|Unknown setting"):
             resolve("--cfg_assets", str(assets))
@@ -145,7 +197,9 @@ def test_programs_own_flags():
     assert (options.resume, options.num, words) == (True, 4, ["a man"])
     with pytest.raises(SettingError, match="--num must be a whole number"):
         parse_args(["--num", "four"], Options())
-    assert "go on from" not in presets.help_text("doc") and "--num" in presets.help_text("doc", Options())
+    assert "go on from" not in presets.help_text("doc") and "--num" in presets.help_text(
+        "doc", Options()
+    )
 
 
 def test_help_lists_every_setting_with_its_meaning():
@@ -174,8 +228,17 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
 
 
 def test_as_a_program():
-    run = lambda *argv: subprocess.run([sys.executable, "config.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    run = lambda *argv: subprocess.run(
+        [sys.executable, "config.py", *argv], cwd=ROOT, capture_output=True, text=True
+    )
     assert json.loads(run("--dataset", "kit").stdout)["data"]["fps"] == 12.5
-    assert run("stage=vae").stderr == "error: config.py takes flags only, found 'stage=vae'; see --help.\n"
+    assert (
+        run("stage=vae").stderr
+        == "error: config.py takes flags only, found 'stage=vae'; see --help.\n"
+    )
     bad = run("--vae.num_layers=4")
-    assert bad.returncode == 1 and bad.stderr.startswith("error: vae.num_layers must be odd") and bad.stderr.count("\n") == 1
+    assert (
+        bad.returncode == 1
+        and bad.stderr.startswith("error: vae.num_layers must be odd")
+        and bad.stderr.count("\n") == 1
+    )

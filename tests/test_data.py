@@ -1,4 +1,5 @@
-"""The pack: what goes in comes out, and nothing else is accepted. The batches: who gets what, when, and how it is cut."""
+"""The pack: what goes in comes out, and nothing else is accepted. The batches: who gets what,
+when, and how it is cut."""
 import os
 import pickle
 
@@ -17,7 +18,12 @@ def clips_of(lengths, nfeats=263, dtype=np.float32, splits=("train",)):
     rng = np.random.default_rng(0)
     for n, length in enumerate(lengths):
         captions = [Caption(f"sentence {n} {k}", f"sentence/NOUN {n}/NUM") for k in range(3)]
-        yield Clip(f"{n:06d}", captions, splits[n % len(splits)], features=rng.normal(size=(length, nfeats)).astype(dtype))
+        yield Clip(
+            f"{n:06d}",
+            captions,
+            splits[n % len(splits)],
+            features=rng.normal(size=(length, nfeats)).astype(dtype),
+        )
 
 
 def walking(frames, seed=0):
@@ -47,7 +53,7 @@ def save(path, clips, **settings):
     return Pack.open(str(path))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing and reading
 
 
@@ -56,54 +62,97 @@ def test_features_come_out_as_they_went_in(tmp_path, dtype):
     clips = list(clips_of([30, 1, 77], dtype=dtype, splits=("train", "val", "test")))
     clips[1].captions = [Caption("naïve 😀\ttabbed\nlines")]
     clips[2].action, clips[2].captions = "jump", []
-    pack = save(tmp_path / "a.pack", clips, actions=["walk", "jump"], mean=np.arange(263), std=np.ones(263))
-    assert pack.ids == ["000000", "000001", "000002"] and pack.splits == ["train", "val", "test"] and len(pack) == 3
-    assert pack.lengths.tolist() == [30, 1, 77] and pack.labels.tolist() == [-1, -1, 1] and pack.action(2) == "jump" and pack.action(0) == ""
+    pack = save(
+        tmp_path / "a.pack", clips, actions=["walk", "jump"], mean=np.arange(263), std=np.ones(263)
+    )
+    assert (
+        pack.ids == ["000000", "000001", "000002"]
+        and pack.splits == ["train", "val", "test"]
+        and len(pack) == 3
+    )
+    assert (
+        pack.lengths.tolist() == [30, 1, 77]
+        and pack.labels.tolist() == [-1, -1, 1]
+        and pack.action(2) == "jump"
+        and pack.action(0) == ""
+    )
     for i, clip in enumerate(clips):
         assert pack.features(i).dtype == np.float32
         np.testing.assert_array_equal(pack.features(i), clip.features.astype(np.float32))
-    assert pack.captions(0) == clips[0].captions and pack.captions(1)[0].text == "naïve 😀 tabbed lines" and pack.captions(2) == []
-    assert (pack.fps, pack.skeleton, pack.nfeats, pack.name, pack.mean[5]) == (20.0, "t2m", 263, "some", 5)
+    assert (
+        pack.captions(0) == clips[0].captions
+        and pack.captions(1)[0].text == "naïve 😀 tabbed lines"
+        and pack.captions(2) == []
+    )
+    assert (pack.fps, pack.skeleton, pack.nfeats, pack.name, pack.mean[5]) == (
+        20.0,
+        "t2m",
+        263,
+        "some",
+        5,
+    )
     pack.check()
 
 
 def test_sub_clips_are_items_sliced_at_the_frame_rate(tmp_path):
     clip = next(clips_of([100]))
-    clip.captions += [Caption("part", "", 1.02, 3.0), Caption("past the end", "", 2.0, 99.0), Caption("too short", "", 0.5, 0.6),
-                      Caption("backwards", "", 3.0, 2.0), Caption("before", "", -3.0, 1.0),
-                      Caption("never", "", 1e308, np.inf)]
+    clip.captions += [
+        Caption("part", "", 1.02, 3.0),
+        Caption("past the end", "", 2.0, 99.0),
+        Caption("too short", "", 0.5, 0.6),
+        Caption("backwards", "", 3.0, 2.0),
+        Caption("before", "", -3.0, 1.0),
+        Caption("never", "", 1e308, np.inf),
+    ]
     pack = save(tmp_path / "a.pack", [clip], min_length=5)
-    assert pack.ids == ["000000", "A_000000", "B_000000", "E_000000"] and pack.lengths.tolist() == [100, 40, 60, 20]
-    np.testing.assert_array_equal(pack.features(1), clip.features[20:60])  # int(1.02 x 20) .. 3 x 20
+    assert pack.ids == ["000000", "A_000000", "B_000000", "E_000000"] and pack.lengths.tolist() == [
+        100,
+        40,
+        60,
+        20,
+    ]
+    # int(1.02 x 20) .. 3 x 20
+    np.testing.assert_array_equal(pack.features(1), clip.features[20:60])
     np.testing.assert_array_equal(pack.features(2), clip.features[40:])
     assert [c.text for c in pack.captions(1)] == ["part"] and len(pack.captions(0)) == 3
     clip.captions = clip.captions[3:4]
-    assert save(tmp_path / "b.pack", [clip]).ids == ["A_000000"]  # no caption about the whole: it is no item
+    # no caption about the whole: it is no item
+    assert save(tmp_path / "b.pack", [clip]).ids == ["A_000000"]
     kit = Clip("k", [Caption("part", "", 1.0, 3.0)], features=np.ones((60, 251), np.float32))
-    assert save(tmp_path / "c.pack", [kit], skeleton="kit", fps=12.5, mean=np.zeros(251), std=np.ones(251)).lengths.tolist() == [25]
+    assert save(
+        tmp_path / "c.pack", [kit], skeleton="kit", fps=12.5, mean=np.zeros(251), std=np.ones(251)
+    ).lengths.tolist() == [25]
 
 
 def test_joints_are_kept_to_a_quarter_millimetre_and_make_features(tmp_path):
     joints = [walking(50, seed) for seed in range(3)]
-    clips = [Clip(f"c{n}", [Caption("glides")], joints=j, action="walk") for n, j in enumerate(joints)]
+    clips = [
+        Clip(f"c{n}", [Caption("glides")], joints=j, action="walk") for n, j in enumerate(joints)
+    ]
     pack = save(tmp_path / "a.pack", clips, encoding="joints", actions=["walk"])
     for i, j in enumerate(joints):
         coarse = packs.decode_joints(packs.encode_joints(j), 22)
         assert np.abs(coarse - j).max() <= 0.00025 + 1e-9
-        np.testing.assert_array_equal(pack.features(i), motion.joints_to_features(coarse, motion.T2M).astype(np.float32))
+        np.testing.assert_array_equal(
+            pack.features(i), motion.joints_to_features(coarse, motion.T2M).astype(np.float32)
+        )
         assert pack.features(i) is not None and pack.joints(i).shape == (49, 22, 3)
         bones = [np.linalg.norm(x[:49, 5] - x[:49, 2], axis=-1) for x in (pack.joints(i), j)]
         np.testing.assert_allclose(*bones, atol=2e-3)
     again = tmp_path / "b.pack"
     save(again, clips, encoding="joints", actions=["walk"])
     assert again.read_bytes() == (tmp_path / "a.pack").read_bytes()
-    assert np.allclose(pack.mean, np.concatenate([pack.features(i) for i in range(3)]).mean(0), atol=2e-6)
+    assert np.allclose(
+        pack.mean, np.concatenate([pack.features(i) for i in range(3)]).mean(0), atol=2e-6
+    )
 
 
 def test_std_is_averaged_within_each_kind_of_number(pack):
     rows = np.concatenate([pack.features(i) for i in range(len(pack))]).astype(np.float64)
     for name, part in motion.FEATURE_SLICES(motion.T2M).items():
-        np.testing.assert_allclose(pack.std[part], rows.std(0)[part].mean(), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            pack.std[part], rows.std(0)[part].mean(), rtol=1e-4, err_msg=name
+        )
     np.testing.assert_allclose(pack.mean, rows.mean(0), atol=1e-5)
 
 
@@ -115,8 +164,16 @@ def test_joints_of_smpl_rotations(tmp_path):
     rows[:, :24] = np.eye(3)[:2].reshape(6)
     rows[:, 0] = turn[:2].reshape(6)  # rows of the matrix, as in ACTOR's files
     rows[:, 24, 2] = np.arange(60)
-    pack = save(tmp_path / "a.pack", [Clip("a", action="x", features=rows.reshape(60, 150))], skeleton="smpl", actions=["x"], rest=rest)
-    np.testing.assert_allclose(pack.joints(0), rest @ turn.T + np.arange(60)[:, None, None] * [0, 0, 1], atol=1e-5)
+    pack = save(
+        tmp_path / "a.pack",
+        [Clip("a", action="x", features=rows.reshape(60, 150))],
+        skeleton="smpl",
+        actions=["x"],
+        rest=rest,
+    )
+    np.testing.assert_allclose(
+        pack.joints(0), rest @ turn.T + np.arange(60)[:, None, None] * [0, 0, 1], atol=1e-5
+    )
     assert not pack.mean.any() and (pack.std == 1).all() and np.allclose(pack.rest, rest)
 
 
@@ -135,7 +192,11 @@ def test_opening_reads_the_index_only(pack):
 
 def test_a_large_index_is_compared_with_its_checksum_when_training_starts(tmp_path, monkeypatch):
     config = Config()
-    config.assets.data_root, config.data.dataset, path = str(tmp_path), "some", tmp_path / "some" / "some.pack"
+    config.assets.data_root, config.data.dataset, path = (
+        str(tmp_path),
+        "some",
+        tmp_path / "some" / "some.pack",
+    )
     save(path, clips_of([50]))
     content = bytearray(path.read_bytes())
     content[-2000] ^= 1  # in mean, behind all that says where things lie
@@ -153,18 +214,32 @@ def test_a_large_index_that_cannot_be_read_is_said_to_be_damaged(pack, tmp_path,
     with open(pack.path, "rb") as file:
         content = file.read()
     at = content.index(b'{"name"')
-    for old, new in ((b'{"name"', b'}"name"'), (b'"arrays"', b'"arroys"'), (b'"<i8"', b'"<q!"'), (b'"<f4", [263]', b'"<f4", [999]')):
+    for old, new in (
+        (b'{"name"', b'}"name"'),
+        (b'"arrays"', b'"arroys"'),
+        (b'"<i8"', b'"<q!"'),
+        (b'"<f4", [263]', b'"<f4", [999]'),
+    ):
         (tmp_path / "a.pack").write_bytes(content[:at] + content[at:].replace(old, new, 1))
         with pytest.raises(ValueError, match="a.pack is damaged.*make it again with"):
             Pack.open(str(tmp_path / "a.pack"))
 
 
-@pytest.mark.parametrize("harm, sentence", [
-    (lambda b: b[:-1], "cut off or grown"), (lambda b: b[:len(b) // 2], "cut off or grown"), (lambda b: b + b"x", "cut off or grown"),
-    (lambda b: b[:40], "cut off"), (lambda b: b"", "not a packed dataset"), (lambda b: b"PK\x03\x04" + b[4:], "not a packed dataset"),
-    (lambda b: b[:-9] + b"!" + b[-8:], "damaged"), (lambda b: b[:8] + b"\x07" + b[9:], "format version 7, this program reads 1"),
-    (lambda b: b[:20] + b"\xff\xff" + b[22:], "damaged"), (lambda b: b[:15] + b"\x07" + b[16:], "damaged"),
-])
+@pytest.mark.parametrize(
+    "harm, sentence",
+    [
+        (lambda b: b[:-1], "cut off or grown"),
+        (lambda b: b[: len(b) // 2], "cut off or grown"),
+        (lambda b: b + b"x", "cut off or grown"),
+        (lambda b: b[:40], "cut off"),
+        (lambda b: b"", "not a packed dataset"),
+        (lambda b: b"PK\x03\x04" + b[4:], "not a packed dataset"),
+        (lambda b: b[:-9] + b"!" + b[-8:], "damaged"),
+        (lambda b: b[:8] + b"\x07" + b[9:], "format version 7, this program reads 1"),
+        (lambda b: b[:20] + b"\xff\xff" + b[22:], "damaged"),
+        (lambda b: b[:15] + b"\x07" + b[16:], "damaged"),
+    ],
+)
 def test_a_harmed_pack_is_refused_with_what_to_run(pack, tmp_path, harm, sentence):
     with open(pack.path, "rb") as file:
         content = file.read()
@@ -180,9 +255,16 @@ def test_a_missing_or_stale_pack_is_refused_with_what_to_run(tmp_path):
         Pack.open(str(tmp_path / "kit.pack"))
     source = tmp_path / "Mean.npy"
     source.write_bytes(b"1")
-    save(tmp_path / "a.pack", clips_of([50]), sources=[str(source)], command="python prepare.py humanml3d HERE")
+    save(
+        tmp_path / "a.pack",
+        clips_of([50]),
+        sources=[str(source)],
+        command="python prepare.py humanml3d HERE",
+    )
     source.write_bytes(b"12")
-    with pytest.raises(ValueError, match="stale.*Mean.npy has changed.*python prepare.py humanml3d HERE"):
+    with pytest.raises(
+        ValueError, match="stale.*Mean.npy has changed.*python prepare.py humanml3d HERE"
+    ):
         Pack.open(str(tmp_path / "a.pack"))
     source.unlink()  # the folder is gone: the pack is all there is, and good
     Pack.open(str(tmp_path / "a.pack"))
@@ -195,23 +277,43 @@ def changed(**values):
     return clip
 
 
-@pytest.mark.parametrize("clip, sentence", [
-    (changed(features=np.zeros((50, 251), np.float32)), r"clip 000000: expected features of shape \(frames, 263\)"),
-    (changed(features=np.full((50, 263), np.nan, np.float32)), "clip 000000: frame 0 holds a number that is not finite"),
-    (changed(features=np.zeros((0, 263), np.float32)), "clip 000000: expected features"),
-    (changed(split="dev"), "split must be one of train, val, test"), (changed(action="fly"), "action 'fly' is not one of"),
-    (changed(features=np.zeros((50, 263), np.float16)), "one type"), (changed(id="first"), "clip first is there twice"),
-])
+@pytest.mark.parametrize(
+    "clip, sentence",
+    [
+        (
+            changed(features=np.zeros((50, 251), np.float32)),
+            r"clip 000000: expected features of shape \(frames, 263\)",
+        ),
+        (
+            changed(features=np.full((50, 263), np.nan, np.float32)),
+            "clip 000000: frame 0 holds a number that is not finite",
+        ),
+        (changed(features=np.zeros((0, 263), np.float32)), "clip 000000: expected features"),
+        (changed(split="dev"), "split must be one of train, val, test"),
+        (changed(action="fly"), "action 'fly' is not one of"),
+        (changed(features=np.zeros((50, 263), np.float16)), "one type"),
+        (changed(id="first"), "clip first is there twice"),
+    ],
+)
 def test_a_bad_clip_is_named_and_no_file_is_left(tmp_path, clip, sentence):
     with pytest.raises(ValueError, match=sentence):
         save(tmp_path / "a.pack", [changed(id="first"), clip])
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("joints", [walking(30)[:, :21], np.full((30, 22, 3), np.nan), walking(30) * 1000, walking(30)[:0]])
+@pytest.mark.parametrize(
+    "joints",
+    [walking(30)[:, :21], np.full((30, 22, 3), np.nan), walking(30) * 1000, walking(30)[:0]],
+)
 def test_bad_joints_are_named_and_no_file_is_left(tmp_path, joints):
-    with pytest.raises(ValueError, match=r"clip bad: expected finite joint positions \(frames, 22, 3\) in metres"):
-        save(tmp_path / "a.pack", [Clip("good", joints=walking(30)), Clip("bad", joints=joints)], encoding="joints")
+    with pytest.raises(
+        ValueError, match=r"clip bad: expected finite joint positions \(frames, 22, 3\) in metres"
+    ):
+        save(
+            tmp_path / "a.pack",
+            [Clip("good", joints=walking(30)), Clip("bad", joints=joints)],
+            encoding="joints",
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -234,7 +336,10 @@ def test_settings_of_another_skeleton_are_refused(tmp_path):
     save(tmp_path / "some" / "some.pack", clips_of([50]))
     assert len(data.open_pack(config)) == 1
     config.data.fps = 12.5
-    with pytest.raises(ValueError, match="t2m skeleton at 20 fps, the settings say t2m at 12.5; pass --data.skeleton=t2m --data.fps=20"):
+    with pytest.raises(
+        ValueError,
+        match="t2m skeleton at 20 fps, the settings say t2m at 12.5; pass --data.skeleton=t2m --data.fps=20",
+    ):
         data.open_pack(config)
 
 
@@ -243,11 +348,15 @@ def test_opening_and_drawing_copies_little_of_the_index(tmp_path):
     pack = save(tmp_path / "a.pack", clips_of([50] * 40))
     batch = Batches(pack, "train", 8).batch(0, 0)
     assert len(pack) == 40 and not {"ids", "splits"} & set(vars(pack))
-    assert not any(array.flags.owndata for array in (*pack._arrays.values(), pack.lengths, pack.labels))
-    assert batch["ids"] == [pack.ids[i] for i in batch["items"]] == pack.ids_of(batch["items"].numpy())
+    assert not any(
+        array.flags.owndata for array in (*pack._arrays.values(), pack.lengths, pack.labels)
+    )
+    assert (
+        batch["ids"] == [pack.ids[i] for i in batch["items"]] == pack.ids_of(batch["items"].numpy())
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Batches
 
 
@@ -255,18 +364,29 @@ def test_a_batch_is_the_normalised_crop_and_zero_behind_it(pack):
     batches = Batches(pack, "train", 32, seed=3)
     starts, lengths, _ = batches.crops(2, np.arange(len(pack)))
     for batch in batches.epoch(2):
-        assert batch["features"].dtype == torch.float32 and batch["lengths"].dtype == torch.int64 and batch["actions"].dtype == torch.int64
-        assert batch["features"].shape == (len(batch["ids"]), batch["lengths"].max(), 263) and batch["actions"].eq(-1).all()
+        assert (
+            batch["features"].dtype == torch.float32
+            and batch["lengths"].dtype == torch.int64
+            and batch["actions"].dtype == torch.int64
+        )
+        assert (
+            batch["features"].shape == (len(batch["ids"]), batch["lengths"].max(), 263)
+            and batch["actions"].eq(-1).all()
+        )
         for row, (i, length) in enumerate(zip(batch["items"].tolist(), batch["lengths"].tolist())):
             assert length == lengths[i] and length % 4 == 0 and batch["ids"][row] == pack.ids[i]
             want = (pack.features(i)[starts[i]:starts[i] + length] - pack.mean) / pack.std
             np.testing.assert_array_equal(batch["features"][row, :length], want)
             assert not batch["features"][row, length:].any()
-            assert batch["texts"][row] in [c.text for c in pack.captions(i)] and batch["tokens"][row] == f"sentence/NOUN {i}/NUM"
+            assert (
+                batch["texts"][row] in [c.text for c in pack.captions(i)]
+                and batch["tokens"][row] == f"sentence/NOUN {i}/NUM"
+            )
 
 
 def test_crops_are_those_of_t2m(pack, lengths):
-    """len // 4 * 4 frames with two chances in three, one unit less otherwise; anywhere; at most max_frames."""
+    """len // 4 * 4 frames with two chances in three, one unit less otherwise; anywhere; at most
+    max_frames."""
     batches = Batches(pack, "train", 32)
     plans = [batches.crops(epoch, np.arange(len(pack))) for epoch in range(40)]
     starts, crops, draws = map(np.array, zip(*plans))  # (40, N)
@@ -275,8 +395,11 @@ def test_crops_are_those_of_t2m(pack, lengths):
     assert abs((crops < whole).mean() - 1 / 3) < 0.01
     assert starts.min() == 0 and (starts + crops <= lengths).all()
     room = lengths - crops
-    assert (starts == room)[room > 0].any() and abs((starts / np.maximum(room, 1))[room > 20].mean() - 0.5) < 0.05
-    assert abs(np.corrcoef(draws.ravel(), (starts / np.maximum(room, 1)).ravel())[0, 1]) < 0.03  # caption and crop are drawn apart
+    assert (starts == room)[room > 0].any() and abs(
+        (starts / np.maximum(room, 1))[room > 20].mean() - 0.5
+    ) < 0.05
+    # caption and crop are drawn apart
+    assert abs(np.corrcoef(draws.ravel(), (starts / np.maximum(room, 1)).ravel())[0, 1]) < 0.03
 
 
 def test_every_item_once_an_epoch_in_another_order_each_time(pack):
@@ -286,7 +409,11 @@ def test_every_item_once_an_epoch_in_another_order_each_time(pack):
             batches = Batches(pack, "train", 32, by_length=by_length)
             sizes = [len(b["ids"]) for b in batches.epoch(epoch)]
             orders.append(order_of(batches, epoch))
-            assert sorted(orders[-1]) == list(range(333)) and len(batches) == 11 and set(sizes) == {30, 31}
+            assert (
+                sorted(orders[-1]) == list(range(333))
+                and len(batches) == 11
+                and set(sizes) == {30, 31}
+            )
     assert len({tuple(order) for order in orders}) == 4
     assert orders[0] != order_of(Batches(pack, "train", 32, seed=1), 0)
 
@@ -300,17 +427,23 @@ def test_permutations_found_one_number_at_a_time(size):
     for seed in range(5):
         whole = data.permuted(np.arange(size), size, (seed, 1))
         assert sorted(whole.tolist()) == list(range(size)) and whole.dtype == np.int64
-        assert [data.permuted(np.array([i]), size, (seed, 1))[0] for i in range(0, size, 7)] == whole[::7].tolist()
+        assert [
+            data.permuted(np.array([i]), size, (seed, 1))[0] for i in range(0, size, 7)
+        ] == whole[::7].tolist()
 
 
 def test_permutations_are_as_random_as_drawn_ones():
-    """Each number comes to each place about as often; neighbours do not stay together; millions are found at once."""
+    """Each number comes to each place about as often; neighbours do not stay together; millions
+    are found at once."""
     counts = np.zeros((6, 6))
     for seed in range(6000):
         counts[np.arange(6), data.permuted(np.arange(6), 6, (seed,))] += 1
     assert ((counts - 1000) ** 2 / 1000).sum() < 60  # chi-squared of 25 degrees of freedom
     whole = data.permuted(np.arange(10_000), 10_000, (0,))
-    assert abs(np.corrcoef(np.arange(10_000), whole)[0, 1]) < 0.03 and (np.abs(np.diff(whole)) == 1).sum() < 12
+    assert (
+        abs(np.corrcoef(np.arange(10_000), whole)[0, 1]) < 0.03
+        and (np.abs(np.diff(whole)) == 1).sum() < 12
+    )
     assert abs(np.corrcoef(whole, data.permuted(np.arange(10_000), 10_000, (1,)))[0, 1]) < 0.03
     assert len(set(data.permuted(np.arange(10**12, 10**12 + 100), 10**13, (0,)).tolist())) == 100
 
@@ -319,19 +452,24 @@ def test_draws_belong_to_the_item_and_are_spread_evenly():
     draws = data.uniform((1, 2), np.arange(20_000), 3)
     assert draws.shape == (3, 20_000) and 0 <= draws.min() and draws.max() < 1
     np.testing.assert_array_equal(data.uniform((1, 2), np.array([77, 5]), 3), draws[:, [77, 5]])
-    assert (np.abs(np.histogram(draws, 20)[0] - 3000) < 300).all() and np.abs(np.corrcoef(draws) - np.eye(3)).max() < 0.03
+    assert (np.abs(np.histogram(draws, 20)[0] - 3000) < 300).all() and np.abs(
+        np.corrcoef(draws) - np.eye(3)
+    ).max() < 0.03
     assert abs(np.corrcoef(draws[0], data.uniform((1, 3), np.arange(20_000), 1)[0])[0, 1]) < 0.03
 
 
 def test_balanced_batches_repeat_rare_actions_up_to_the_mean(tmp_path):
     names = ["walk"] * 20 + ["jump"] * 8 + ["bow"] * 2 + [""] * 3
-    clips = [Clip(f"{n}", [], action=name, features=np.ones((40, 263))) for n, name in enumerate(names)]
+    clips = [
+        Clip(f"{n}", [], action=name, features=np.ones((40, 263))) for n, name in enumerate(names)
+    ]
     pack = save(tmp_path / "a.pack", clips, actions=["walk", "jump", "bow", "nobody does this"])
     batches = Batches(pack, "train", 16, balanced=True, labelled=False)
     drawn = [i for step in range(len(batches)) for i in batches.batch(0, step)["items"].tolist()]
     assert len(drawn) == len(batches.items)
     counts = np.bincount(drawn)
-    assert (counts[:28] == 1).all() and (counts[28:30] == 5).all() and (counts[30:] == 1).all()  # 2 bows, 10 the mean: 5 times each
+    # 2 bows, 10 the mean: 5 times each
+    assert (counts[:28] == 1).all() and (counts[28:30] == 5).all() and (counts[30:] == 1).all()
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -342,13 +480,20 @@ def test_ranks_share_each_batch_without_overlap_or_loss(pack, world):
         parts = [rank.batch(1, step) for rank in ranks]
         assert sorted(id for part in parts for id in part["ids"]) == sorted(whole["ids"])
         assert {part["global_frames"] for part in parts} == {int(whole["lengths"].sum())}
-        assert {part["global_size"] for part in parts} == {len(whole["ids"])} and min(len(part["ids"]) for part in parts) >= 1
+        assert {part["global_size"] for part in parts} == {len(whole["ids"])} and min(
+            len(part["ids"]) for part in parts
+        ) >= 1
         rows = {id: row for row, id in enumerate(whole["ids"])}
         for part in parts:
             for row, id in enumerate(part["ids"]):
                 length = int(part["lengths"][row])
-                assert length == whole["lengths"][rows[id]] and part["texts"][row] == whole["texts"][rows[id]]
-                assert torch.equal(part["features"][row, :length], whole["features"][rows[id], :length])
+                assert (
+                    length == whole["lengths"][rows[id]]
+                    and part["texts"][row] == whole["texts"][rows[id]]
+                )
+                assert torch.equal(
+                    part["features"][row, :length], whole["features"][rows[id], :length]
+                )
 
 
 def test_a_resumed_epoch_equals_one_that_was_never_interrupted(pack):
@@ -356,7 +501,11 @@ def test_a_resumed_epoch_equals_one_that_was_never_interrupted(pack):
     fresh = Batches(pickle.loads(pickle.dumps(pack)), "train", 64, seed=9)
     fresh.batch(7, 0)  # whatever was asked before does not matter
     for a, b in zip(whole[4:], fresh.epoch(3, first_step=4), strict=True):
-        assert torch.equal(a["features"], b["features"]) and a["texts"] == b["texts"] and a["ids"] == b["ids"]
+        assert (
+            torch.equal(a["features"], b["features"])
+            and a["texts"] == b["texts"]
+            and a["ids"] == b["ids"]
+        )
 
 
 def test_workers_give_the_same_batches_and_leave_the_random_state_alone(pack):
@@ -364,15 +513,29 @@ def test_workers_give_the_same_batches_and_leave_the_random_state_alone(pack):
     torch.manual_seed(0)
     state = torch.get_rng_state()
     for a, b in zip(batches.epoch(0), batches.epoch(0, workers=2), strict=True):
-        assert torch.equal(a["features"], b["features"]) and a["ids"] == b["ids"] and a["tokens"] == b["tokens"]
+        assert (
+            torch.equal(a["features"], b["features"])
+            and a["ids"] == b["ids"]
+            and a["tokens"] == b["tokens"]
+        )
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_grouping_by_length_saves_most_of_the_padding(pack):
-    shares = [np.mean([Batches(pack, "train", 16, by_length=by_length).padded_share(epoch) for epoch in range(5)]) for by_length in (True, False)]
+    shares = [
+        np.mean(
+            [
+                Batches(pack, "train", 16, by_length=by_length).padded_share(epoch)
+                for epoch in range(5)
+            ]
+        )
+        for by_length in (True, False)
+    ]
     assert shares[0] < 0.1 < 0.3 < shares[1]
     batches = list(Batches(pack, "train", 16).epoch(0))
-    computed, real = sum(b["features"].shape[0] * b["features"].shape[1] for b in batches), sum(int(b["lengths"].sum()) for b in batches)
+    computed, real = sum(b["features"].shape[0] * b["features"].shape[1] for b in batches), sum(
+        int(b["lengths"].sum()) for b in batches
+    )
     assert abs(1 - real / computed - Batches(pack, "train", 16).padded_share(0)) < 1e-9
 
 
@@ -380,7 +543,10 @@ def test_lengths_outside_the_settings_are_left_out(pack, lengths):
     batches = Batches(pack, "train", 16, min_length=40, max_length=200)
     seen = sorted(i for b in batches.epoch(0) for i in b["items"].tolist())
     assert seen == np.flatnonzero((lengths >= 40) & (lengths < 200)).tolist()
-    with pytest.raises(ValueError, match="no train item has 300 to 399 frames; change data.min_length or data.max_length"):
+    with pytest.raises(
+        ValueError,
+        match="no train item has 300 to 399 frames; change data.min_length or data.max_length",
+    ):
         Batches(pack, "train", 16, min_length=300, max_length=400)
     with pytest.raises(ValueError, match="cannot be shared by 64 processes"):
         Batches(pack, "train", 32, world=64)
@@ -388,15 +554,23 @@ def test_lengths_outside_the_settings_are_left_out(pack, lengths):
 
 def test_action_windows_are_60_frames_that_start_at_the_origin(tmp_path):
     features = np.cumsum(np.ones((100, 150), np.float32), axis=0)
-    pack = save(tmp_path / "a.pack", [Clip("a", action="x", features=features), Clip("b", action="y", features=features[:60])],
-                skeleton="smpl", actions=["x", "y"], rest=np.zeros((24, 3)))
-    batches = Batches(pack, "val", 2, max_frames=60, unit_length=60)  # no val clips: train stands in
+    pack = save(
+        tmp_path / "a.pack",
+        [Clip("a", action="x", features=features), Clip("b", action="y", features=features[:60])],
+        skeleton="smpl",
+        actions=["x", "y"],
+        rest=np.zeros((24, 3)),
+    )
+    # no val clips: train stands in
+    batches = Batches(pack, "val", 2, max_frames=60, unit_length=60)
     starts = set()
     for epoch in range(30):
         batch = batches.batch(epoch, 0)
         assert batch["features"].shape == (2, 60, 150) and batch["texts"] == ["", ""]
         order = batch["items"].argsort()
         assert batch["actions"][order].tolist() == [0, 1]
-        assert not batch["features"][:, 0, 144:].any() and batch["features"][:, 59, 146].tolist() == [59, 59]
+        assert not batch["features"][:, 0, 144:].any() and batch["features"][
+            :, 59, 146
+        ].tolist() == [59, 59]
         starts.add(float(batch["features"][order[0], 0, 0]))
     assert len(starts) > 10 and batches.batch(0, 0)["features"][:, 0, 0].min() == 1

@@ -1,4 +1,5 @@
-"""eval.py on small models with random weights: its numbers, its files, the gate, and every kind of model."""
+"""eval.py on small models with random weights: its numbers, its files, the gate, and every kind
+of model."""
 import json
 import os
 import pathlib
@@ -22,12 +23,31 @@ from formats.pack import Caption, Clip, Pack, write_pack
 from config import ACTION, NOVAE, TOY
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SIZES = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3, "denoiser.latent_dim": 16,
-         "denoiser.ff_size": 32, "denoiser.num_layers": 3, "denoiser.text_encoded_dim": 16, "text.width": 16,
-         "text.layers": 1, "diffusion.num_inference_steps": 2, "data.max_frames": 60, "data.dataset": "made",
-         "evaluator.width": 16, "evaluator.layers": 1, "evaluator.embed_dim": 8}
-QUICK = ["--eval.replications=2", "--eval.batch_size=8", "--eval.group=8", "--eval.mm_texts=3", "--eval.mm_samples=4",
-         "--eval.mm_pairs=3"]
+SIZES = {
+    "vae.latent_dim": 16,
+    "vae.ff_size": 32,
+    "vae.num_layers": 3,
+    "denoiser.latent_dim": 16,
+    "denoiser.ff_size": 32,
+    "denoiser.num_layers": 3,
+    "denoiser.text_encoded_dim": 16,
+    "text.width": 16,
+    "text.layers": 1,
+    "diffusion.num_inference_steps": 2,
+    "data.max_frames": 60,
+    "data.dataset": "made",
+    "evaluator.width": 16,
+    "evaluator.layers": 1,
+    "evaluator.embed_dim": 8,
+}
+QUICK = [
+    "--eval.replications=2",
+    "--eval.batch_size=8",
+    "--eval.group=8",
+    "--eval.mm_texts=3",
+    "--eval.mm_samples=4",
+    "--eval.mm_pairs=3",
+]
 
 
 def settings(**changes):
@@ -39,30 +59,51 @@ def settings(**changes):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with made.pack (20 train, 20 test clips in two contents and two styles), models, and an evaluator."""
+    """A folder with made.pack (20 train, 20 test clips in two contents and two styles), models,
+    and an evaluator."""
     folder, rng = tmp_path_factory.mktemp("eval"), np.random.default_rng(0)
     base = np.load(GOLDEN / "motion_features.npz")["t2m/features"].astype(np.float32)
     clips = []
     for i in range(40):
         label = ("walk", "jump")[i % 2] + "/" + ("old", "young")[i // 2 % 2]
-        features = base[:int(rng.integers(41, 59))] + rng.normal(size=(1, 263)).astype(np.float32) * 0.01
+        features = (
+            base[: int(rng.integers(41, 59))] + rng.normal(size=(1, 263)).astype(np.float32) * 0.01
+        )
         captions = [Caption(f"a man {label.replace('/', 's ')} {i}", "a/DET man/NOUN walk/VERB")]
         clips.append(Clip(f"{i:03d}", captions, ("train", "test")[i // 4 % 2], label, features))
     actions = sorted({clip.action for clip in clips})
-    write_pack(folder / "made" / "made.pack", clips, name="made", skeleton="t2m", fps=20.0, actions=actions)
+    write_pack(
+        folder / "made" / "made.pack", clips, name="made", skeleton="t2m", fps=20.0, actions=actions
+    )
     pack = Pack.open(str(folder / "made" / "made.pack"))
     words = vocabulary_of(clip.captions[0].text for clip in clips)
     torch.manual_seed(0)
     judge = evaluators.OwnJudge(settings(), pack.mean, pack.std, words, actions)
-    checkpoint.save(folder / "judge.pt", settings(), judge.state_dict(), vocabulary=words, actions=actions, judge=True)
-    for name, changes in (("text", {}), ("action", {"denoiser.condition": "action", "denoiser.num_actions": 4}),
-                          ("none", {"denoiser.condition": "none"}), ("novae", NOVAE | SIZES)):
+    checkpoint.save(
+        folder / "judge.pt",
+        settings(),
+        judge.state_dict(),
+        vocabulary=words,
+        actions=actions,
+        judge=True,
+    )
+    for name, changes in (
+        ("text", {}),
+        ("action", {"denoiser.condition": "action", "denoiser.num_actions": 4}),
+        ("none", {"denoiser.condition": "none"}),
+        ("novae", NOVAE | SIZES),
+    ):
         config = settings(**changes)
         torch.manual_seed(1)
         encoder = WordEncoder(config.text, words) if config.denoiser.condition == "text" else None
         model = MLD(config, encoder, pack.mean, pack.std)
-        checkpoint.save(folder / f"{name}.pt", config, model.state_dict(), vocabulary=words if encoder else None,
-                        actions=actions if name == "action" else [])
+        checkpoint.save(
+            folder / f"{name}.pt",
+            config,
+            model.state_dict(),
+            vocabulary=words if encoder else None,
+            actions=actions if name == "action" else [],
+        )
     return folder
 
 
@@ -83,35 +124,79 @@ def test_text_model_whole(root, capsys):
     assert list(rows) == ["real motion", "VAE reconstruction", "generated"]
     common = PHYSICAL | ACCURACY | RETRIEVAL | {"FID", "Diversity"}
     for name in ("VAE reconstruction", "generated"):
-        rows[name].setdefault("skating cm/s", [0, 0])  # an untrained network's feet need not come near the floor
+        # an untrained network's feet need not come near the floor
+        rows[name].setdefault("skating cm/s", [0, 0])
     errors = {"mpjpe mm", "pampjpe mm", "global mm", "accel mm"}
-    assert rows["real motion"].keys() == common and rows["VAE reconstruction"].keys() == common | errors
+    assert (
+        rows["real motion"].keys() == common
+        and rows["VAE reconstruction"].keys() == common | errors
+    )
     assert rows["generated"].keys() == common | {"MultiModality"}
-    assert all(np.isfinite(value).all() and value[1] >= 0 for row in rows.values() for value in row.values())
+    assert all(
+        np.isfinite(value).all() and value[1] >= 0
+        for row in rows.values()
+        for value in row.values()
+    )
     assert rows["real motion"]["FID"][0] < rows["generated"]["FID"][0]
     pack = Pack.open(str(root / "made" / "made.pack"))
     jerk = np.mean([metrics.jerk(pack.joints(i), 20) for i in pack.indices("test")])
-    assert rows["real motion"]["jerk m/s3"][0] == pytest.approx(jerk, rel=0.1), "crops are nearly whole clips"
+    assert rows["real motion"]["jerk m/s3"][0] == pytest.approx(
+        jerk, rel=0.1
+    ), "crops are nearly whole clips"
     assert result["aits"]["seconds"] > 0 and result["aits"]["device"]
     model = checkpoint.load_model(str(root / "text.pt"))
-    nets = {"text encoder": model.text_encoder, "denoiser": model.denoiser, "VAE (GFLOPs: decoder)": model.vae}
+    nets = {
+        "text encoder": model.text_encoder,
+        "denoiser": model.denoiser,
+        "VAE (GFLOPs: decoder)": model.vae,
+    }
     for part, net in nets.items():
         assert result["parts"][part]["parameters"] == sum(p.numel() for p in net.parameters())
         assert result["parts"][part]["GFLOPs"] > 0
     shown = capsys.readouterr().out
-    assert "compare with no published table" in shown and "FID is of 20 clips" not in shown and "AITS" in shown
+    assert (
+        "compare with no published table" in shown
+        and "FID is of 20 clips" not in shown
+        and "AITS" in shown
+    )
     assert f"{rows['generated']['FID'][0]:.3f}+-" in shown and "Diversity is of 20 pairs" in shown
-    page, players = ((root / "out" / name).read_text() for name in ("eval.html", "eval-examples.html"))
-    assert "eval-examples.html" in page and f"{rows['generated']['FID'][0]:.3f}+-" in page and "<svg" in page
-    assert all(f'"{word}: a man' in players for word in ("best", "median", "worst")) and str(root) not in page
+    page, players = (
+        (root / "out" / name).read_text() for name in ("eval.html", "eval-examples.html")
+    )
+    assert (
+        "eval-examples.html" in page
+        and f"{rows['generated']['FID'][0]:.3f}+-" in page
+        and "<svg" in page
+    )
+    assert (
+        all(f'"{word}: a man' in players for word in ("best", "median", "worst"))
+        and str(root) not in page
+    )
 
 
 def test_the_same_again_other_seeds_and_two_processes(root):
-    one, again, other = run(root, "text")["rows"], run(root, "text")["rows"], run(root, "text", "--eval.seed=7")["rows"]
+    one, again, other = (
+        run(root, "text")["rows"],
+        run(root, "text")["rows"],
+        run(root, "text", "--eval.seed=7")["rows"],
+    )
     assert one == again and one["generated"]["FID"] != other["generated"]["FID"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py",
-               "--ckpt", str(root / "text.pt"), "--evaluator", str(root / "judge.pt"), f"--assets.data_root={root}",
-               "--out", str(root / "two"), *QUICK]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "eval.py",
+        "--ckpt",
+        str(root / "text.pt"),
+        "--evaluator",
+        str(root / "judge.pt"),
+        f"--assets.data_root={root}",
+        "--out",
+        str(root / "two"),
+        *QUICK,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count("AITS") == 1, done.stderr[-2000:]
     two = json.loads((root / "two" / "eval.json").read_text())["rows"]
@@ -124,12 +209,23 @@ def test_actions_nothing_and_frames(root):
     result = run(root, "action")
     action = result["rows"]["generated"]
     notes = " ".join(note for note in result["notes"] if "recognised in less than half" in note)
-    poor = [(int(share), int(count)) for share, count in re.findall(r"\w+/\w+ \((\d+)% of (\d+)\)", notes)]
-    assert poor and all(share < 50 and count == 10 for share, count in poor)  # 2 replications of 5 clips of each of 4 actions
+    poor = [
+        (int(share), int(count))
+        for share, count in re.findall(r"\w+/\w+ \((\d+)% of (\d+)\)", notes)
+    ]
+    # 2 replications of 5 clips of each of 4 actions
+    assert poor and all(share < 50 and count == 10 for share, count in poor)
     right = sum(share / 100 * count for share, count in poor)
-    assert right + 5 * (4 - len(poor)) <= 40 * action["accuracy"][0] + 1e-6 <= right + 10 * (4 - len(poor)) + 1e-3
+    assert (
+        right + 5 * (4 - len(poor))
+        <= 40 * action["accuracy"][0] + 1e-6
+        <= right + 10 * (4 - len(poor)) + 1e-3
+    )
     assert "less than half" not in "".join(run(root, "none")["notes"])
-    assert action.keys() >= ACCURACY | {"FID", "Diversity", "MultiModality"} and not action.keys() & RETRIEVAL
+    assert (
+        action.keys() >= ACCURACY | {"FID", "Diversity", "MultiModality"}
+        and not action.keys() & RETRIEVAL
+    )
     nothing = run(root, "none")["rows"]
     assert nothing["generated"].keys() | PHYSICAL == PHYSICAL | {"FID", "Diversity"}
     assert "accuracy" in nothing["real motion"]
@@ -139,7 +235,8 @@ def test_actions_nothing_and_frames(root):
 
 
 def test_a_model_that_returns_the_clips_scores_as_they_do(root, monkeypatch):
-    """With real motion in the place of generated: both rows are the same, but for FID, which is 0."""
+    """With real motion in the place of generated: both rows are the same, but for FID, which is
+    0."""
     def cheat(self, texts, actions, lengths, seeds):
         pack, found = self.pack, torch.zeros(len(texts), int(lengths.max()), 263)
         for row, text, n in zip(found, texts, lengths.tolist()):
@@ -151,7 +248,9 @@ def test_a_model_that_returns_the_clips_scores_as_they_do(root, monkeypatch):
     monkeypatch.setattr(program.data.Batches, "crops", whole_clips)
     rows = run(root, "text", out="cheat")["rows"]
     for key in RETRIEVAL | PHYSICAL | ACCURACY | {"Diversity"}:
-        assert rows["generated"][key] == pytest.approx(rows["real motion"][key], rel=1e-3, abs=1e-3), key
+        assert rows["generated"][key] == pytest.approx(
+            rows["real motion"][key], rel=1e-3, abs=1e-3
+        ), key
     assert rows["generated"]["FID"][0] < 1e-3 < rows["VAE reconstruction"]["FID"][0]
     assert rows["generated"]["MultiModality"][0] < 1e-3
 
@@ -180,80 +279,163 @@ def test_gate(dataset):
     assert program.gate(Gated(dataset=dataset), right) is None
     few = Gated(dataset=dataset)
     few.config.eval.replications, half = 1, right["R@1"][1]
-    once = right | {"R@1": (right["R@1"][0] + 5 * half, None)}  # 2.2 standard deviations of a single replication
+    # 2.2 standard deviations of a single replication
+    once = right | {"R@1": (right["R@1"][0] + 5 * half, None)}
     assert program.gate(few, once) is None and program.gate(Gated(dataset=dataset), once)
     near = right | {"R@1": (right["R@1"][0] + 0.0049, 0.003)}
     assert program.gate(Gated(dataset=dataset), near) is None, "the intervals overlap"
-    text = program.gate(Gated(dataset=dataset), right | {"R@1": (0.3, 0.003), "MM-Dist": (5.0, 0.01)})
+    text = program.gate(
+        Gated(dataset=dataset), right | {"R@1": (0.3, 0.003), "MM-Dist": (5.0, 0.01)}
+    )
     assert "R@1 0.300 instead of" in text and "part-of-speech tokens" in text and "our_vab" in text
-    motion = program.gate(Gated(dataset=dataset), right | {"Diversity": (8.0, 0.01), "R@1": (0.2, 0.0)})
+    motion = program.gate(
+        Gated(dataset=dataset), right | {"Diversity": (8.0, 0.01), "R@1": (0.2, 0.0)}
+    )
     assert "finest.tar" in motion and "4648 test clips" in motion
     own = program.gate(Gated(1.0, dataset), right | {"Diversity": (8.0, 0.01)})
     assert "meta: its std should be 25 times smaller" in own and "it is 1 times" in own
-    assert program.gate(Gated(dataset=dataset), right | {"R@1": (float("nan"), 0.0)}), "NaN does not pass"
+    assert program.gate(
+        Gated(dataset=dataset), right | {"R@1": (float("nan"), 0.0)}
+    ), "NaN does not pass"
 
 
 def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
-    """A published judge of random weights: real motion scores wrong, nothing is generated; --no-gate marks the page."""
-    arrays = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "t2m_evaluators.npz").items()}
-    states = {part: {key.split("/")[1]: value for key, value in arrays.items() if key.startswith(part + "/")}
-              for part in ("movement_encoder", "motion_encoder", "text_encoder")}
+    """A published judge of random weights: real motion scores wrong, nothing is generated;
+    --no-gate marks the page."""
+    arrays = {
+        key: torch.from_numpy(value)
+        for key, value in np.load(GOLDEN / "t2m_evaluators.npz").items()
+    }
+    states = {
+        part: {
+            key.split("/")[1]: value for key, value in arrays.items() if key.startswith(part + "/")
+        }
+        for part in ("movement_encoder", "motion_encoder", "text_encoder")
+    }
     number = {word: i for i, word in enumerate(("sos", "eos", "unk", "a", "man"))}
     judge = evaluators.T2MJudge(states, np.zeros(263), np.ones(263), np.eye(5, 30), number)
     judge.files = FILES
     monkeypatch.setattr(evaluators, "find", lambda *_: judge.eval().requires_grad_(False))
     monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
     monkeypatch.setattr(program.Evaluation, "made", None)
-    with pytest.raises(SystemExit, match="Real motion does not score as published.*--no-gate goes on"):
+    with pytest.raises(
+        SystemExit, match="Real motion does not score as published.*--no-gate goes on"
+    ):
         run(root, "text", out="gate")
     assert not (root / "gate").exists()
     monkeypatch.undo()
     monkeypatch.setattr(evaluators, "find", lambda *_: judge)
     monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
-    assert any("GATE NOT PASSED" in note for note in run(root, "text", "--no-gate", out="gate")["notes"])
+    assert any(
+        "GATE NOT PASSED" in note for note in run(root, "text", "--no-gate", out="gate")["notes"]
+    )
     assert "GATE NOT PASSED" in capsys.readouterr().out
     assert "GATE NOT PASSED" in (root / "gate" / "eval.html").read_text()
 
 
 def test_few_replications_and_other_splits(root, capsys):
-    """One replication has no interval; the trained clips are called so; half precision and a flag's other form work."""
-    result = run(root, "text", "--eval.replications", "1", "--eval.split", "train", "--precision", "bf16", "--device", "cpu", out="one")
+    """One replication has no interval; the trained clips are called so; half precision and a
+    flag's other form work."""
+    result = run(
+        root,
+        "text",
+        "--eval.replications",
+        "1",
+        "--eval.split",
+        "train",
+        "--precision",
+        "bf16",
+        "--device",
+        "cpu",
+        out="one",
+    )
     assert all(half is None for row in result["rows"].values() for _, half in row.values())
     assert (result["split"], result["precision"]) == ("train", "bf16")
     assert f"{result['rows']['generated']['FID'][0]:.3f}  " in capsys.readouterr().out
     val = run(root, "text", "--eval.split=val", out="val")
-    assert val["split"] == "train" and "There is no val split: these are the train clips." in val["notes"]
+    assert (
+        val["split"] == "train"
+        and "There is no val split: these are the train clips." in val["notes"]
+    )
 
 
 def test_clips_without_an_action_are_left_out(root, tmp_path):
-    clips = [Clip(f"{i:03d}", [Caption("a man", "a/DET man/NOUN")], "train", action, np.random.default_rng(i).normal(size=(48, 263)).astype(np.float32))
-             for i, action in enumerate(["jump/old", ""] * 10)]
+    clips = [
+        Clip(
+            f"{i:03d}",
+            [Caption("a man", "a/DET man/NOUN")],
+            "train",
+            action,
+            np.random.default_rng(i).normal(size=(48, 263)).astype(np.float32),
+        )
+        for i, action in enumerate(["jump/old", ""] * 10)
+    ]
     actions = Pack.open(str(root / "made" / "made.pack")).actions
-    write_pack(tmp_path / "made" / "made.pack", clips, name="made", skeleton="t2m", fps=20.0, actions=actions)
+    write_pack(
+        tmp_path / "made" / "made.pack",
+        clips,
+        name="made",
+        skeleton="t2m",
+        fps=20.0,
+        actions=actions,
+    )
     for name, n in (("action", 10), ("text", 20)):
         result = run(root, name, f"--assets.data_root={tmp_path}", out="part")
         assert "accuracy" in result["rows"]["real motion"]
         assert ("Clips without an action are left out." in result["notes"]) == (name == "action")
     with pytest.raises(SystemExit, match="embeddings are not finite"):
         data = checkpoint.load(str(root / "text.pt"))
-        data["model"] = {key: value * float("nan") if key.startswith("vae.") else value for key, value in data["model"].items()}
-        checkpoint.save(root / "nan.pt", data["config"], data["model"], vocabulary=data["vocabulary"], actions=[])
+        data["model"] = {
+            key: value * float("nan") if key.startswith("vae.") else value
+            for key, value in data["model"].items()
+        }
+        checkpoint.save(
+            root / "nan.pt",
+            data["config"],
+            data["model"],
+            vocabulary=data["vocabulary"],
+            actions=[],
+        )
         run(root, "nan", out="nan")
 
 
-@pytest.mark.parametrize("name, actions, split", [("humanact12", 12, "train"), ("uestc", 40, "both")])
+@pytest.mark.parametrize(
+    "name, actions, split", [("humanact12", 12, "train"), ("uestc", 40, "both")]
+)
 def test_published_action_datasets(tmp_path, name, actions, split):
-    """From a pack to the table, judged by classifiers in files of the published form (random weights)."""
+    """From a pack to the table, judged by classifiers in files of the published form (random
+    weights)."""
     rng = np.random.default_rng(0)
-    clips = [Clip(f"{i:03d}", split="train" if i % 2 or name == "humanact12" else "test", action=str(i % 4),
-                  features=rng.normal(size=(60, 150)).astype(np.float32)) for i in range(16)]
+    clips = [
+        Clip(
+            f"{i:03d}",
+            split="train" if i % 2 or name == "humanact12" else "test",
+            action=str(i % 4),
+            features=rng.normal(size=(60, 150)).astype(np.float32),
+        )
+        for i in range(16)
+    ]
     write_pack(tmp_path / name / f"{name}.pack", clips, name=name, skeleton="smpl", fps=20.0,
                actions=[str(k) for k in range(actions)], rest=rng.normal(size=(24, 3)))
-    config = settings(**{**ACTION, **SIZES, "vae.latent_size": 1, "vae.mlp_dist": False, "data.dataset": name,
-                         "denoiser.num_actions": actions})
+    config = settings(
+        **{
+            **ACTION,
+            **SIZES,
+            "vae.latent_size": 1,
+            "vae.mlp_dist": False,
+            "data.dataset": name,
+            "denoiser.num_actions": actions,
+        }
+    )
     model = MLD(config, rest=rng.normal(size=(24, 3)))
-    checkpoint.save(tmp_path / "model.pt", config, model.state_dict(), actions=[str(k) for k in range(actions)])
-    state = {"model": evaluators.ActionGRU().state_dict()} if name == "humanact12" else evaluators.STGCN().state_dict()
+    checkpoint.save(
+        tmp_path / "model.pt", config, model.state_dict(), actions=[str(k) for k in range(actions)]
+    )
+    state = (
+        {"model": evaluators.ActionGRU().state_dict()}
+        if name == "humanact12"
+        else evaluators.STGCN().state_dict()
+    )
     (tmp_path / "act").mkdir()
     torch.save(state, tmp_path / "act" / evaluators.CLASSIFIERS[name])
     program.main(["--ckpt", str(tmp_path / "model.pt"), f"--assets.data_root={tmp_path}",
@@ -261,26 +443,44 @@ def test_published_action_datasets(tmp_path, name, actions, split):
     result = json.loads((tmp_path / "eval.json").read_text())
     names = ["real motion", "VAE reconstruction", "generated"]
     both = [f"{name} ({split})" for split in ("train", "test") for name in names]
-    assert list(result["rows"]) == (names if split == "train" else both) and "published" in result["judge"]
+    assert (
+        list(result["rows"]) == (names if split == "train" else both)
+        and "published" in result["judge"]
+    )
     row = list(result["rows"].values())[-1]
     assert row.keys() == {"FID", "Diversity", "MultiModality", "accuracy", "jerk m/s3"}
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--ckpt", "none.pt"], "no checkpoint"), (["--ckpt", "CKPT", "word"], "Unknown flag 'word'"),
-    (["--ckpt", "CKPT", "--eval.replication=3"], "Did you mean"),
-    (["--ckpt", "CKPT", "--eval.replications=0"], "must be positive"),
-    (["--ckpt", "CKPT", "--evaluator", "nowhere.pt"], "There is no evaluator for made at nowhere.pt"),
-    (["--ckpt", "CKPT", "--evaluator", "CKPT"], "is no evaluator"),
-    (["--ckpt", "CKPT", "--evaluator", "JUDGE"], "groups of 32 pairs, found 20"),
-    (["--ckpt", "CKPT", "--evaluator", "JUDGE", "--evaluator.kind", "t2m"], "Which judge"),
-    (["--ckpt", "CKPT", "--denoiser.length_token=0"], "--denoiser.length_token is a matter of training"),
-    (["--ckpt", "CKPT", "--eval.seed"], "eval.seed must be a whole number"),
-    (["--ckpt", "CKPT", "--cfg_assets", "none.py"], "Assets file none.py cannot be read"),
-    (["--ckpt", "CKPT", "--dataset", "other"], "other.pack does not exist")])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--ckpt", "none.pt"], "no checkpoint"),
+        (["--ckpt", "CKPT", "word"], "Unknown flag 'word'"),
+        (["--ckpt", "CKPT", "--eval.replication=3"], "Did you mean"),
+        (["--ckpt", "CKPT", "--eval.replications=0"], "must be positive"),
+        (
+            ["--ckpt", "CKPT", "--evaluator", "nowhere.pt"],
+            "There is no evaluator for made at nowhere.pt",
+        ),
+        (["--ckpt", "CKPT", "--evaluator", "CKPT"], "is no evaluator"),
+        (["--ckpt", "CKPT", "--evaluator", "JUDGE"], "groups of 32 pairs, found 20"),
+        (["--ckpt", "CKPT", "--evaluator", "JUDGE", "--evaluator.kind", "t2m"], "Which judge"),
+        (
+            ["--ckpt", "CKPT", "--denoiser.length_token=0"],
+            "--denoiser.length_token is a matter of training",
+        ),
+        (["--ckpt", "CKPT", "--eval.seed"], "eval.seed must be a whole number"),
+        (["--ckpt", "CKPT", "--cfg_assets", "none.py"], "Assets file none.py cannot be read"),
+        (["--ckpt", "CKPT", "--dataset", "other"], "other.pack does not exist"),
+    ],
+)
 def test_refusals(root, flags, words):
     names = {"CKPT": str(root / "text.pt"), "JUDGE": str(root / "judge.pt")}
     before = sorted(os.listdir(root))
     with pytest.raises(SystemExit) as error:
         program.main([names.get(word, word) for word in flags] + [f"--assets.data_root={root}"])
-    assert words in str(error.value) and "\n" not in str(error.value) and sorted(os.listdir(root)) == before
+    assert (
+        words in str(error.value)
+        and "\n" not in str(error.value)
+        and sorted(os.listdir(root)) == before
+    )

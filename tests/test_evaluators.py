@@ -1,4 +1,5 @@
-"""The judges: equal to the published ones, read from files of their form, and our own, which must see damage."""
+"""The judges: equal to the published ones, read from files of their form, and our own, which must
+see damage."""
 import dataclasses
 import json
 import pathlib
@@ -22,18 +23,27 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORDS = ["sos", "eos", "unk", "a", "man", "walk", "left", "happy"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Published
 
 
 @pytest.fixture(scope="module")
 def t2m():
     """(arrays, states, judge with the golden weights and eight words of random vectors)"""
-    arrays = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "t2m_evaluators.npz").items()}
-    states = {part: {key.split("/")[1]: value for key, value in arrays.items() if key.startswith(part + "/")}
-              for part in ("movement_encoder", "motion_encoder", "text_encoder")}
+    arrays = {
+        key: torch.from_numpy(value)
+        for key, value in np.load(GOLDEN / "t2m_evaluators.npz").items()
+    }
+    states = {
+        part: {
+            key.split("/")[1]: value for key, value in arrays.items() if key.startswith(part + "/")
+        }
+        for part in ("movement_encoder", "motion_encoder", "text_encoder")
+    }
     vectors = torch.randn(len(WORDS), 30, generator=torch.Generator().manual_seed(0))
-    judge = T2MJudge(states, np.zeros(263), np.ones(263), vectors, {word: i for i, word in enumerate(WORDS)})
+    judge = T2MJudge(
+        states, np.zeros(263), np.ones(263), vectors, {word: i for i, word in enumerate(WORDS)}
+    )
     return arrays, states, judge.eval().requires_grad_(False)
 
 
@@ -65,18 +75,29 @@ def test_t2m_motion_is_normalised_with_the_evaluators_own_numbers(t2m):
     x, n = torch.randn(2, 48, 263), torch.tensor([48, 44])
     mean, std = torch.randn(263), torch.rand(263) + 0.5
     other = T2MJudge(states, mean, std, np.zeros((1, 30)), {"unk": 0}).eval()
-    torch.testing.assert_close(other.embed(x * std + mean, n)[0], judge.embed(x, n)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        other.embed(x * std + mean, n)[0], judge.embed(x, n)[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_t2m_text_uses_words_tags_and_the_first_twenty(t2m):
     judge = t2m[2]
-    a = judge.embed_text([""] * 4, ["a/DET man/NOUN walk/VERB", "a/DET man/NOUN walk/NOUN", "a/DET man/NOUN jump/VERB",
-                                    "a/DET man/VERB walk/VERB"])
+    a = judge.embed_text(
+        [""] * 4,
+        [
+            "a/DET man/NOUN walk/VERB",
+            "a/DET man/NOUN walk/NOUN",
+            "a/DET man/NOUN jump/VERB",
+            "a/DET man/VERB walk/VERB",
+        ],
+    )
     assert torch.equal(a[0], a[1]), "walk is a word with a tag of its own"
     assert not torch.allclose(a[0], a[2]) and not torch.allclose(a[0], a[3])
     unknown = judge.embed_text([""] * 2, ["jump/VERB", "zebra/NOUN"])
     assert torch.equal(unknown[0], unknown[1]), "unknown words are all the same word"
-    long = judge.embed_text([""] * 2, [" ".join(["man/NOUN"] * 20), " ".join(["man/NOUN"] * 20 + ["walk/VERB"] * 5)])
+    long = judge.embed_text(
+        [""] * 2, [" ".join(["man/NOUN"] * 20), " ".join(["man/NOUN"] * 20 + ["walk/VERB"] * 5)]
+    )
     torch.testing.assert_close(long[0], long[1])
     tagged = judge.embed_text([""], ["man/NOUN"])
     words = judge.vectors[[0, 4, 1] + [2] * 19][None]
@@ -104,7 +125,9 @@ def test_t2m_files_of_the_published_form(t2m, tmp_path):
         find(config, None)
     for folder in ("t2m/t2m/text_mot_match/model", "t2m/t2m/Comp_v6_KLD01/meta", "glove"):
         (tmp_path / folder).mkdir(parents=True)
-    torch.save({**states, "epoch": 3, "iter": 5}, tmp_path / "t2m/t2m/text_mot_match/model/finest.tar")
+    torch.save(
+        {**states, "epoch": 3, "iter": 5}, tmp_path / "t2m/t2m/text_mot_match/model/finest.tar"
+    )
     np.save(tmp_path / "t2m/t2m/Comp_v6_KLD01/meta/mean.npy", np.full(263, 0.5, np.float32))
     np.save(tmp_path / "t2m/t2m/Comp_v6_KLD01/meta/std.npy", np.full(263, 2, np.float32))
     np.save(tmp_path / "glove/our_vab_data.npy", judge.vectors.numpy()[::-1])
@@ -146,19 +169,26 @@ def test_action_gru_reads_joints_up_to_the_length_from_a_seeded_state():
     assert rows.shape == (3, 30) and logits.shape == (3, 12)
     assert torch.equal(judge.embed(x, n, [5, 6, 7])[1], logits)
     assert not torch.equal(judge.embed(x, n, [5, 6, 8])[1], logits)
-    torch.testing.assert_close(judge.embed(x[1:2, :20], n[1:2], [6])[1], logits[1:2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        judge.embed(x[1:2, :20], n[1:2], [6])[1], logits[1:2], rtol=1e-5, atol=1e-6
+    )
     joints = motion.to_metres(x, "smpl", judge.rest)
-    hidden = torch.stack([torch.randn(2, 128, generator=torch.Generator().manual_seed(s)) for s in (5, 6, 7)], 1)
+    hidden = torch.stack(
+        [torch.randn(2, 128, generator=torch.Generator().manual_seed(s)) for s in (5, 6, 7)], 1
+    )
     torch.testing.assert_close(judge.classify(joints, n, hidden)[1], logits)
 
 
 def test_stgcn_partitions_of_a_small_tree():
     """Root 0 with children 1 and 2; 3 below 1; 4 below 3."""
     A = partitions((-1, 0, 0, 1, 3))
-    near = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 1, 1]])
+    near = np.array(
+        [[1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 1, 1]]
+    )
     share = near / near.sum(0)
     assert np.allclose(A.sum(0), share) and np.allclose(A[0], np.diag(share.diagonal()))
-    nearer = {(0, 1), (0, 2), (1, 3)}  # from row to column; 3 and 4 are both "far", hence neither is the nearer
+    # from row to column; 3 and 4 are both "far", hence neither is the nearer
+    nearer = {(0, 1), (0, 2), (1, 3)}
     assert {tuple(p) for p in np.argwhere(A[2])} == nearer
     assert {tuple(p) for p in np.argwhere(A[1])} == {(1, 0), (2, 0), (3, 1), (3, 4), (4, 3)}
 
@@ -174,10 +204,20 @@ def test_stgcn_equals_its_definition_and_its_file_is_read(tmp_path):
     slow = torch.zeros(2, 128, 10, 24)
     for k, v, w in np.ndindex(3, 24, 24):
         slow[..., w] += conv[:, k, :, :, v] * judge.A[k, v, w]
-    torch.testing.assert_close(block(x, judge.A), torch.relu(block.tcn(slow) + block.residual(x)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        block(x, judge.A), torch.relu(block.tcn(slow) + block.residual(x)), rtol=1e-4, atol=1e-5
+    )
     names, last = set(judge.state_dict()), "st_gcn_networks.9."
-    assert {"A", "data_bn.weight", "edge_importance.9", "fcn.weight", "st_gcn_networks.4.residual.0.weight",
-            last + "gcn.conv.weight", last + "tcn.2.bias", last + "tcn.3.running_var"} <= names
+    assert {
+        "A",
+        "data_bn.weight",
+        "edge_importance.9",
+        "fcn.weight",
+        "st_gcn_networks.4.residual.0.weight",
+        last + "gcn.conv.weight",
+        last + "tcn.2.bias",
+        last + "tcn.3.running_var",
+    } <= names
     assert "st_gcn_networks.1.residual.0.weight" not in names
     (tmp_path / "act").mkdir()
     torch.save(judge.state_dict(), tmp_path / "act/uestc_rot6d_stgcn.tar")
@@ -186,15 +226,18 @@ def test_stgcn_equals_its_definition_and_its_file_is_read(tmp_path):
     rows, logits = read.embed(x, n)
     torch.testing.assert_close(logits, judge.embed(x, n)[1])
     x[..., 144:] += 5
-    assert rows.shape == (3, 256) and torch.equal(read.embed(x, n)[1], logits), "the root's path is not seen"
+    assert rows.shape == (3, 256) and torch.equal(
+        read.embed(x, n)[1], logits
+    ), "the root's path is not seen"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Our own
 
 
 def made_pack(folder, clips=160):
-    """Clips that lift the right or the left hand, quickly or slowly, with captions and labels that say so."""
+    """Clips that lift the right or the left hand, quickly or slowly, with captions and labels
+    that say so."""
     base = np.load(GOLDEN / "motion_features.npz")["t2m/features"].astype(np.float32)
     wrists = {"right": slice(4 + 3 * 20, 4 + 3 * 21), "left": slice(4 + 3 * 19, 4 + 3 * 20)}
     made, rng = [], np.random.default_rng(0)
@@ -203,25 +246,50 @@ def made_pack(folder, clips=160):
         side, pace = ("left", "right")[i % 2], ("slowly", "quickly")[i // 2 % 2]
         n = int(rng.integers(40, 57))
         features = base[:1] + np.repeat(rng.normal(size=(1, 4)) @ habits, n, 0)
-        features[:, wrists[side]] += 0.5 * np.sin(np.arange(n) * (0.2 if pace == "slowly" else 0.8))[:, None]
+        features[:, wrists[side]] += (
+            0.5 * np.sin(np.arange(n) * (0.2 if pace == "slowly" else 0.8))[:, None]
+        )
         captions = [Caption(f"a {who} lifts the {side} hand {pace}") for who in ("man", "person")]
         split = ("train", "train", "val", "test")[i // 4 % 4]
-        made.append(Clip(f"{i:03d}", captions, split, f"{side}/{pace}", features.astype(np.float32)))
+        made.append(
+            Clip(f"{i:03d}", captions, split, f"{side}/{pace}", features.astype(np.float32))
+        )
     actions = sorted({clip.action for clip in made})
-    write_pack(folder / "made" / "made.pack", made, name="made", skeleton="t2m", fps=20.0, actions=actions)
+    write_pack(
+        folder / "made" / "made.pack", made, name="made", skeleton="t2m", fps=20.0, actions=actions
+    )
     return Pack.open(str(folder / "made" / "made.pack"))
 
 
-SMALL = ["--evaluator.width=32", "--evaluator.layers=1", "--evaluator.embed_dim=16", "--train_evaluator.steps=200",
-         "--train_evaluator.batch_size=32", "--train_evaluator.lr=3e-3", "--train_evaluator.warmup=5",
-         "--train_evaluator.ema=0", "--train.eval_every=100", "--train.save_every=200", "--train.log_every=100",
-         "--train.threads=1", "--stage=evaluator", "--dataset=made"]
+SMALL = [
+    "--evaluator.width=32",
+    "--evaluator.layers=1",
+    "--evaluator.embed_dim=16",
+    "--train_evaluator.steps=200",
+    "--train_evaluator.batch_size=32",
+    "--train_evaluator.lr=3e-3",
+    "--train_evaluator.warmup=5",
+    "--train_evaluator.ema=0",
+    "--train.eval_every=100",
+    "--train.save_every=200",
+    "--train.log_every=100",
+    "--train.threads=1",
+    "--stage=evaluator",
+    "--dataset=made",
+]
 
 
 def train(folder, *flags, processes=1):
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *many[:4 * (processes > 1)], "train.py", *SMALL, f"--assets.data_root={folder}",
-               f"--out={folder / 'out'}", *flags]
+    command = [
+        sys.executable,
+        *many[: 4 * (processes > 1)],
+        "train.py",
+        *SMALL,
+        f"--assets.data_root={folder}",
+        f"--out={folder / 'out'}",
+        *flags,
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -231,7 +299,9 @@ def own(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     pack = made_pack(folder)
     done = train(folder)
-    assert done.returncode == 0 and "evaluator_model.pt" in done.stdout + done.stderr, done.stderr[-2000:]
+    assert done.returncode == 0 and "evaluator_model.pt" in done.stdout + done.stderr, done.stderr[
+        -2000:
+    ]
     return folder, pack, find(config_for(folder, "made"), pack)
 
 
@@ -249,8 +319,12 @@ def table(judge, pack, change=lambda x: x, captions=lambda i: i):
     text = judge.embed_text([pack.captions(captions(i))[0].text for i in items])
     order = np.random.default_rng(0).permutation(len(items))
     precision, distance = metrics.matching(text[order], rows[order], 16)
-    return {"R@3": precision[2], "MM-Dist": distance, "FID": metrics.fid(rows, judge.embed(real, n)[0]),
-            "accuracy": float((logits.argmax(1).numpy() == pack.labels[items]).mean())}
+    return {
+        "R@3": precision[2],
+        "MM-Dist": distance,
+        "FID": metrics.fid(rows, judge.embed(real, n)[0]),
+        "accuracy": float((logits.argmax(1).numpy() == pack.labels[items]).mean()),
+    }
 
 
 def test_our_evaluator_ranks_real_motion_and_sees_damage(own):
@@ -260,32 +334,48 @@ def test_our_evaluator_ranks_real_motion_and_sees_damage(own):
     other = dict(zip(items, np.roll(items, 1)))
     real = table(judge, pack)
     assert real["accuracy"] > 0.9 and real["R@3"] > 0.6 and real["FID"] < 1e-3
-    noisy, noisier = (table(judge, pack, lambda x: x + k * rng.normal(size=x.shape) * pack.std) for k in (1, 3))
+    noisy, noisier = (
+        table(judge, pack, lambda x: x + k * rng.normal(size=x.shape) * pack.std) for k in (1, 3)
+    )
     frozen = table(judge, pack, lambda x: np.repeat(x[:1], len(x), 0))
     swapped = table(judge, pack, captions=other.get)
     mirrored = table(judge, pack, lambda x: motion.mirror_features(x, motion.T2M))
     assert 1e-3 < noisy["FID"] < noisier["FID"] / 2
     for name, damaged in (("frozen", frozen), ("mirrored", mirrored)):
         assert damaged["FID"] > 0.1 and damaged["accuracy"] < real["accuracy"], (name, damaged)
-        assert damaged["MM-Dist"] > real["MM-Dist"] + 0.1 and damaged["R@3"] < real["R@3"], (name, damaged)
+        assert damaged["MM-Dist"] > real["MM-Dist"] + 0.1 and damaged["R@3"] < real["R@3"], (
+            name,
+            damaged,
+        )
     assert swapped["R@3"] < real["R@3"] / 2 and swapped["MM-Dist"] > real["MM-Dist"] + 0.1
     assert swapped["FID"] == real["FID"], "FID does not read texts"
 
 
 def test_the_evaluator_that_ships_ranks_real_motion_and_sees_damage():
-    path, pack = ROOT / "checkpoints" / "toy-evaluator.pt", Pack.open(str(ROOT / "data" / "toy" / "toy.pack"))
+    path, pack = ROOT / "checkpoints" / "toy-evaluator.pt", Pack.open(
+        str(ROOT / "data" / "toy" / "toy.pack")
+    )
     if not path.exists():
-        pytest.skip(f"NOT TESTED: {path} is absent; python train.py --dataset toy --stage evaluator makes it")
+        pytest.skip(
+            f"NOT TESTED: {path} is absent; python train.py --dataset toy --stage evaluator makes it"
+        )
     judge, rng = find(config_for(ROOT, "toy"), pack, str(path)), np.random.default_rng(0)
     real = table(judge, pack)
     assert real["accuracy"] > 0.98 and real["R@3"] > 0.95
-    noise = [table(judge, pack, lambda x: x + k * rng.normal(size=x.shape) * pack.std)["FID"] for k in (0.2, 0.5, 1)]
+    noise = [
+        table(judge, pack, lambda x: x + k * rng.normal(size=x.shape) * pack.std)["FID"]
+        for k in (0.2, 0.5, 1)
+    ]
     assert 1e-3 < noise[0] < noise[1] / 3 < noise[2] / 9
     frozen = table(judge, pack, lambda x: np.repeat(x[:1], len(x), 0))
     assert frozen["FID"] > 10 and frozen["R@3"] < 0.6 and frozen["accuracy"] < 0.5
     assert frozen["MM-Dist"] > real["MM-Dist"] + 2
     mirrored = table(judge, pack, lambda x: motion.mirror_features(x, motion.T2M))
-    assert mirrored["accuracy"] < 0.95 and mirrored["R@3"] < real["R@3"] and mirrored["MM-Dist"] > real["MM-Dist"] + 0.3
+    assert (
+        mirrored["accuracy"] < 0.95
+        and mirrored["R@3"] < real["R@3"]
+        and mirrored["MM-Dist"] > real["MM-Dist"] + 0.3
+    )
 
 
 def test_our_embeddings_do_not_depend_on_company_or_padding(own):
@@ -300,7 +390,9 @@ def test_our_embeddings_do_not_depend_on_company_or_padding(own):
 
 def test_evaluator_refusals(own, tmp_path):
     folder, pack, _ = own
-    with pytest.raises(FileNotFoundError, match="train one with: python train.py --dataset made --stage evaluator"):
+    with pytest.raises(
+        FileNotFoundError, match="train one with: python train.py --dataset made --stage evaluator"
+    ):
         find(config_for(tmp_path, "made"), pack)
     with pytest.raises(ValueError, match="is no evaluator for motion of the t2m skeleton"):
         find(config_for(tmp_path, "made"), pack, str(folder / "out" / "made" / "evaluator_best.pt"))
@@ -322,7 +414,9 @@ class OneProcess:
 
 def test_captions_that_say_the_same_are_no_negatives(own):
     _, pack, _ = own
-    config = config_for(pathlib.Path("nowhere"), "made", **{"evaluator.width": "32", "evaluator.layers": "1"})
+    config = config_for(
+        pathlib.Path("nowhere"), "made", **{"evaluator.width": "32", "evaluator.layers": "1"}
+    )
     stage = EvaluatorStage(OneProcess(pack, config)).eval()
     batch = stage.prepare(stage.batches.batch(0, 0), 0)
     with torch.no_grad():
@@ -335,7 +429,16 @@ def test_captions_that_say_the_same_are_no_negatives(own):
     for i in range(B):
         by_text = [j for j in range(B) if j == i or batch["texts"][j] not in said[i]]
         by_motion = [j for j in range(B) if j == i or batch["texts"][i] not in said[j]]
-        loss += (torch.logsumexp(s[i, by_text], 0) - s[i, i] + torch.logsumexp(s[by_motion, i], 0) - s[i, i]) / 2 / B
+        loss += (
+            (
+                torch.logsumexp(s[i, by_text], 0)
+                - s[i, i]
+                + torch.logsumexp(s[by_motion, i], 0)
+                - s[i, i]
+            )
+            / 2
+            / B
+        )
         assert len(by_text) < B, "in this set many captions are the same"
     torch.testing.assert_close(got, loss, rtol=1e-4, atol=1e-5)
 
@@ -350,10 +453,15 @@ def test_two_processes_see_what_one_sees(own, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         lines = (tmp_path / "out" / f"p{processes}" / "log.jsonl").read_text().splitlines()
         logs.append(json.loads(lines[0])["contrast"])
-    assert logs[0] == pytest.approx(logs[1], rel=0.1), "dropout differs; a contrast within halves would be 20% less"
+    assert logs[0] == pytest.approx(
+        logs[1], rel=0.1
+    ), "dropout differs; a contrast within halves would be 20% less"
 
 
 def test_without_captions_the_actions_teach_the_embedding():
     judge = OwnJudge(config_for(ROOT, "toy"), np.zeros(263), np.ones(263), [], ["walk", "jump"])
     judge(torch.randn(2, 40, 263), torch.tensor([40, 32]))[1].sum().backward()
-    assert all(p.grad is not None for p in judge.parameters()) and judge.project.weight.grad.abs().max() > 0
+    assert (
+        all(p.grad is not None for p in judge.parameters())
+        and judge.project.weight.grad.abs().max() > 0
+    )

@@ -114,8 +114,11 @@ def test_the_guards_see_a_planted_fault(tmp_path):
 
 
 def test_lines_have_at_most_100_columns():
-    wide = [f"{path.relative_to(ROOT)}:{number} has {len(line)} columns"
-            for path in files("*.py", "*.c", "*.html", "*.js", "*.sh") if str(path.relative_to(ROOT)) not in WIDE
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-            if len(line) > 100]
+    wide = [
+        f"{path.relative_to(ROOT)}:{number} has {len(line)} columns"
+        for path in files("*.py", "*.c", "*.html", "*.js", "*.sh")
+        if str(path.relative_to(ROOT)) not in WIDE
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
     assert not wide, f"{len(wide)} lines: " + "; ".join(wide[:10])

@@ -1,8 +1,8 @@
 """The kernels against float64, and what decides between them and plain torch.
 
-On a machine with a GPU `pytest tests/test_kernels.py` runs every case on it. Without one the same cases run in Triton's
-interpreter, in a process of their own (test_kernels_interpreter.py starts it); what remains here is the torch path.
-"""
+On a machine with a GPU `pytest tests/test_kernels.py` runs every case on it. Without one the same
+cases run in Triton's interpreter, in a process of their own (test_kernels_interpreter.py starts
+it); what remains here is the torch path. """
 import math
 import os
 import subprocess
@@ -19,11 +19,15 @@ from kernels import backend, tiles
 if backend.INTERPRETED:
     import interpreter_harness  # noqa: F401 (every launch is watched, and torch.empty gives NaN)
 DEVICE = "cpu" if backend.INTERPRETED else "cuda" if torch.cuda.is_available() else None
-on_kernels = pytest.mark.skipif(DEVICE is None, reason="NOT RUN on a GPU, there is none: test_kernels_interpreter.py "
-                                "runs these cases in Triton's interpreter")
+on_kernels = pytest.mark.skipif(
+    DEVICE is None,
+    reason="NOT RUN on a GPU, there is none: test_kernels_interpreter.py "
+    "runs these cases in Triton's interpreter",
+)
 on_torch = pytest.mark.skipif(backend.INTERPRETED, reason="about the torch path")
 attention_kernels = sys.modules["kernels.attention"]
-BOUND = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}  # relative L2 error against float64
+# relative L2 error against float64
+BOUND = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -41,25 +45,29 @@ def setup(monkeypatch):
 def close(found, expected, dtype, looser=1.0):
     assert found.shape == expected.shape and found.isfinite().all()
     expected, unit = expected.double(), math.sqrt(expected.numel())
-    size = expected.norm() if expected.norm() > 1e-6 * unit else unit  # a single key's gradient is nothing but rounding
+    # a single key's gradient is nothing but rounding
+    size = expected.norm() if expected.norm() > 1e-6 * unit else unit
     error = (found.double() - expected).norm() / size
     assert error < looser * BOUND[dtype], f"relative error {error:.1e}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Attention
 
 
 def plain_attention(q, k, v, lengths=None, causal=False, keep=1.0):
     """The definition, in the type of its arguments; keep (B, H, Lq, Lk): dropout's factors."""
     s = q @ k.mT / math.sqrt(q.shape[-1])
-    i, j = torch.arange(s.shape[2], device=s.device)[:, None], torch.arange(s.shape[3], device=s.device)
+    i, j = torch.arange(s.shape[2], device=s.device)[:, None], torch.arange(
+        s.shape[3], device=s.device
+    )
     seen = torch.ones_like(s, dtype=torch.bool)
     if lengths is not None:
         seen = seen & (j < lengths[:, None, None, None])
     if causal:
         seen = seen & (j <= i)
-    p = s.masked_fill(~seen, -torch.inf).softmax(-1).masked_fill(~seen, 0)  # a row without keys: NaN, then 0
+    # a row without keys: NaN, then 0
+    p = s.masked_fill(~seen, -torch.inf).softmax(-1).masked_fill(~seen, 0)
     return (p * keep) @ v
 
 
@@ -89,8 +97,11 @@ def check_attention(q, k, v, lengths, causal, dtype, keep=1.0, dropout_p=0.0, se
     exact = [t.requires_grad_() for t in exact]
     expected = plain_attention(*exact, lengths, causal, keep)
     close(o, expected, dtype)
-    for name, gradient, exact_gradient in zip("qkv", found, torch.autograd.grad(expected, exact, do.double())):
-        close(gradient, exact_gradient, dtype, looser=1.5)  # bfloat16 at few keys, where ds nearly cancels: up to 9e-3
+    for name, gradient, exact_gradient in zip(
+        "qkv", found, torch.autograd.grad(expected, exact, do.double())
+    ):
+        # bfloat16 at few keys, where ds nearly cancels: up to 9e-3
+        close(gradient, exact_gradient, dtype, looser=1.5)
         if lengths is not None and name != "q":
             assert not gradient.masked_select(behind[:, None, :, None]).any()
     if lengths is not None:
@@ -99,15 +110,24 @@ def check_attention(q, k, v, lengths, causal, dtype, keep=1.0, dropout_p=0.0, se
 
 
 LENGTHS = [1, 3, 16, 17, 63, 64, 65, 198, 199, 200]
-CASES = [(L, dtype, causal, whole) for L in LENGTHS for causal in (False, True) for dtype, whole in [
-    (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, L % 2 == causal), (torch.float32, False)]]
+CASES = [
+    (L, dtype, causal, whole)
+    for L in LENGTHS
+    for causal in (False, True)
+    for dtype, whole in [
+        (torch.bfloat16, True),
+        (torch.bfloat16, False),
+        (torch.float16, L % 2 == causal),
+        (torch.float32, False),
+    ]
+]
 
 
 @on_kernels
 @pytest.mark.parametrize("L, dtype, causal, whole", CASES)
 def test_attention(L, dtype, causal, whole, monkeypatch):
-    """A full row, a half-full one and one without any key; q, k, v are slices of one fused projection, without copies;
-    what stands behind a length is NaN."""
+    """A full row, a half-full one and one without any key; q, k, v are slices of one fused
+    projection, without copies; what stands behind a length is NaN."""
     choose_form(monkeypatch, whole)
     D = 64 if dtype != torch.float32 or L < 100 else 32
     q, k, v = torch.randn(3, L, 3, 1, D, device=DEVICE).to(dtype).permute(2, 0, 3, 1, 4)
@@ -129,8 +149,17 @@ def test_attention_of_any_head_width(D, whole, monkeypatch):
 
 
 @on_kernels
-@pytest.mark.parametrize("Lq, Lk, whole", [(198, 7, True), (198, 7, False), (5, 130, True), (5, 130, False),
-                                           (64, 1, False), (1, 300, True)])
+@pytest.mark.parametrize(
+    "Lq, Lk, whole",
+    [
+        (198, 7, True),
+        (198, 7, False),
+        (5, 130, True),
+        (5, 130, False),
+        (64, 1, False),
+        (1, 300, True),
+    ],
+)
 def test_cross_attention(Lq, Lk, whole, monkeypatch):
     choose_form(monkeypatch, whole)
     q, k, v = (torch.randn(2, 2, L, 16, device=DEVICE).to(torch.bfloat16) for L in (Lq, Lk, Lk))
@@ -143,25 +172,31 @@ def test_attention_of_512_and_of_expanded_gradients(monkeypatch):
     q, k, v = (torch.randn(1, 1, 512, 16, device=DEVICE, dtype=torch.float16) for _ in range(3))
     check_attention(q, k, v, torch.tensor([500], device=DEVICE), True, torch.float16)
     q, k, v = (torch.randn(2, 1, 5, 16, device=DEVICE, requires_grad=True) for _ in range(3))
-    found = torch.autograd.grad(kernels.attention(q, k, v).sum(), (q, k, v))  # a gradient with strides of 0
-    expected = torch.autograd.grad(plain_attention(q.double(), k.double(), v.double()).sum(), (q, k, v))
+    # a gradient with strides of 0
+    found = torch.autograd.grad(kernels.attention(q, k, v).sum(), (q, k, v))
+    expected = torch.autograd.grad(
+        plain_attention(q.double(), k.double(), v.double()).sum(), (q, k, v)
+    )
     for a, b in zip(found, expected):
         close(a, b, torch.float32)
 
 
 def dropout_factors(L, p, seed):
-    """The factors that kernels.attention applies, seen from outside: equal scores, values that tell the keys apart."""
+    """The factors that kernels.attention applies, seen from outside: equal scores, values that
+    tell the keys apart."""
     zero, found = torch.zeros(1, 2, L, 64, device=DEVICE), []
     for first in range(0, L, 64):
         torch.manual_seed(seed)
         v = torch.eye(L, 64 + first, device=DEVICE)[:, first:].expand(1, 2, L, 64)
-        found.append(kernels.attention(zero, zero, v, dropout_p=p) * L)  # (1, 2, L, 64): each probability is 1 / L
+        # (1, 2, L, 64): each probability is 1 / L
+        found.append(kernels.attention(zero, zero, v, dropout_p=p) * L)
     return torch.cat(found, -1)[..., :L].double()
 
 
 @on_kernels
 def test_attention_dropout():
-    """Its rate is right, its seed repeats it, another seed changes it, and every key and query has its own."""
+    """Its rate is right, its seed repeats it, another seed changes it, and every key and query
+    has its own."""
     factors = dropout_factors(100, 0.1, seed=5)
     values = factors.unique()
     assert len(values) == 2 and values[0] == 0 and abs(values[1] - 1 / 0.9) < 1e-6
@@ -171,40 +206,63 @@ def test_attention_dropout():
         rates = dropped.mean(dim)
         assert rates.max() < 0.27 and 0.02 < rates.std() < 0.04  # 100 draws each: 0.1 +- 0.03
     assert torch.equal(factors, dropout_factors(100, 0.1, seed=5))
-    for other in (dropout_factors(100, 0.1, seed=6), factors.roll(1, 1), factors.roll(1, 2), factors.roll(1, 3)):
+    for other in (
+        dropout_factors(100, 0.1, seed=6),
+        factors.roll(1, 1),
+        factors.roll(1, 2),
+        factors.roll(1, 3),
+    ):
         both = ((factors == 0) & (other == 0)).double().mean()
         assert abs(both - 0.01) < 0.004  # independent: 0.1 * 0.1
 
 
 @on_kernels
-@pytest.mark.parametrize("dtype, whole", [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
+@pytest.mark.parametrize(
+    "dtype, whole", [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+)
 def test_attention_dropout_backward_drops_what_the_forward_dropped(dtype, whole, monkeypatch):
     choose_form(monkeypatch, whole)
     L = 40 if dtype == torch.float32 else 140
     factors = dropout_factors(L, 0.3, seed=7)
     q, k, v = (torch.randn(1, 2, L, 32, device=DEVICE).to(dtype) for _ in range(3))
-    check_attention(q, k, v, torch.tensor([L - 3], device=DEVICE), True, dtype, factors, dropout_p=0.3, seed=7)
+    check_attention(
+        q, k, v, torch.tensor([L - 3], device=DEVICE), True, dtype, factors, dropout_p=0.3, seed=7
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Residual + layer norm, linear + GELU
 
 
 @on_kernels
 @pytest.mark.parametrize("C", [256, 200, 33, 768])
 @pytest.mark.parametrize("R", [1, 5, 37])
-@pytest.mark.parametrize("x_dtype, r_dtype", [
-    (torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16),
-    (torch.bfloat16, torch.float32), (torch.float32, None), (torch.bfloat16, None)])
+@pytest.mark.parametrize(
+    "x_dtype, r_dtype",
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, None),
+        (torch.bfloat16, None),
+    ],
+)
 def test_add_layer_norm(R, C, x_dtype, r_dtype):
-    """Forward and gradients, the second output used or not; x and residual of different types, as under autocast."""
+    """Forward and gradients, the second output used or not; x and residual of different types, as
+    under autocast."""
     x, weight, bias = torch.randn(R, C) * 3 + 1, torch.randn(C), torch.randn(C)
     inputs = [t.to(DEVICE, x_dtype) for t in (x, weight, bias)]
-    inputs = [t.requires_grad_() for t in inputs + ([torch.randn(R, C).to(DEVICE, r_dtype)] if r_dtype else [])]
+    inputs = [
+        t.requires_grad_()
+        for t in inputs + ([torch.randn(R, C).to(DEVICE, r_dtype)] if r_dtype else [])
+    ]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     for return_sum in (False, True):
         with kernels.expect("triton"):
-            y = kernels.add_layer_norm(inputs[0], inputs[3] if r_dtype else None, *inputs[1:3], return_sum=return_sum)
+            y = kernels.add_layer_norm(
+                inputs[0], inputs[3] if r_dtype else None, *inputs[1:3], return_sum=return_sum
+            )
         s = exact[0] + exact[3] if r_dtype else exact[0]
         outputs = (F.layer_norm(s, (C,), exact[1], exact[2]), s)[:1 + return_sum]
         y = y if return_sum else (y,)
@@ -218,14 +276,27 @@ def test_add_layer_norm(R, C, x_dtype, r_dtype):
 
 @on_kernels
 def test_add_layer_norm_of_many_rows(monkeypatch):
-    """More tiles than programs in the backward, so that each adds up several; bit for bit the same each time."""
+    """More tiles than programs in the backward, so that each adds up several; bit for bit the
+    same each time."""
     layer_norm_kernels = sys.modules["kernels.layer_norm"]
-    monkeypatch.setattr(layer_norm_kernels, "row_tiles", lambda R, C: (*tiles.row_tiles(R, C)[:3], 7))
-    inputs = [torch.randn(2, 61, 64), torch.randn(2, 61, 64).mT.contiguous().mT, torch.randn(64), torch.randn(64)]
+    monkeypatch.setattr(
+        layer_norm_kernels, "row_tiles", lambda R, C: (*tiles.row_tiles(R, C)[:3], 7)
+    )
+    inputs = [
+        torch.randn(2, 61, 64),
+        torch.randn(2, 61, 64).mT.contiguous().mT,
+        torch.randn(64),
+        torch.randn(64),
+    ]
     inputs = [t.to(DEVICE).requires_grad_() for t in inputs]
-    grads = [torch.autograd.grad(kernels.add_layer_norm(*inputs).square().sum(), inputs) for _ in range(2)]
+    grads = [
+        torch.autograd.grad(kernels.add_layer_norm(*inputs).square().sum(), inputs)
+        for _ in range(2)
+    ]
     exact = [t.detach().double().requires_grad_() for t in inputs]
-    expected = torch.autograd.grad(F.layer_norm(exact[0] + exact[1], (64,), *exact[2:]).square().sum(), exact)
+    expected = torch.autograd.grad(
+        F.layer_norm(exact[0] + exact[1], (64,), *exact[2:]).square().sum(), exact
+    )
     for a, b, c in zip(*grads, expected):
         assert torch.equal(a, b)
         close(a, c, torch.float32)
@@ -234,12 +305,18 @@ def test_add_layer_norm_of_many_rows(monkeypatch):
 @on_kernels
 @pytest.mark.parametrize("r_dtype", [torch.float32, None])
 def test_add_layer_norm_dropout(r_dtype):
-    x, r, w, b = (torch.randn(size, device=DEVICE, requires_grad=True) for size in ((50, 96), (50, 96), 96, 96))
+    x, r, w, b = (
+        torch.randn(size, device=DEVICE, requires_grad=True)
+        for size in ((50, 96), (50, 96), 96, 96)
+    )
     residual = r if r_dtype else None
     torch.manual_seed(3)
     y, s = kernels.add_layer_norm(x, residual, w, b, dropout_p=0.2, return_sum=True)
     factors = ((s - (r if r_dtype else 0)) / x).detach().double().mul(0.8).round() / 0.8
-    assert abs((factors == 0).double().mean() - 0.2) < 4 * math.sqrt(0.16 / x.numel()) and len(factors.unique()) == 2
+    assert (
+        abs((factors == 0).double().mean() - 0.2) < 4 * math.sqrt(0.16 / x.numel())
+        and len(factors.unique()) == 2
+    )
     exact = [t.detach().double().requires_grad_() for t in (x, r, w, b)]
     expected_s = exact[0] * factors + (exact[1] if r_dtype else 0)
     expected_y = F.layer_norm(expected_s, (96,), exact[2], exact[3])
@@ -247,7 +324,9 @@ def test_add_layer_norm_dropout(r_dtype):
     dy, ds = torch.randn_like(y), torch.randn_like(s)
     used = [0, 1, 2, 3] if r_dtype else [0, 2, 3]
     found = torch.autograd.grad((y, s), [(x, r, w, b)[i] for i in used], (dy, ds))
-    expected = torch.autograd.grad((expected_y, expected_s), [exact[i] for i in used], (dy.double(), ds.double()))
+    expected = torch.autograd.grad(
+        (expected_y, expected_s), [exact[i] for i in used], (dy.double(), ds.double())
+    )
     for a, e in zip(found, expected):
         close(a, e, torch.float32)
     torch.manual_seed(3)
@@ -259,20 +338,27 @@ def test_add_layer_norm_dropout(r_dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("R, C", [(1, 40), (19, 256), (70, 300)])
 def test_linear_gelu(R, C, dtype):
-    inputs = [t.to(DEVICE, dtype).requires_grad_() for t in (torch.randn(R, 8) * 2, torch.randn(C, 8), torch.randn(C))]
+    inputs = [
+        t.to(DEVICE, dtype).requires_grad_()
+        for t in (torch.randn(R, 8) * 2, torch.randn(C, 8), torch.randn(C))
+    ]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     with kernels.expect("triton"):
         y = kernels.linear_gelu(*inputs)
     expected = F.gelu(F.linear(*exact))
     close(y, expected, dtype)
     dy = torch.randn_like(y)
-    for a, b in zip(torch.autograd.grad(y, inputs, dy), torch.autograd.grad(expected, exact, dy.double())):
+    for a, b in zip(
+        torch.autograd.grad(y, inputs, dy), torch.autograd.grad(expected, exact, dy.double())
+    ):
         close(a, b, dtype)
 
 
 @on_kernels
 def test_linear_gelu_dropout():
-    x, weight, bias = (torch.rand(size, device=DEVICE, requires_grad=True) for size in ((60, 64), (64, 64), 64))
+    x, weight, bias = (
+        torch.rand(size, device=DEVICE, requires_grad=True) for size in ((60, 64), (64, 64), 64)
+    )
     torch.manual_seed(3)
     y = kernels.linear_gelu(x, weight, bias, dropout_p=0.2)
     exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
@@ -288,7 +374,7 @@ def test_linear_gelu_dropout():
     assert torch.equal(y, kernels.linear_gelu(x, weight, bias, dropout_p=0.2))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # As torch operators
 
 
@@ -299,7 +385,10 @@ def all_three(q, k, v, x, w, lengths):
 
 
 def operands(L=5):
-    return [torch.randn(size, device=DEVICE, requires_grad=True) for size in [(1, 2, L, 16)] * 3 + [(L, 64), 64]]
+    return [
+        torch.randn(size, device=DEVICE, requires_grad=True)
+        for size in [(1, 2, L, 16)] * 3 + [(L, 64), 64]
+    ]
 
 
 @on_kernels
@@ -318,8 +407,12 @@ def test_opcheck():
     with torch.no_grad():  # the backwards have no backward
         kinds = ("test_schema", "test_faketensor")
         o, lse = operators.attention(q, k, v, n, seed, True, 0.1)
-        torch.library.opcheck(operators.attention_backward, (q, k, v, o, lse, o, n, seed, True, 0.1), test_utils=kinds)
-        y, s, mean, rstd = operators.add_layer_norm(x, x, w, w, seed, 1e-5, 0.1, True, torch.float32)
+        torch.library.opcheck(
+            operators.attention_backward, (q, k, v, o, lse, o, n, seed, True, 0.1), test_utils=kinds
+        )
+        y, s, mean, rstd = operators.add_layer_norm(
+            x, x, w, w, seed, 1e-5, 0.1, True, torch.float32
+        )
         for n, dtype in ((seed, torch.float32), (None, torch.float32), (None, torch.bfloat16)):
             sample = (y, s, s, w, mean, rstd, n, 0.1, dtype)
             torch.library.opcheck(operators.add_layer_norm_backward, sample, test_utils=kinds)
@@ -358,7 +451,8 @@ def test_compiles_without_graph_breaks():
 
 @on_kernels
 def test_no_gradients_no_sum():
-    """Without gradients the sum is written only when asked for; either way the results are the same."""
+    """Without gradients the sum is written only when asked for; either way the results are the
+    same."""
     *_, x, w = operands()
     y, s = kernels.add_layer_norm(x, x, w, w, return_sum=True)
     with torch.no_grad():
@@ -367,7 +461,7 @@ def test_no_gradients_no_sum():
         assert kernels.add_layer_norm(x, None, w, w, return_sum=True)[1] is x
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Which path
 
 
@@ -376,21 +470,39 @@ def test_triton_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(backend, "MODE", "triton")
     q, n = torch.randn(2, 1, 4, 16, device=DEVICE), torch.tensor([3], device=DEVICE)
     long = torch.randn(1, 1, 513, 16, device=DEVICE)
-    for inputs, reason in (((q.double(),) * 3, "float64"), ((q[..., :8],) * 3, "head width"), ((long,) * 3, "1 to 512"),
-                           ((q.mT.contiguous().mT,) * 3, "contiguous"), ((q, q.half(), q), "must all be"),
-                           ((q[:0],) * 3, "pairs"), ((q, q[:1], q[:1]), "as q is"), ((q, q[:, :, :3], q), "as q is"),
-                           ((q, q, q, n), "2 contiguous numbers"), ((q, q, q, n.expand(2)), "2 contiguous numbers")):
-        with pytest.raises(RuntimeError, match=f"MLD_KERNELS=triton, but attention cannot.*{reason}"):
+    for inputs, reason in (
+        ((q.double(),) * 3, "float64"),
+        ((q[..., :8],) * 3, "head width"),
+        ((long,) * 3, "1 to 512"),
+        ((q.mT.contiguous().mT,) * 3, "contiguous"),
+        ((q, q.half(), q), "must all be"),
+        ((q[:0],) * 3, "pairs"),
+        ((q, q[:1], q[:1]), "as q is"),
+        ((q, q[:, :, :3], q), "as q is"),
+        ((q, q, q, n), "2 contiguous numbers"),
+        ((q, q, q, n.expand(2)), "2 contiguous numbers"),
+    ):
+        with pytest.raises(
+            RuntimeError, match=f"MLD_KERNELS=triton, but attention cannot.*{reason}"
+        ):
             kernels.attention(*inputs)
     wide, w = torch.randn(2, 1025, device=DEVICE), torch.randn(1025, device=DEVICE)
     x = wide[:, :8]
-    for inputs, reason in (((wide, wide, w, w), "1 to 1024 columns"), ((x.double(), x, w[:8], w[:8]), "float64"),
-                           ((x, None, w[:8], w[::129]), "contiguous numbers"), ((x, x[:1], w[:8], w[:8]), "not go"),
-                           ((x, None, w[:7], w[:7]), "contiguous numbers")):
+    for inputs, reason in (
+        ((wide, wide, w, w), "1 to 1024 columns"),
+        ((x.double(), x, w[:8], w[:8]), "float64"),
+        ((x, None, w[:8], w[::129]), "contiguous numbers"),
+        ((x, x[:1], w[:8], w[:8]), "not go"),
+        ((x, None, w[:7], w[:7]), "contiguous numbers"),
+    ):
         with pytest.raises(RuntimeError, match=f"add_layer_norm cannot.*{reason}"):
             kernels.add_layer_norm(*inputs)
-    for inputs, reason in (((x[:0], x, w[:2]), "empty"), ((x, x, w[:3]), "2 contiguous numbers"),
-                           ((x, x, w[::1000]), "2 contiguous numbers"), ((x, x, w.double()), "takes float32")):
+    for inputs, reason in (
+        ((x[:0], x, w[:2]), "empty"),
+        ((x, x, w[:3]), "2 contiguous numbers"),
+        ((x, x, w[::1000]), "2 contiguous numbers"),
+        ((x, x, w.double()), "takes float32"),
+    ):
         with pytest.raises(RuntimeError, match=f"linear_gelu cannot.*{reason}"):
             kernels.linear_gelu(*inputs)
     monkeypatch.setattr(backend, "MODE", "auto")
@@ -414,10 +526,16 @@ def test_an_error_in_a_launch_is_not_swallowed(monkeypatch):
 
 def python(code, **environment):
     """Run code in a fresh process; -> its output, or the last line of its error."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("MLD_KERNELS", "TRITON_INTERPRET")} | environment
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("MLD_KERNELS", "TRITON_INTERPRET")
+    } | environment
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    return result.stdout.strip() if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    return (
+        result.stdout.strip() if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
+    )
 
 
 ONE_CALL = "import torch, kernels; q = torch.randn(1, 1, 4, 16); kernels.attention(q, q, q); print(kernels.summary())"
@@ -425,12 +543,21 @@ ONE_CALL = "import torch, kernels; q = torch.randn(1, 1, 4, 16); kernels.attenti
 
 @on_torch
 def test_modes():
-    """Each in its own process, since the mode is read once. No GPU is used: CUDA_VISIBLE_DEVICES hides it."""
+    """Each in its own process, since the mode is read once. No GPU is used: CUDA_VISIBLE_DEVICES
+    hides it."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    assert python(ONE_CALL, **hidden) == python(ONE_CALL, MLD_KERNELS="torch") == "attention torch x1"
-    assert python(ONE_CALL, MLD_KERNELS="fast") == "ValueError: MLD_KERNELS must be auto, triton or torch, not 'fast'."
+    assert (
+        python(ONE_CALL, **hidden) == python(ONE_CALL, MLD_KERNELS="torch") == "attention torch x1"
+    )
+    assert (
+        python(ONE_CALL, MLD_KERNELS="fast")
+        == "ValueError: MLD_KERNELS must be auto, triton or torch, not 'fast'."
+    )
     without = "import sys; sys.modules['triton'] = None; "
-    assert python(without + "import mld, clip, train, sample; " + ONE_CALL, **hidden) == "attention torch x1"
+    assert (
+        python(without + "import mld, clip, train, sample; " + ONE_CALL, **hidden)
+        == "attention torch x1"
+    )
     error = python(without + ONE_CALL, MLD_KERNELS="triton")
     reason = "RuntimeError: MLD_KERNELS=triton, but attention cannot run as a Triton kernel: triton cannot be imported"
     assert error.startswith(reason)
@@ -449,7 +576,9 @@ def test_expect(monkeypatch):
     with kernels.expect("torch"):
         kernels.add_layer_norm(x, x, w, w)
     assert "add_layer_norm torch x" in kernels.summary()
-    with pytest.raises(AssertionError, match="expected the triton path, but these ran: .*add_layer_norm.*torch"):
+    with pytest.raises(
+        AssertionError, match="expected the triton path, but these ran: .*add_layer_norm.*torch"
+    ):
         with kernels.expect("triton"):
             kernels.add_layer_norm(x, x, w, w)
     with pytest.raises(AssertionError, match="nothing ran"):
@@ -457,7 +586,7 @@ def test_expect(monkeypatch):
             pass
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The torch path
 
 
@@ -465,15 +594,22 @@ def test_expect(monkeypatch):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("lengths", [None, [7, 3, 0]])
 def test_torch_attention(lengths, causal, monkeypatch):
-    """The definition, whatever stands behind a length; gradients, compiled too; the promised order in memory."""
+    """The definition, whatever stands behind a length; gradients, compiled too; the promised
+    order in memory."""
     monkeypatch.setattr(backend, "MODE", "torch")
     lengths = None if lengths is None else torch.tensor(lengths)
-    behind = torch.zeros(()) > 0 if lengths is None else (torch.arange(7) >= lengths[:, None])[:, None, :, None]
+    behind = (
+        torch.zeros(()) > 0
+        if lengths is None
+        else (torch.arange(7) >= lengths[:, None])[:, None, :, None]
+    )
     q, k, v = torch.randn(3, 7, 3, 2, 4, dtype=torch.float64).permute(2, 0, 3, 1, 4)
     q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
 
     def masked(q, k, v):
-        return kernels.attention(q, *(t.masked_fill(behind, torch.nan) for t in (k, v)), lengths, causal)
+        return kernels.attention(
+            q, *(t.masked_fill(behind, torch.nan) for t in (k, v)), lengths, causal
+        )
 
     assert torch.autograd.gradcheck(masked, (q, k, v))
     o = masked(q, k, v)
@@ -495,4 +631,6 @@ def test_torch_twins_compile_and_differentiate(monkeypatch):
     assert torch.autograd.gradcheck(both, (x, r, w, b))
     torch.testing.assert_close(torch.compile(both, fullgraph=True)(x, r, w, b), both(x, r, w, b))
     s = x + r
-    torch.testing.assert_close(both(x, r, w, b), (F.gelu(F.layer_norm(s, (6,), w[0], b[0]) @ w.T + b[:, 0]), s))
+    torch.testing.assert_close(
+        both(x, r, w, b), (F.gelu(F.layer_norm(s, (6,), w[0], b[0]) @ w.T + b[:, 0]), s)
+    )

@@ -1,8 +1,7 @@
 """Runs test_kernels.py in Triton's interpreter, and checks the harness that judges it there.
 
-The interpreter has to be chosen before triton is imported, so the cases run in a process of their own, which the first
-test starts. In that process this file's other tests run too.
-"""
+The interpreter has to be chosen before triton is imported, so the cases run in a process of their
+own, which the first test starts. In that process this file's other tests run too. """
 import importlib.util
 import os
 import re
@@ -20,15 +19,22 @@ if backend.INTERPRETED:
     from kernels.backend import tl, triton
 else:
     triton = tl = None
-inside = pytest.mark.skipif(not backend.INTERPRETED, reason="runs in the process that this file's first test starts")
+inside = pytest.mark.skipif(
+    not backend.INTERPRETED, reason="runs in the process that this file's first test starts"
+)
 
 
 def pytest_process(files, **environment):
-    """Run pytest on files in a fresh process with two workers -> how many tests passed; fails with its output."""
+    """Run pytest on files in a fresh process with two workers -> how many tests passed; fails
+    with its output."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = os.environ | environment
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
-    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-12000:]}\n{result.stderr[-4000:]}"
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
+    )
+    assert (
+        result.returncode == 0
+    ), f"{' '.join(command)}\n{result.stdout[-12000:]}\n{result.stderr[-4000:]}"
     print(result.stdout[-4000:])
     return int(re.search(r"(\d+) passed", result.stdout)[1])
 
@@ -37,11 +43,15 @@ def pytest_process(files, **environment):
 def test_all_cases_in_the_interpreter():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("NOT RUN: triton is not installed (requirements.txt brings it on Linux)")
-    files = ["tests/test_kernels.py", "tests/test_kernels_interpreter.py", "tests/test_kernels_models.py"]
+    files = [
+        "tests/test_kernels.py",
+        "tests/test_kernels_interpreter.py",
+        "tests/test_kernels_models.py",
+    ]
     assert pytest_process(files, TRITON_INTERPRET="1", MLD_KERNELS="triton") > 150
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The judge is judged: one planted error of each kind
 
 if backend.INTERPRETED:
@@ -77,7 +87,8 @@ def test_catches_what_the_stock_interpreter_hides():
     before = harness.Watch.launches
     copy[(4,)](x, y, 64, SHIFT=0, BLOCK=16)
     assert torch.equal(x, y) and harness.Watch.launches == before + 1
-    with pytest.raises(Exception, match="outside the tensors"):  # one element too far, inside the same storage
+    # one element too far, inside the same storage
+    with pytest.raises(Exception, match="outside the tensors"):
         copy[(4,)](x[:63], y[:63], 63, SHIFT=1, BLOCK=16)
     with pytest.raises(Exception, match="outside the tensors"):  # a gap between rows
         copy[(4,)](x.view(8, 8)[:, :4], y, 64, SHIFT=0, BLOCK=16)
@@ -100,7 +111,15 @@ def test_rounds_as_a_gpu_does():
     for dtype in (torch.bfloat16, torch.float16):
         x, y = torch.randn(16, 16).to(dtype), torch.empty(16, 16, dtype=dtype)
         square[(1,)](x, y, IEEE=True, BLOCK=16)
-        assert torch.equal(y, (x.float() @ x.float()).to(dtype))  # added up in float32, rounded to the nearest
-    values = torch.cat((torch.randn(1000), torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8])))
-    bits = torch.from_numpy(harness.float_to_bf16_bits(values.numpy()).view("int16")).view(torch.bfloat16)
+        # added up in float32, rounded to the nearest
+        assert torch.equal(y, (x.float() @ x.float()).to(dtype))
+    values = torch.cat(
+        (
+            torch.randn(1000),
+            torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8]),
+        )
+    )
+    bits = torch.from_numpy(harness.float_to_bf16_bits(values.numpy()).view("int16")).view(
+        torch.bfloat16
+    )
     assert torch.equal(bits, values.to(torch.bfloat16))

@@ -1,4 +1,5 @@
-"""metrics.py against published numbers, against closed forms, and on what must make each number worse."""
+"""metrics.py against published numbers, against closed forms, and on what must make each number
+worse."""
 import numpy as np
 import pytest
 
@@ -21,8 +22,12 @@ def test_golden_matching(golden):
 
 
 def test_golden_fid(golden):
-    assert metrics.fid(golden["gen"], golden["real"]) == pytest.approx(float(golden["fid"]), rel=1e-6)
-    assert metrics.fid(golden["real"], golden["gen"]) == pytest.approx(float(golden["fid"]), rel=1e-6)
+    assert metrics.fid(golden["gen"], golden["real"]) == pytest.approx(
+        float(golden["fid"]), rel=1e-6
+    )
+    assert metrics.fid(golden["real"], golden["gen"]) == pytest.approx(
+        float(golden["fid"]), rel=1e-6
+    )
 
 
 def test_golden_diversity_and_multimodality(golden):
@@ -33,14 +38,17 @@ def test_golden_diversity_and_multimodality(golden):
 
 
 def test_fid_of_known_gaussians():
-    """Diagonal covariances: FID = |mean difference|^2 + sum (s_a - s_b)^2; the rows have just these means and stds."""
+    """Diagonal covariances: FID = |mean difference|^2 + sum (s_a - s_b)^2; the rows have just
+    these means and stds."""
     def cloud(mean, std):
         d = len(mean)
         rows = np.concatenate([np.diag(std), -np.diag(std)]) * np.sqrt((2 * d - 1) / 2)
         return rows + mean
 
     a, b = np.array([1.0, 2.0, 0.5]), np.array([0.3, 2.0, 4.0])
-    assert metrics.fid(cloud(np.zeros(3), a), cloud(np.ones(3), b)) == pytest.approx(3 + np.square(a - b).sum())
+    assert metrics.fid(cloud(np.zeros(3), a), cloud(np.ones(3), b)) == pytest.approx(
+        3 + np.square(a - b).sum()
+    )
 
 
 def test_fid_of_rank_deficient_and_equal_sets():
@@ -53,7 +61,9 @@ def test_fid_of_rank_deficient_and_equal_sets():
 
 def test_fid_grows_with_a_shift_and_with_a_narrower_cloud():
     x = rng.normal(size=(400, 8))
-    values = [metrics.fid(x, x + shift) for shift in (0, 0.1, 0.5)] + [metrics.fid(x, x * s) for s in (0.9, 0.5)]
+    values = [metrics.fid(x, x + shift) for shift in (0, 0.1, 0.5)] + [
+        metrics.fid(x, x * s) for s in (0.9, 0.5)
+    ]
     assert values[0] < values[1] < values[2] and values[0] < values[3] < values[4]
     assert values[2] == pytest.approx(8 * 0.25, rel=1e-6)
 
@@ -63,9 +73,18 @@ def test_matching_in_small():
     precision, distance = metrics.matching(text, text, group=4)
     assert precision.tolist() == [1, 1, 1] and distance == 0
     assert metrics.matching(text, np.roll(text, 1, 0), group=4)[0].tolist() == [0, 0, 0]
-    assert metrics.matching(text, text * 0, group=4)[0].tolist() == [0, 0, 0], "a constant answer must not score"
-    assert metrics.matching(np.r_[text, text], np.r_[text, text[:2] * 0, text[:2] * 0], group=4)[0][0] == 0.5
-    assert metrics.matching(np.r_[text, text[:3]], np.r_[text, text[:3] * 9], group=4)[1] == 0, "the rest is left out"
+    assert metrics.matching(text, text * 0, group=4)[0].tolist() == [
+        0,
+        0,
+        0,
+    ], "a constant answer must not score"
+    assert (
+        metrics.matching(np.r_[text, text], np.r_[text, text[:2] * 0, text[:2] * 0], group=4)[0][0]
+        == 0.5
+    )
+    assert (
+        metrics.matching(np.r_[text, text[:3]], np.r_[text, text[:3] * 9], group=4)[1] == 0
+    ), "the rest is left out"
     with pytest.raises(ValueError, match="groups of 32 pairs, found 4"):
         metrics.matching(text, text)
 
@@ -79,7 +98,11 @@ def test_swapped_captions_worsen_matching():
 
 def test_drawn_pairs():
     first, second = metrics.draw_pairs(np.random.default_rng(1), 400, 300)
-    assert len(first) == len(set(first)) == len(second) == 300 and max(first) < 400 and (first != second).any()
+    assert (
+        len(first) == len(set(first)) == len(second) == 300
+        and max(first) < 400
+        and (first != second).any()
+    )
     assert len(metrics.draw_pairs(np.random.default_rng(1), 50, 300)[0]) == 50
     labels = np.array([3, 1, 3, 1, 1, 7])
     first, second = metrics.draw_action_pairs(np.random.default_rng(1), labels, 20)
@@ -89,7 +112,7 @@ def test_drawn_pairs():
     assert (again[0] == first).all() and (again[1] == second).all(), "the same seed draws the same"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reconstruction and physics
 
 
@@ -108,12 +131,17 @@ def rotation(angle, axis):
 def test_reconstruction_errors_of_known_changes(joints):
     shifted = joints + [0.1, 0, 0]
     errors = metrics.reconstruction_errors(joints, shifted)
-    assert errors["global"] == pytest.approx(100) and max(errors["mpjpe"], errors["pampjpe"], errors["accel"]) < 1e-6
+    assert (
+        errors["global"] == pytest.approx(100)
+        and max(errors["mpjpe"], errors["pampjpe"], errors["accel"]) < 1e-6
+    )
     turned = 1.1 * joints @ rotation(0.3, np.array([1, 2, 3.0])).T
     errors = metrics.reconstruction_errors(joints, turned)
     assert errors["pampjpe"] < 1e-6 < errors["mpjpe"]
     mirrored = joints * [-1, 1, 1]
-    assert metrics.reconstruction_errors(joints, mirrored)["pampjpe"] > 10, "mirroring is no rotation"
+    assert (
+        metrics.reconstruction_errors(joints, mirrored)["pampjpe"] > 10
+    ), "mirroring is no rotation"
     one = joints.copy()
     one[:, 5] += [0, 0.044, 0]  # one joint of 22, 44 mm
     errors = metrics.reconstruction_errors(joints, one)
@@ -126,7 +154,9 @@ def test_procrustes_is_no_worse_than_any_other_rotation(joints):
     best = np.square(metrics.procrustes(noisy, joints[:5]) - joints[:5]).sum()
     centred = noisy - noisy.mean(1, keepdims=True)
     for _ in range(20):
-        other = centred @ rotation(0.1 * rng.normal(), rng.normal(size=3)).T * (1 + 0.02 * rng.normal())
+        other = (
+            centred @ rotation(0.1 * rng.normal(), rng.normal(size=3)).T * (1 + 0.02 * rng.normal())
+        )
         assert np.square(other + joints[:5].mean(1, keepdims=True) - joints[:5]).sum() >= best
 
 
@@ -141,11 +171,18 @@ def test_physical_quality_of_known_motions():
     fps, t = 20, np.arange(30.0)[:, None, None]
     body = np.zeros((30, 4, 3)) + np.array([[0, 1, 0], [0, 0.02, 0], [0, 0.5, 0], [0, 0.3, 0.0]])
     parents = (-1, 0, 0, 2)
-    assert metrics.foot_skating(body, [1], fps) == metrics.floor_penetration(body) == metrics.jerk(body, fps) == 0
+    assert (
+        metrics.foot_skating(body, [1], fps)
+        == metrics.floor_penetration(body)
+        == metrics.jerk(body, fps)
+        == 0
+    )
     assert metrics.bone_drift(body, parents) < 1e-9
     sliding = body + t * np.array([0.003, 0, 0.004])  # 5 mm a frame
     assert metrics.foot_skating(sliding, [1], fps) == pytest.approx(10)
-    assert np.isnan(metrics.foot_skating(sliding + [0, 0.2, 0], [1], fps)), "a foot in the air does not slide"
+    assert np.isnan(
+        metrics.foot_skating(sliding + [0, 0.2, 0], [1], fps)
+    ), "a foot in the air does not slide"
     assert metrics.floor_penetration(body - [0, 0.05, 0]) == pytest.approx(30)
     cubic = body + (t / fps) ** 3 * np.array([0, 2, 0])
     assert metrics.jerk(cubic, fps) == pytest.approx(12)
@@ -156,7 +193,9 @@ def test_physical_quality_of_known_motions():
 
 def test_damage_shows_in_physical_quality(joints):
     toes = [foot[1] for foot in T2M.feet]
-    noisy, frozen = joints + 0.01 * rng.normal(size=joints.shape), np.repeat(joints[:1], len(joints), 0)
+    noisy, frozen = joints + 0.01 * rng.normal(size=joints.shape), np.repeat(
+        joints[:1], len(joints), 0
+    )
     assert metrics.jerk(noisy, 20) > 5 * metrics.jerk(joints, 20) and metrics.jerk(frozen, 20) == 0
     assert metrics.bone_drift(noisy, T2M.parents) > 5 * metrics.bone_drift(joints, T2M.parents)
     assert metrics.foot_skating(noisy, toes, 20) > metrics.foot_skating(joints, toes, 20)

@@ -1,4 +1,5 @@
-"""motion.py against the published feature code's numbers, against itself (there and back, mirrored), and on bad input."""
+"""motion.py against the published feature code's numbers, against itself (there and back,
+mirrored), and on bad input."""
 import dataclasses
 import io
 import re
@@ -18,23 +19,32 @@ BOTH = pytest.mark.parametrize('skeleton', [T2M, KIT], ids=lambda s: s.name)
 
 def golden(skeleton):
     with np.load(GOLDEN / 'motion_features.npz', allow_pickle=False) as file:
-        return {key.split('/')[1]: file[key] for key in file.files if key.startswith(skeleton.name + '/')}
+        return {
+            key.split('/')[1]: file[key]
+            for key in file.files
+            if key.startswith(skeleton.name + '/')
+        }
 
 
 def symmetric_offsets(skeleton):
     """A body whose left is as long as its right, in the skeleton's unit."""
     lengths = np.linalg.norm(golden(skeleton)['target_offsets'], axis=-1)
     offsets = skeleton.offsets_dir * ((lengths + lengths[list(skeleton.mirror)]) / 2)[:, None]
-    wide = [j for j, name in enumerate(skeleton.joint_names) if 'collar' in name or 'shoulder' in name]
+    wide = [
+        j for j, name in enumerate(skeleton.joint_names) if 'collar' in name or 'shoulder' in name
+    ]
     offsets[wide] *= 2  # shoulders as wide as hips would leave the published heading to chance
     return offsets
 
 
 def tumble(skeleton, seed=0, frames=90, spin=0.0, sway=0.3):
-    """Smooth random motion of that body (T, J, 3): joints sway, the whole of it wanders and turns `spin` radians a frame."""
+    """Smooth random motion of that body (T, J, 3): joints sway, the whole of it wanders and turns
+    `spin` radians a frame."""
     rng = np.random.default_rng(seed)
     time = np.arange(frames)[:, None, None] / 12
-    speed, phase = rng.uniform(0.5, 1.5, (skeleton.num_joints, 3)), rng.uniform(0, 6, (skeleton.num_joints, 3))
+    speed, phase = rng.uniform(0.5, 1.5, (skeleton.num_joints, 3)), rng.uniform(
+        0, 6, (skeleton.num_joints, 3)
+    )
     angles = sway * np.sin(time * speed + phase)
     angles[:, 0] = [0, 1, 0] * np.arange(frames)[:, None] * spin + 0.1 * angles[:, 0]
     root = np.cumsum(rng.normal(0, 0.02, (frames, 3)), axis=0) / skeleton.unit
@@ -42,7 +52,7 @@ def tumble(skeleton, seed=0, frames=90, spin=0.0, sway=0.3):
     return motion.forward_kinematics(rotations, root, symmetric_offsets(skeleton), skeleton.parents)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The published numbers
 
 @BOTH
@@ -50,10 +60,14 @@ def test_joints_to_features_equal_the_published_ones(skeleton):
     g = golden(skeleton)
     assert skeleton.feet_threshold == g['feet_threshold']
     features = joints_to_features(g['joints'], skeleton, g['target_offsets'])
-    assert features.shape == (len(g['joints']) - 1, skeleton.num_features) and features.dtype == np.float64
+    assert (
+        features.shape == (len(g['joints']) - 1, skeleton.num_features)
+        and features.dtype == np.float64
+    )
     for name, part in FEATURE_SLICES(skeleton).items():
         ours, theirs = features[:, part], g['features'][:, part]
-        # the published code makes its rotations in float32, which loses digits for bones turned by almost 180 degrees
+        # the published code makes its rotations in float32, which loses digits for bones turned
+        # by almost 180 degrees
         tolerance = 1e-4 if name == 'rotations' else 1e-5 * np.abs(g['canonical_joints']).max()
         tolerance = 1e-6 if name == 'root_angular_velocity' else tolerance
         assert np.abs(ours - theirs).max() <= tolerance, name
@@ -64,7 +78,9 @@ def test_joints_to_features_equal_the_published_ones(skeleton):
 def test_rotations_are_closer_still_where_the_published_rounding_is_small(skeleton):
     g = golden(skeleton)
     part = FEATURE_SLICES(skeleton)['rotations']
-    error = np.abs(joints_to_features(g['joints'], skeleton, g['target_offsets']) - g['features'])[:, part]
+    error = np.abs(joints_to_features(g['joints'], skeleton, g['target_offsets']) - g['features'])[
+        :, part
+    ]
     assert np.median(error) < 5e-7 and np.quantile(error, 0.99) < 1e-5
 
 
@@ -72,7 +88,9 @@ def test_rotations_are_closer_still_where_the_published_rounding_is_small(skelet
 def test_canonical_joints_equal_the_published_ones(skeleton):
     g = golden(skeleton)
     ours = motion.canonical_joints(g['joints'], skeleton, g['target_offsets'])
-    np.testing.assert_allclose(ours * skeleton.unit, g['canonical_joints'] * skeleton.unit, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        ours * skeleton.unit, g['canonical_joints'] * skeleton.unit, rtol=0, atol=1e-5
+    )
 
 
 @BOTH
@@ -83,8 +101,12 @@ def test_features_to_joints_equal_the_published_ones(skeleton, dtype):
     ric = features_to_joints(features, skeleton)
     rot = motion.features_to_joints_from_rotations(features, skeleton, g['target_offsets'])
     assert ric.dtype == rot.dtype == dtype
-    np.testing.assert_allclose(ric * skeleton.unit, g['recovered_from_ric'] * skeleton.unit, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(rot * skeleton.unit, g['recovered_from_rot'] * skeleton.unit, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        ric * skeleton.unit, g['recovered_from_ric'] * skeleton.unit, rtol=0, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        rot * skeleton.unit, g['recovered_from_rot'] * skeleton.unit, rtol=0, atol=2e-6
+    )
 
 
 def test_a_published_clip(shared):
@@ -93,10 +115,13 @@ def test_a_published_clip(shared):
     published = np.load(folder / 'new_joint_vecs' / '012314.npy')
     ours = joints_to_features(joints, T2M, T2M_OFFSETS, clip='012314')
     assert ours.dtype == np.float32
-    # the published features saw one more frame, and the smoothed heading of the last 80 frames saw it too
+    # the published features saw one more frame, and the smoothed heading of the last 80 frames
+    # saw it too
     assert np.abs(ours - published[:len(ours)])[:85].max() < 1e-5
     assert np.abs(ours - published[:len(ours)]).max() < 0.014
-    np.testing.assert_allclose(features_to_joints(torch.tensor(published), T2M), joints, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        features_to_joints(torch.tensor(published), T2M), joints, rtol=0, atol=1e-6
+    )
     bones = np.linalg.norm(joints[0, 1:] - joints[0, list(T2M.parents[1:])], axis=-1)
     np.testing.assert_allclose(np.linalg.norm(T2M_OFFSETS[1:], axis=-1), bones, rtol=0, atol=1e-6)
 
@@ -115,10 +140,12 @@ def test_real_motion_capture_comes_back(shared):
     # the joints of the stored features are rounded to a millimetre, and so are ours then
     height = FEATURE_SLICES(T2M)['root_height']
     np.testing.assert_allclose(again[:, height], features[:-1, height], atol=0.005)
-    np.testing.assert_allclose(features_to_joints(torch.tensor(again), T2M)[:, 0], joints[:-1, 0], atol=0.005)
+    np.testing.assert_allclose(
+        features_to_joints(torch.tensor(again), T2M)[:, 0], joints[:-1, 0], atol=0.005
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The layout and the skeletons
 
 def test_the_table_in_the_docstring_is_the_layout():
@@ -134,16 +161,32 @@ def test_the_table_in_the_docstring_is_the_layout():
 def test_skeletons_are_trees_with_two_equal_sides(skeleton):
     names, mirror = skeleton.joint_names, list(skeleton.mirror)
     assert len(set(names)) == len(names) == len(skeleton.offsets_dir)
-    assert skeleton.parents[0] == -1 and all(0 <= p < j for j, p in enumerate(skeleton.parents) if j)
+    assert skeleton.parents[0] == -1 and all(
+        0 <= p < j for j, p in enumerate(skeleton.parents) if j
+    )
     assert [mirror[m] for m in mirror] == list(range(len(names)))
-    assert all(skeleton.mirror[p] == skeleton.parents[mirror[j]] for j, p in enumerate(skeleton.parents) if j)
+    assert all(
+        skeleton.mirror[p] == skeleton.parents[mirror[j]]
+        for j, p in enumerate(skeleton.parents)
+        if j
+    )
     np.testing.assert_array_equal(skeleton.offsets_dir[mirror], skeleton.offsets_dir * [-1, 1, 1])
-    assert [names[j].split('_')[0] for j in skeleton.face_joints] == ['right', 'left', 'right', 'left']
-    assert [names[j].split('_')[0] for foot in skeleton.feet for j in foot] == ['right', 'right', 'left', 'left']
+    assert [names[j].split('_')[0] for j in skeleton.face_joints] == [
+        'right',
+        'left',
+        'right',
+        'left',
+    ]
+    assert [names[j].split('_')[0] for foot in skeleton.feet for j in foot] == [
+        'right',
+        'right',
+        'left',
+        'left',
+    ]
     assert motion.SMPL_PARENTS[:22] == T2M.parents and len(motion.SMPL_PARENTS) == 24
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Joints -> features -> joints
 
 @BOTH
@@ -158,7 +201,9 @@ def test_joints_come_back_even_when_the_heading_passes_180_degrees(skeleton, spi
     np.testing.assert_allclose(rot * skeleton.unit, joints[:-1] * skeleton.unit, atol=1e-9)
     if 0 < abs(spin) < 0.1:  # faster ones are smoothed away, though not lost
         turned = 2 * features[1:, 0].sum().item()  # frame 0 is not smoothed
-        assert np.sign(turned) == -np.sign(spin) and abs(turned) > np.pi, 'a turn to the left counts as negative'
+        assert (
+            np.sign(turned) == -np.sign(spin) and abs(turned) > np.pi
+        ), 'a turn to the left counts as negative'
 
 
 @BOTH
@@ -175,7 +220,9 @@ def test_features_ignore_where_the_motion_happens_and_which_way_it_faces(skeleto
     joints = tumble(skeleton, seed=1, spin=0.02)
     turn = motion.axis_angle_to_matrix(np.array([0, 2.5, 0]))
     moved = joints @ turn.T + np.array([3, -2, 8]) / skeleton.unit
-    np.testing.assert_allclose(joints_to_features(moved, skeleton), joints_to_features(joints, skeleton), atol=1e-6)
+    np.testing.assert_allclose(
+        joints_to_features(moved, skeleton), joints_to_features(joints, skeleton), atol=1e-6
+    )
 
 
 @BOTH
@@ -184,9 +231,14 @@ def test_retargeting_changes_lengths_and_keeps_directions(skeleton):
     ours = motion.canonical_joints(joints, skeleton, target)
     bones, before = (x[:, 1:] - x[:, list(skeleton.parents[1:])] for x in (ours, joints))
     lengths = np.linalg.norm(bones, axis=-1)
-    np.testing.assert_allclose(lengths, np.broadcast_to(np.linalg.norm(target[1:], axis=-1), lengths.shape))
+    np.testing.assert_allclose(
+        lengths, np.broadcast_to(np.linalg.norm(target[1:], axis=-1), lengths.shape)
+    )
     bones, before = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (bones, before))
-    np.testing.assert_allclose(bones @ bones.swapaxes(1, 2), before @ before.swapaxes(1, 2), atol=1e-9)  # but for facing
+    # but for facing
+    np.testing.assert_allclose(
+        bones @ bones.swapaxes(1, 2), before @ before.swapaxes(1, 2), atol=1e-9
+    )
 
 
 def test_bones_keep_their_lengths_and_joints_nearly_their_places():
@@ -203,9 +255,12 @@ def test_bones_keep_their_lengths_and_joints_nearly_their_places():
 def test_bones_exactly_opposite_to_their_rest_direction():
     """Half a turn has no shortest way: any is right as long as it is a rotation that ends there."""
     joints = tumble(T2M, sway=0.0)
-    joints[:, [12, 15]] = joints[:, [9]] - np.array([[0.0, 0.2, 0.0], [0.0, 0.2, 0.1]])  # the neck points straight down
+    # the neck points straight down
+    joints[:, [12, 15]] = joints[:, [9]] - np.array([[0.0, 0.2, 0.0], [0.0, 0.2, 0.1]])
     features = joints_to_features(joints, T2M)
-    rotations = motion.matrix_from_6d(features[:, FEATURE_SLICES(T2M)['rotations']].reshape(len(features), -1, 6))
+    rotations = motion.matrix_from_6d(
+        features[:, FEATURE_SLICES(T2M)['rotations']].reshape(len(features), -1, 6)
+    )
     assert np.isfinite(features).all()
     np.testing.assert_allclose(np.linalg.det(rotations), 1, atol=1e-9)
     np.testing.assert_allclose(rotations @ rotations.swapaxes(-1, -2) - np.eye(3), 0, atol=1e-9)
@@ -226,7 +281,8 @@ def test_rotation_between_is_exact_close_to_half_a_turn():
 
 @BOTH
 def test_foot_contacts(skeleton):
-    """A foot stands while its squared step is below the threshold; left ankle, left toe, right ankle, right toe."""
+    """A foot stands while its squared step is below the threshold; left ankle, left toe, right
+    ankle, right toe."""
     limit = np.sqrt(skeleton.feet_threshold)
     joints = np.repeat(tumble(skeleton, frames=2, sway=0.0)[:1], 9, axis=0)
     for row, (foot, factor) in enumerate([(1, 0.99), (1, 1.01), (0, 0.99), (0, 1.01)]):
@@ -240,7 +296,7 @@ def test_foot_contacts(skeleton):
     assert joints_to_features(joints, strict)[:, -4:].sum() == expected.sum() - 4
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Mirror
 
 @BOTH
@@ -264,22 +320,28 @@ def test_mirroring_golden_motion_twice_changes_nothing_and_once_changes_sides(sk
     assert torch.equal(motion.mirror_features(mirrored, skeleton), features)
     np.testing.assert_array_equal(motion.mirror_features(g['features'], skeleton), mirrored)
     np.testing.assert_array_equal(mirrored[:, -4:], features[:, [-2, -1, -4, -3]])
-    np.testing.assert_allclose(features_to_joints(mirrored, skeleton) * skeleton.unit,
-                               motion.mirror_joints(features_to_joints(features, skeleton), skeleton) * skeleton.unit,
-                               atol=1e-9)
+    np.testing.assert_allclose(
+        features_to_joints(mirrored, skeleton) * skeleton.unit,
+        motion.mirror_joints(features_to_joints(features, skeleton), skeleton) * skeleton.unit,
+        atol=1e-9,
+    )
     joints = motion.mirror_joints(g['joints'], skeleton)
-    left, right = skeleton.joint_names.index('left_wrist'), skeleton.joint_names.index('right_wrist')
+    left, right = skeleton.joint_names.index('left_wrist'), skeleton.joint_names.index(
+        'right_wrist'
+    )
     np.testing.assert_array_equal(joints[:, left], g['joints'][:, right] * [-1, 1, 1])
     np.testing.assert_array_equal(joints[:, 0], g['joints'][:, 0] * [-1, 1, 1])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Batches, gradients, precision
 
 @BOTH
 def test_a_batch_is_its_clips(skeleton):
     features = torch.tensor(golden(skeleton)['features'])
-    batch = torch.stack([features, motion.mirror_features(features, skeleton), 0.5 * features]).unflatten(0, (1, 3))
+    batch = torch.stack(
+        [features, motion.mirror_features(features, skeleton), 0.5 * features]
+    ).unflatten(0, (1, 3))
     offsets = golden(skeleton)['target_offsets']
     for function in (lambda f: features_to_joints(f, skeleton),
                      lambda f: motion.features_to_joints_from_rotations(f, skeleton, offsets)):
@@ -307,9 +369,13 @@ def test_gradients_are_right():
         assert torch.autograd.gradcheck(function, value)
 
 
-CONVERSIONS = [(motion.axis_angle_to_matrix, 3), (motion.quaternion_to_matrix, 4), (motion.matrix_from_6d, 6),
-               (lambda v: motion.matrix_to_quaternion(motion.axis_angle_to_matrix(v)), 3),
-               (lambda v: motion.matrix_to_axis_angle(motion.axis_angle_to_matrix(v)), 3)]
+CONVERSIONS = [
+    (motion.axis_angle_to_matrix, 3),
+    (motion.quaternion_to_matrix, 4),
+    (motion.matrix_from_6d, 6),
+    (lambda v: motion.matrix_to_quaternion(motion.axis_angle_to_matrix(v)), 3),
+    (lambda v: motion.matrix_to_axis_angle(motion.axis_angle_to_matrix(v)), 3),
+]
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
@@ -331,37 +397,59 @@ def test_half_precision_features_are_summed_in_single():
         assert joints.dtype == torch.float32
         torch.testing.assert_close(joints, features_to_joints(features.to(dtype).float(), T2M))
     with torch.autocast('cpu', torch.bfloat16):
-        rot = motion.features_to_joints_from_rotations(features.float(), T2M, golden(T2M)['target_offsets'])
+        rot = motion.features_to_joints_from_rotations(
+            features.float(), T2M, golden(T2M)['target_offsets']
+        )
     np.testing.assert_allclose(rot, golden(T2M)['recovered_from_rot'], atol=2e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rotations and forward kinematics
 
 def test_known_rotations():
     quarter = np.pi / 2
     about_y = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # takes Z to X
-    np.testing.assert_allclose(motion.axis_angle_to_matrix(np.array([0, quarter, 0])), about_y, atol=1e-12)
-    np.testing.assert_allclose(motion.quaternion_to_matrix(np.array([1.0, 0, 1, 0])), about_y, atol=1e-12)
+    np.testing.assert_allclose(
+        motion.axis_angle_to_matrix(np.array([0, quarter, 0])), about_y, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        motion.quaternion_to_matrix(np.array([1.0, 0, 1, 0])), about_y, atol=1e-12
+    )
     np.testing.assert_allclose(motion.matrix_to_6d(about_y), [0, 0, -1, 0, 1, 0], atol=1e-12)
-    np.testing.assert_allclose(motion.matrix_from_6d(np.array([0, 0, -3, 0, 2, 1])), about_y, atol=1e-9)
+    np.testing.assert_allclose(
+        motion.matrix_from_6d(np.array([0, 0, -3, 0, 2, 1])), about_y, atol=1e-9
+    )
     np.testing.assert_allclose(motion.matrix_to_axis_angle(about_y), [0, quarter, 0], atol=1e-12)
     assert motion.axis_angle_to_matrix(np.zeros((2, 3), np.float32)).dtype == np.float32
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.sampled_from([1e-9, 1e-5, 1e-3, 0.1, 1.0, np.pi, 3.5]))
+@given(
+    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    st.sampled_from([1e-9, 1e-5, 1e-3, 0.1, 1.0, np.pi, 3.5]),
+)
 def test_conversions_agree(axis, angle):
     size = np.linalg.norm(axis)
     vector = np.array(axis) * (angle / size if size > 1e-3 else 0)
     matrix = motion.axis_angle_to_matrix(vector)
-    np.testing.assert_allclose(matrix, torch.linalg.matrix_exp(torch.tensor(
-        [[0, -vector[2], vector[1]], [vector[2], 0, -vector[0]], [-vector[1], vector[0], 0]])), atol=1e-9)
+    np.testing.assert_allclose(
+        matrix,
+        torch.linalg.matrix_exp(
+            torch.tensor(
+                [[0, -vector[2], vector[1]], [vector[2], 0, -vector[0]], [-vector[1], vector[0], 0]]
+            )
+        ),
+        atol=1e-9,
+    )
     quaternion = motion.matrix_to_quaternion(matrix)
     assert abs(np.linalg.norm(quaternion) - 1) < 1e-9 and quaternion[0] >= 0
     np.testing.assert_allclose(motion.quaternion_to_matrix(3 * quaternion), matrix, atol=1e-9)
-    np.testing.assert_allclose(motion.matrix_from_6d(motion.matrix_to_6d(matrix)), matrix, atol=1e-9)
-    np.testing.assert_allclose(motion.axis_angle_to_matrix(motion.matrix_to_axis_angle(matrix)), matrix, atol=1e-9)
+    np.testing.assert_allclose(
+        motion.matrix_from_6d(motion.matrix_to_6d(matrix)), matrix, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        motion.axis_angle_to_matrix(motion.matrix_to_axis_angle(matrix)), matrix, atol=1e-9
+    )
     if angle < np.pi:
         np.testing.assert_allclose(motion.matrix_to_axis_angle(matrix), vector, atol=1e-9)
 
@@ -372,11 +460,13 @@ def test_forward_kinematics_of_an_arm():
     offsets = np.array([[9, 9, 9], [2, 0, 0], [1, 0, 0]])
     joints = motion.forward_kinematics(turn, np.array([1, 1, 1]), offsets, (-1, 0, 1))
     np.testing.assert_allclose(joints, [[1, 1, 1], [1, 3, 1], [0, 3, 1]], atol=1e-12)
-    batch = motion.forward_kinematics(torch.tensor(turn).expand(4, 5, 3, 3, 3), torch.ones(3), offsets, (-1, 0, 1))
+    batch = motion.forward_kinematics(
+        torch.tensor(turn).expand(4, 5, 3, 3, 3), torch.ones(3), offsets, (-1, 0, 1)
+    )
     np.testing.assert_allclose(batch[2, 3], joints)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bad input: one sentence that names the clip
 
 def degenerate(name):
@@ -413,17 +503,25 @@ def degenerate(name):
     return joints
 
 
-@pytest.mark.parametrize('name, message', [
-    ('nan', 'not finite numbers in frame 3'), ('infinite', 'not finite numbers in frame 3'),
-    ('one frame', 'at least 2 frames, found 1'), ('no frames', 'at least 2 frames, found 0'),
-    ('constant pose', 'all 6 frames are the same pose'), ('all zero', 'all 6 frames are the same pose'),
-    ('one point', 'are in the same place in frame 0'),
-    ('one bone', 'joints left_knee and left_ankle are in the same place in frame 3'),
-    ('collinear upright', 'all joints lie on one line in frame 0'),
-    ('collinear level', 'all joints lie on one line in frame 0'),
-    ('steep', 'do not tell where the person faces in frame 0'),
-    ('equal widths', 'shoulders are only as wide as hips in frame 0'),
-    ('wrong joints', r'shape \(T, 22, 3\), found \(6, 21, 3\)'), ('flat', r'shape \(T, 22, 3\), found \(6, 66\)')])
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('nan', 'not finite numbers in frame 3'),
+        ('infinite', 'not finite numbers in frame 3'),
+        ('one frame', 'at least 2 frames, found 1'),
+        ('no frames', 'at least 2 frames, found 0'),
+        ('constant pose', 'all 6 frames are the same pose'),
+        ('all zero', 'all 6 frames are the same pose'),
+        ('one point', 'are in the same place in frame 0'),
+        ('one bone', 'joints left_knee and left_ankle are in the same place in frame 3'),
+        ('collinear upright', 'all joints lie on one line in frame 0'),
+        ('collinear level', 'all joints lie on one line in frame 0'),
+        ('steep', 'do not tell where the person faces in frame 0'),
+        ('equal widths', 'shoulders are only as wide as hips in frame 0'),
+        ('wrong joints', r'shape \(T, 22, 3\), found \(6, 21, 3\)'),
+        ('flat', r'shape \(T, 22, 3\), found \(6, 66\)'),
+    ],
+)
 def test_degenerate_motion_is_refused_by_name(name, message):
     # a body of other proportions would resolve the last two
     for offsets in (None,) if name in ('steep', 'equal widths') else (None, T2M_OFFSETS):
@@ -433,11 +531,17 @@ def test_degenerate_motion_is_refused_by_name(name, message):
 
 @pytest.mark.filterwarnings('error')
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([1e-6, 1e-3, 1.0, 1e3]), st.sampled_from([0.0, 1e-12, 1e-6, 1e-2]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([1e-6, 1e-3, 1.0, 1e3]),
+    st.sampled_from([0.0, 1e-12, 1e-6, 1e-2]),
+)
 def test_features_are_finite_or_refused(seed, size, noise):
     """Random, almost collinear or almost constant joints: never NaN, never a warning from numpy."""
     rng = np.random.default_rng(seed)
-    joints = size * (rng.normal(size=(1, 22, 1)) * rng.normal(size=3) + noise * rng.normal(size=(5, 22, 3)))
+    joints = size * (
+        rng.normal(size=(1, 22, 1)) * rng.normal(size=3) + noise * rng.normal(size=(5, 22, 3))
+    )
     try:
         assert np.isfinite(joints_to_features(joints, T2M, T2M_OFFSETS)).all()
     except ValueError as error:
@@ -447,7 +551,9 @@ def test_features_are_finite_or_refused(seed, size, noise):
 def test_wrong_number_of_features_is_refused():
     for function in (lambda f: features_to_joints(f, KIT),
                      lambda f: motion.features_to_joints_from_rotations(f, KIT, None)):
-        with pytest.raises(ValueError, match='the kit skeleton has 251 features per frame, found 263'):
+        with pytest.raises(
+            ValueError, match='the kit skeleton has 251 features per frame, found 263'
+        ):
             function(torch.zeros(2, 5, 263))
 
 

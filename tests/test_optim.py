@@ -19,8 +19,12 @@ def test_steps_are_those_of_torch():
     g = torch.Generator().manual_seed(0)
     first = [torch.randn(shape, generator=g) for shape in ((24, 16), (16, 24), (24, 16))]
     ours, theirs = ([torch.nn.Parameter(p.clone()) for p in first] for _ in range(2))
-    both = (Muon(ours, 0.01, weight_decay=0.1),
-            torch.optim.Muon(theirs, 0.01, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    both = (
+        Muon(ours, 0.01, weight_decay=0.1),
+        torch.optim.Muon(
+            theirs, 0.01, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        ),
+    )
     for _ in range(5):
         for i, p in enumerate(first):
             ours[i].grad = torch.randn(p.shape, generator=g)

@@ -1,4 +1,5 @@
-"""The player's file, and the player itself in a Chromium without a window: every control is really clicked; GIF and npy."""
+"""The player's file, and the player itself in a Chromium without a window: every control is
+really clicked; GIF and npy."""
 import base64
 import html.parser
 import io
@@ -27,31 +28,60 @@ def walk(frames=60, parents=T2M.parents, offsets=T2M_OFFSETS, seed=0):
 
 
 def motions(count, frames=60):
-    return [{"joints": walk(frames - 5 * i, seed=i), "caption": f"a person walks in way {i}", "title": f"clip {i}"} for i in range(count)]
+    return [
+        {
+            "joints": walk(frames - 5 * i, seed=i),
+            "caption": f"a person walks in way {i}",
+            "title": f"clip {i}",
+        }
+        for i in range(count)
+    ]
 
 
 def data_of(path):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S)[1])
+    return json.loads(
+        re.search(
+            r'<script type="application/json" id="data">(.*?)</script>',
+            path.read_text("utf-8"),
+            re.S,
+        )[1]
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The file
 
 
 def test_positions_and_contacts_are_all_there(tmp_path):
     joints = walk()
-    contacts = np.random.default_rng(0).random((len(joints) - 1, 4)) < 0.5  # features have one frame less than joints
-    write_player(tmp_path / "a.html", [{"joints": joints + (3, 0, -2), "contacts": contacts, "fps": 12.5, "caption": "x"}])
+    # features have one frame less than joints
+    contacts = np.random.default_rng(0).random((len(joints) - 1, 4)) < 0.5
+    write_player(
+        tmp_path / "a.html",
+        [{"joints": joints + (3, 0, -2), "contacts": contacts, "fps": 12.5, "caption": "x"}],
+    )
     motion, = data_of(tmp_path / "a.html")["motions"]
     assert motion["fps"] == 12.5 and motion["frames"] == 60 and motion["feet"] == [7, 10, 8, 11]
-    positions = np.frombuffer(base64.b64decode(motion["positions"]), "<i2").reshape(60, -1, 3) * motion["scale"]
-    np.testing.assert_allclose(positions[:, :22], joints - joints[0, 0] * (1, 0, 1), atol=2e-4)  # starts over the origin
+    positions = (
+        np.frombuffer(base64.b64decode(motion["positions"]), "<i2").reshape(60, -1, 3)
+        * motion["scale"]
+    )
+    # starts over the origin
+    np.testing.assert_allclose(positions[:, :22], joints - joints[0, 0] * (1, 0, 1), atol=2e-4)
     assert positions.shape[1] == 25  # crown and hands are added
-    bits = np.array([[int(digit, 16) >> f & 1 for f in range(4)] for digit in motion["contacts"]], bool)
+    bits = np.array(
+        [[int(digit, 16) >> f & 1 for f in range(4)] for digit in motion["contacts"]], bool
+    )
     np.testing.assert_array_equal(bits, np.concatenate([contacts, contacts[-1:]]))
-    assert {(a, b) for a, b, *_ in motion["bones"]} >= {(p, j) for j, p in enumerate(T2M.parents) if p >= 0}
+    assert {(a, b) for a, b, *_ in motion["bones"]} >= {
+        (p, j) for j, p in enumerate(T2M.parents) if p >= 0
+    }
     side = {b: kind for a, b, _, _, kind in motion["bones"]}
-    assert side[T2M.joint_names.index("left_knee")] == 1 and side[T2M.joint_names.index("right_wrist")] == 2 and side[12] == 0
+    assert (
+        side[T2M.joint_names.index("left_knee")] == 1
+        and side[T2M.joint_names.index("right_wrist")] == 2
+        and side[12] == 0
+    )
 
 
 def test_contacts_are_found_where_a_foot_stands(tmp_path):
@@ -64,7 +94,9 @@ def test_contacts_are_found_where_a_foot_stands(tmp_path):
 
 
 def test_captions_cannot_break_the_page_and_nothing_is_loaded(tmp_path):
-    write_player(tmp_path / "a.html", [{"joints": walk(3), "caption": NASTY, "title": NASTY}], title=NASTY)
+    write_player(
+        tmp_path / "a.html", [{"joints": walk(3), "caption": NASTY, "title": NASTY}], title=NASTY
+    )
     text = (tmp_path / "a.html").read_text("utf-8")
     assert data_of(tmp_path / "a.html")["motions"][0]["caption"] == NASTY
 
@@ -79,22 +111,38 @@ def test_captions_cannot_break_the_page_and_nothing_is_loaded(tmp_path):
 
     tags = Tags()
     tags.feed(text)
-    assert [tag for tag, _ in tags.seen].count("script") == 2 and "b" not in [tag for tag, _ in tags.seen]
+    assert [tag for tag, _ in tags.seen].count("script") == 2 and "b" not in [
+        tag for tag, _ in tags.seen
+    ]
     assert NASTY in tags.title
     assert not [attrs for _, attrs in tags.seen if attrs.keys() & {"src", "href", "srcset", "data"}]
     page = text.replace(json.dumps(NASTY)[1:-1], "")
     assert not re.search(r"https?:|//cdn|@import|url\(|fetch\(|XMLHttp|import\(", page)
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"joints": np.zeros((5, 22, 2))}, r"motion 1: expected joints of shape \(frames, joints, 3\), found \(5, 22, 2\)"),
-    ({"joints": np.zeros((0, 22, 3))}, "found .0, 22, 3."),
-    ({"joints": np.where(np.arange(5)[:, None, None] == 3, np.nan, np.zeros((5, 22, 3)))}, "NaN or infinity, first in frame 3"),
-    ({"joints": np.zeros((5, 17, 3))}, "17 joints and 0 parents.*known ones"),
-    ({"joints": np.zeros((5, 61, 3)), "parents": [-1] + [0] * 60}, "61 joints, and the player draws at most 60"),
-    ({"parents": [-1, 0]}, "22 joints and 2 parents"), ({"fps": 0}, "0.0 frames a second"), ({"fps": float("nan")}, "nan frames"),
-    ({"contacts": np.zeros((9, 4))}, r"contacts of shape \(9, 4\), expected \(60, 4\)"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (
+            {"joints": np.zeros((5, 22, 2))},
+            r"motion 1: expected joints of shape \(frames, joints, 3\), found \(5, 22, 2\)",
+        ),
+        ({"joints": np.zeros((0, 22, 3))}, "found .0, 22, 3."),
+        (
+            {"joints": np.where(np.arange(5)[:, None, None] == 3, np.nan, np.zeros((5, 22, 3)))},
+            "NaN or infinity, first in frame 3",
+        ),
+        ({"joints": np.zeros((5, 17, 3))}, "17 joints and 0 parents.*known ones"),
+        (
+            {"joints": np.zeros((5, 61, 3)), "parents": [-1] + [0] * 60},
+            "61 joints, and the player draws at most 60",
+        ),
+        ({"parents": [-1, 0]}, "22 joints and 2 parents"),
+        ({"fps": 0}, "0.0 frames a second"),
+        ({"fps": float("nan")}, "nan frames"),
+        ({"contacts": np.zeros((9, 4))}, r"contacts of shape \(9, 4\), expected \(60, 4\)"),
+    ],
+)
 @pytest.mark.parametrize("write", [write_player, write_gif])
 def test_what_cannot_be_shown_is_refused_and_nothing_is_written(tmp_path, write, change, says):
     path = tmp_path / "old.html"
@@ -117,18 +165,25 @@ def test_npy(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # GIF
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_gif(tmp_path, theme):
-    image_module = pytest.importorskip("PIL.Image", reason="NOT TESTED: GIFs need pip install pillow")
+    image_module = pytest.importorskip(
+        "PIL.Image", reason="NOT TESTED: GIFs need pip install pillow"
+    )
     clips = motions(2, frames=12)
     clips[0]["caption"] = "word " * 60
     write_gif(tmp_path / "a.gif", clips, size=(160, 200), theme=theme)
     gif = image_module.open(tmp_path / "a.gif")
-    assert gif.n_frames == 12 and gif.size == (320, 200) and gif.info["duration"] == 50 and gif.info["loop"] == 0
+    assert (
+        gif.n_frames == 12
+        and gif.size == (320, 200)
+        and gif.info["duration"] == 50
+        and gif.info["loop"] == 0
+    )
     first = np.asarray(gif.convert("RGB")).astype(int)
     gif.seek(6)
     later = np.asarray(gif.convert("RGB")).astype(int)
@@ -147,7 +202,7 @@ def test_gif_without_pillow_says_what_to_install(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The player in a browser
 
 
@@ -175,7 +230,9 @@ def pause(page, time):
 
 
 def picture(page):
-    image_module = pytest.importorskip("PIL.Image", reason="NOT TESTED: screenshots are compared with pillow")
+    image_module = pytest.importorskip(
+        "PIL.Image", reason="NOT TESTED: screenshots are compared with pillow"
+    )
     return np.asarray(image_module.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(int)
 
 
@@ -194,32 +251,49 @@ def test_it_plays_and_every_control_works(show):
     assert not clock()["playing"]
 
     page.key("Home")
-    assert clock()["time"] == 0 and page.js("document.querySelector('#frame').textContent") == "frame 1 of 60"
+    assert (
+        clock()["time"] == 0
+        and page.js("document.querySelector('#frame').textContent") == "frame 1 of 60"
+    )
     for _ in range(3):
         page.key("ArrowRight")
     page.key("ArrowLeft")
-    assert clock()["time"] == pytest.approx(0.1) and page.js("document.querySelector('#frame').textContent") == "frame 3 of 60"
+    assert (
+        clock()["time"] == pytest.approx(0.1)
+        and page.js("document.querySelector('#frame').textContent") == "frame 3 of 60"
+    )
     assert page.js("document.querySelector('#time').textContent") == "0.10 of 2.95 s"
     page.key("End")
-    assert clock()["time"] == pytest.approx(2.95) and page.js("document.querySelector('#frame').textContent") == "frame 60 of 60"
+    assert (
+        clock()["time"] == pytest.approx(2.95)
+        and page.js("document.querySelector('#frame').textContent") == "frame 60 of 60"
+    )
     page.key("ArrowRight")
     assert clock()["time"] == pytest.approx(2.95)
 
-    x, y, width = page.js("(r => [r.x, r.y + r.height / 2, r.width])(document.querySelector('#scrub').getBoundingClientRect())")
+    x, y, width = page.js(
+        "(r => [r.x, r.y + r.height / 2, r.width])(document.querySelector('#scrub').getBoundingClientRect())"
+    )
     page.drag((x + width * 0.2, y), (x + width / 2, y))
     assert clock()["time"] == pytest.approx(1.475, abs=0.06)
 
-    page.js("s = document.querySelector('#speed'); s.value = '0.5'; s.dispatchEvent(new Event('change'))")
+    page.js(
+        "s = document.querySelector('#speed'); s.value = '0.5'; s.dispatchEvent(new Event('change'))"
+    )
     assert clock()["speed"] == 0.5
 
     view = page.js("player.view")
     page.drag((600, 300), (700, 340))
     turned = page.js("player.view")
-    assert turned["yaw"] == pytest.approx(view["yaw"] - 0.8) and turned["pitch"] == pytest.approx(view["pitch"] + 0.24)
+    assert turned["yaw"] == pytest.approx(view["yaw"] - 0.8) and turned["pitch"] == pytest.approx(
+        view["pitch"] + 0.24
+    )
     page("Input.dispatchMouseEvent", type="mouseWheel", x=600, y=300, deltaX=0, deltaY=240)
     page.settle()
     assert page.js("player.view.zoom") > 1.2
-    page.mouse("mousePressed", 600, 300, clickCount=2), page.mouse("mouseReleased", 600, 300, clickCount=2)
+    page.mouse("mousePressed", 600, 300, clickCount=2), page.mouse(
+        "mouseReleased", 600, 300, clickCount=2
+    )
     page.settle()
     assert page.js("player.view") == view
 
@@ -229,26 +303,38 @@ def test_it_plays_and_every_control_works(show):
     page.key("f")
     assert page.js("player.view.follow") is True
     page.key("i")
-    assert re.match(r"[\d.]+ ms a frame · \d+ frames a second", page.js("document.querySelector('#stats').textContent"))
+    assert re.match(
+        r"[\d.]+ ms a frame · \d+ frames a second",
+        page.js("document.querySelector('#stats').textContent"),
+    )
 
 
 @pytest.mark.parametrize("mode", ["#2d", "#gl"])
 def test_what_is_drawn(show, mode):
-    """Both ways of drawing: people in their colours, who move, turn with the camera and change with the theme."""
+    """Both ways of drawing: people in their colours, who move, turn with the camera and change
+    with the theme."""
     page = show(motions(2), mode, width=800, height=480)
     if page.js("player.fast") != (mode == "#gl"):
         pytest.skip("NOT TESTED with WebGL: this Chromium has none")
     pause(page, 0.4)
     first, edge = picture(page), 400
     for hue in ("red", "blue"):  # left and right limbs
-        strong = first[..., 0] - first[..., 2] > 50 if hue == "red" else first[..., 2] - first[..., 0] > 60
+        strong = (
+            first[..., 0] - first[..., 2] > 50
+            if hue == "red"
+            else first[..., 2] - first[..., 0] > 60
+        )
         assert strong[80:400, :edge].sum() > 300 and strong[80:400, edge:].sum() > 300, hue
     pause(page, 0.8)
     assert (np.abs(picture(page) - first).sum(-1) > 60)[80:400].sum() > 500, "nobody moves"
     pause(page, 0.4)
-    assert (np.abs(picture(page) - first).sum(-1) > 60)[80:400].sum() < 50, "the same time gives the same picture"
+    assert (np.abs(picture(page) - first).sum(-1) > 60)[
+        80:400
+    ].sum() < 50, "the same time gives the same picture"
     page.drag((300, 200), (500, 200))
-    assert (np.abs(picture(page) - first).sum(-1) > 60)[80:400].sum() > 500, "the camera does not turn"
+    assert (np.abs(picture(page) - first).sum(-1) > 60)[
+        80:400
+    ].sum() > 500, "the camera does not turn"
     page.key("r")
     page.click("#theme")
     assert first[60, 390].min() > 220 and picture(page)[60, 390].max() < 50
@@ -278,14 +364,21 @@ def test_touch_turns_and_pinches(show):
 @pytest.mark.parametrize("screen", [(1280, 720), (390, 844), (844, 390)])
 def test_layout(show, count, screen):
     page = show(motions(count), width=screen[0], height=screen[1])
-    box = lambda selector: page.js(f"[...document.querySelectorAll({selector!r})].map(e => e.getBoundingClientRect().toJSON())")
+    box = lambda selector: page.js(
+        f"[...document.querySelectorAll({selector!r})].map(e => e.getBoundingClientRect().toJSON())"
+    )
     cells, bar, controls = box(".cell"), box("#bar")[0], [c for c in box("#bar > *") if c["width"]]
     assert len(cells) == count and page.js("document.documentElement.scrollWidth") <= screen[0]
     assert bar["bottom"] <= screen[1] + 1 and bar["height"] < 110
     for i, a in enumerate(controls):  # no control covers another or leaves the screen
         assert 0 <= a["left"] and a["right"] <= screen[0] + 1
         for b in controls[i + 1:]:
-            assert a["right"] <= b["left"] + 1 or b["right"] <= a["left"] + 1 or a["bottom"] <= b["top"] + 1 or b["bottom"] <= a["top"] + 1
+            assert (
+                a["right"] <= b["left"] + 1
+                or b["right"] <= a["left"] + 1
+                or a["bottom"] <= b["top"] + 1
+                or b["bottom"] <= a["top"] + 1
+            )
     assert all(cell["width"] >= 150 and cell["height"] >= 149 for cell in cells)
     if screen != (844, 390):  # a phone on its side scrolls through eight
         assert max(cell["bottom"] for cell in cells) <= bar["top"] + 1
@@ -305,28 +398,46 @@ def test_poses_between_frames_marks_and_colours(show):
     contacts[30:, 2:] = True  # right foot
     page = show([{"joints": joints, "contacts": contacts}, {"joints": walk(20)}])
     pause(page, 0.63)  # frame 12.6
-    pose = np.array(page.js("Array.from(player.motions[0].pose)")).reshape(-1, 3)[:22] + joints[0, 0] * (1, 0, 1)
+    pose = np.array(page.js("Array.from(player.motions[0].pose)")).reshape(-1, 3)[:22] + joints[
+        0, 0
+    ] * (1, 0, 1)
     np.testing.assert_allclose(pose, 0.4 * joints[12] + 0.6 * joints[13], atol=3e-4)
     bones = page.js("player.motions[0].bones")
-    green = lambda: {T2M.joint_names[bones[b][1]] for b, kind in enumerate(page.js("player.motions[0].kinds")) if kind == 3}
+    green = lambda: {
+        T2M.joint_names[bones[b][1]]
+        for b, kind in enumerate(page.js("player.motions[0].kinds"))
+        if kind == 3
+    }
     assert green() == {"left_foot"}
     marks = page.js("player.motions[0].marks")
-    assert marks[:2] == marks[2:4] and marks[4] > 1000  # only the toe stands: the mark is at one point; none on the right
+    # only the toe stands: the mark is at one point; none on the right
+    assert marks[:2] == marks[2:4] and marks[4] > 1000
     pause(page, 2.0)
     assert green() == {"right_foot"}
     shorter = np.array(page.js("Array.from(player.motions[1].pose)")).reshape(-1, 3)[:22]
-    np.testing.assert_allclose(shorter, (walk(20) - walk(20)[0, 0] * (1, 0, 1))[-1], atol=3e-4)  # waits in its last pose
+    # waits in its last pose
+    np.testing.assert_allclose(shorter, (walk(20) - walk(20)[0, 0] * (1, 0, 1))[-1], atol=3e-4)
 
 
 @pytest.mark.parametrize("mode", ["#2d", "#gl"])
 def test_other_bodies_and_single_frames(show, mode):
     kit = walk(30, KIT.parents, KIT.offsets_dir * 0.2)
     smpl = walk(30, SMPL_PARENTS, np.concatenate([T2M_OFFSETS, T2M_OFFSETS[20:]]))
-    page = show([{"joints": kit, "fps": 12.5}, {"joints": smpl}, {"joints": walk(1)}, {"joints": walk(2)},
-                 {"joints": walk()[:, :5], "parents": np.array([-1, 0, 0, 0, 1])}], mode)
+    page = show(
+        [
+            {"joints": kit, "fps": 12.5},
+            {"joints": smpl},
+            {"joints": walk(1)},
+            {"joints": walk(2)},
+            {"joints": walk()[:, :5], "parents": np.array([-1, 0, 0, 0, 1])},
+        ],
+        mode,
+    )
     assert page.js("player.motions.map(m => m.feet.length)") == [4, 4, 4, 4, 0]
     pause(page, 0.5)
     page = show([{"joints": walk(1)}], mode)
-    assert page.js("document.querySelector('#frame').textContent") == "frame 1 of 1" and not page.js("player.clock.playing")
+    assert page.js(
+        "document.querySelector('#frame').textContent"
+    ) == "frame 1 of 1" and not page.js("player.clock.playing")
     page.key("ArrowRight"), page.key(" ")
     assert page.js("player.clock.time") == 0

@@ -16,17 +16,49 @@ from dev.floor import floor, stand_ins
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def eval_json(path, fid, guidance=2.5, steps=50, vae=True, judge="our own", notes=(), parts=("denoiser",), half=0.1):
-    rows = {"real motion": {"FID": [0.0, 0.0], "R@3": [0.9, 0.01]}, "generated": {"FID": [fid, half], "R@3": [0.5, 0.02], "jerk m/s3": [80.0, 1.0]}}
+def eval_json(
+    path,
+    fid,
+    guidance=2.5,
+    steps=50,
+    vae=True,
+    judge="our own",
+    notes=(),
+    parts=("denoiser",),
+    half=0.1,
+):
+    rows = {
+        "real motion": {"FID": [0.0, 0.0], "R@3": [0.9, 0.01]},
+        "generated": {"FID": [fid, half], "R@3": [0.5, 0.02], "jerk m/s3": [80.0, 1.0]},
+    }
     if vae:
         rows["VAE reconstruction"] = {"FID": [0.5, 0.1], "mpjpe mm": [21.0, 0.0]}
-    path.write_text(json.dumps({"rows": rows, "dataset": "made", "split": "test", "judge": judge, "notes": notes, "aits": {"seconds": 0.25}, "parts": {part: {"parameters": 1.5e6, "GFLOPs": 1} for part in parts},
-                                "settings": {"diffusion": {"guidance_scale": guidance, "num_inference_steps": steps}}}))
+    path.write_text(
+        json.dumps(
+            {
+                "rows": rows,
+                "dataset": "made",
+                "split": "test",
+                "judge": judge,
+                "notes": notes,
+                "aits": {"seconds": 0.25},
+                "parts": {part: {"parameters": 1.5e6, "GFLOPs": 1} for part in parts},
+                "settings": {
+                    "diffusion": {"guidance_scale": guidance, "num_inference_steps": steps}
+                },
+            }
+        )
+    )
     return path
 
 
 def run(*words):
-    return subprocess.run([sys.executable, "-m", "dev.tables", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "dev.tables", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_table(tmp_path):
@@ -34,17 +66,31 @@ def test_table(tmp_path):
     b = eval_json(tmp_path / "b.json", 3.5, vae=False, half=None)
     lines = run("table", f"one token={a}", f"no VAE={b}").stdout.splitlines()
     assert lines[0] == "| | FID | R@3 |"
-    assert lines[2:6] == ["| real motion | 0 ± 0 | 0.9 ± 0.01 |", "| VAE reconstruction, one token | 0.5 ± 0.1 |  |",
-                          "| generated, one token | 1.25 ± 0.1 | 0.5 ± 0.02 |", "| generated, no VAE | 3.5 | 0.5 ± 0.02 |"]
+    assert lines[2:6] == [
+        "| real motion | 0 ± 0 | 0.9 ± 0.01 |",
+        "| VAE reconstruction, one token | 0.5 ± 0.1 |  |",
+        "| generated, one token | 1.25 ± 0.1 | 0.5 ± 0.02 |",
+        "| generated, no VAE | 3.5 | 0.5 ± 0.02 |",
+    ]
     assert "| generated, no VAE |  | 80 ± 1 |" in lines
-    assert lines[-6:] == ["| --- | ---: | ---: | ---: |", "| one token | 0.250 | 1.50 | 1.50 |", "| no VAE | 0.250 |  | 1.50 |", "",
-                          "Judge: our own.", "one token: NO GATE"]
+    assert lines[-6:] == [
+        "| --- | ---: | ---: | ---: |",
+        "| one token | 0.250 | 1.50 | 1.50 |",
+        "| no VAE | 0.250 |  | 1.50 |",
+        "",
+        "Judge: our own.",
+        "one token: NO GATE",
+    ]
     other = eval_json(tmp_path / "c.json", 1.0, judge="another")
     assert "differ in judge" in run("table", f"a={a}", f"c={other}").stderr
 
 
 def test_plot(tmp_path):
-    files = [eval_json(tmp_path / f"{g}-{s}.json", g + s / 100, g, s) for s in (5, 10, 20, 50, 100) for g in (4.0, 1.0)]
+    files = [
+        eval_json(tmp_path / f"{g}-{s}.json", g + s / 100, g, s)
+        for s in (5, 10, 20, 50, 100)
+        for g in (4.0, 1.0)
+    ]
     assert run("plot", tmp_path / "p.svg", *files).returncode == 0
     lines = xml.dom.minidom.parse(str(tmp_path / "p.svg")).getElementsByTagName("polyline")
     assert len(lines) == 10  # two pictures, five numbers of steps
@@ -58,7 +104,13 @@ def test_the_ends_of_an_axis_are_told_apart():
 
 
 def test_bad_input(tmp_path):
-    for words in ((), ("table",), ("plot", "x.svg"), ("table", f"a={tmp_path / 'none.json'}"), ("table", "a")):
+    for words in (
+        (),
+        ("table",),
+        ("plot", "x.svg"),
+        ("table", f"a={tmp_path / 'none.json'}"),
+        ("table", "a"),
+    ):
         done = run(*words)
         assert done.returncode == 1 and "Traceback" not in done.stderr
 
@@ -84,6 +136,21 @@ def test_floor_refuses_what_it_cannot_say():
 
 
 def test_floor_of_the_toy_set():
-    done = subprocess.run([sys.executable, "-m", "dev.floor", "--ckpt", "checkpoints/toy.pt"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0, done.stderr
-    assert "error: " in subprocess.run([sys.executable, "-m", "dev.floor", "--ckpt", "nowhere.pt"], cwd=ROOT, capture_output=True, text=True).stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "dev.floor", "--ckpt", "checkpoints/toy.pt"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 0 and 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0
+    ), done.stderr
+    assert (
+        "error: "
+        in subprocess.run(
+            [sys.executable, "-m", "dev.floor", "--ckpt", "nowhere.pt"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).stderr
+    )

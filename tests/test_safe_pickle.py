@@ -25,10 +25,13 @@ class Runs:
 
 
 def foreign_class(monkeypatch, module, name, body=None):
-    """A class of a package that is not installed, there while the file is written and gone when it is read."""
+    """A class of a package that is not installed, there while the file is written and gone when
+    it is read."""
     parts = module.split(".")
     for i in range(len(parts)):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:i + 1]), types.ModuleType(".".join(parts[:i + 1])))
+        monkeypatch.setitem(
+            sys.modules, ".".join(parts[: i + 1]), types.ModuleType(".".join(parts[: i + 1]))
+        )
     cls = type(name, (), {"__module__": module, **(body or {})})
     setattr(sys.modules[module], name, cls)
     return cls
@@ -36,17 +39,27 @@ def foreign_class(monkeypatch, module, name, body=None):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_data_comes_back(tmp_path, protocol):
-    data = {"poses": np.random.randn(3, 4), "big": np.arange(3, dtype=">f4"), "fortran": np.asfortranarray(np.eye(3)[:2]),
-            "objects": np.array([np.arange(2), "a", None], dtype=object), "words": np.array(["ab", "c"]), "empty": np.zeros((0, 3)),
-            "list": [np.float32(3), np.int64(2), {1, 2}, (np.arange(2), b"bytes", 1.5, True, None)],
-            "ordered": collections.OrderedDict(a=1)}
+    data = {
+        "poses": np.random.randn(3, 4),
+        "big": np.arange(3, dtype=">f4"),
+        "fortran": np.asfortranarray(np.eye(3)[:2]),
+        "objects": np.array([np.arange(2), "a", None], dtype=object),
+        "words": np.array(["ab", "c"]),
+        "empty": np.zeros((0, 3)),
+        "list": [np.float32(3), np.int64(2), {1, 2}, (np.arange(2), b"bytes", 1.5, True, None)],
+        "ordered": collections.OrderedDict(a=1),
+    }
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(data, protocol))
     read = load_pickle(path)
     for key, value in data.items():
         assert type(read[key]) is type(value)
-        if isinstance(value, np.ndarray):  # numpy itself may bring numbers into the machine's byte order
-            assert read[key].dtype.newbyteorder("=") == value.dtype.newbyteorder("=") and read[key].shape == value.shape
+        # numpy itself may bring numbers into the machine's byte order
+        if isinstance(value, np.ndarray):
+            assert (
+                read[key].dtype.newbyteorder("=") == value.dtype.newbyteorder("=")
+                and read[key].shape == value.shape
+            )
             assert str(read[key].tolist()) == str(value.tolist())
         else:
             assert str(read[key]) == str(value)
@@ -54,9 +67,14 @@ def test_plain_data_comes_back(tmp_path, protocol):
 
 
 def test_python_2_pickle(tmp_path):
-    # what Python 2's cPickle wrote for {'a': numpy.array([1., 2.])}: strings of bytes, modules under their old names
-    body = (b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp5\n(I1\n(I2\ntcnumpy\ndtype\n"
-            b"p6\n(S'f8'\nI0\nI1\ntRp7\n(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS" + repr(np.array([1.0, 2.0]).tobytes())[1:].encode() + b"\ntbs.")
+    # what Python 2's cPickle wrote for {'a': numpy.array([1., 2.])}: strings of bytes, modules
+    # under their old names
+    body = (
+        b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp5\n(I1\n(I2\ntcnumpy\ndtype\n"
+        b"p6\n(S'f8'\nI0\nI1\ntRp7\n(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS"
+        + repr(np.array([1.0, 2.0]).tobytes())[1:].encode()
+        + b"\ntbs."
+    )
     (tmp_path / "a.pkl").write_bytes(body)
     assert np.array_equal(load_pickle(tmp_path / "a.pkl")["a"], [1.0, 2.0])
 
@@ -66,7 +84,12 @@ def test_smpl_objects(tmp_path, monkeypatch):
     csc = foreign_class(monkeypatch, "scipy.sparse.csc", "csc_matrix")
     value, matrix = ch(), csc()
     value.x = np.arange(6.0).reshape(2, 3)
-    matrix.__dict__ = {"_shape": (2, 3), "data": np.array([1.0, 2.0, 3.0]), "indices": np.array([0, 1, 0]), "indptr": np.array([0, 2, 2, 3])}
+    matrix.__dict__ = {
+        "_shape": (2, 3),
+        "data": np.array([1.0, 2.0, 3.0]),
+        "indices": np.array([0, 1, 0]),
+        "indptr": np.array([0, 2, 2, 3]),
+    }
     path = tmp_path / "smpl.pkl"
     path.write_bytes(pickle.dumps({"v": value, "j": matrix, "f": np.eye(2)}, 2))
     read = load_pickle(path)
@@ -87,15 +110,26 @@ def test_nothing_in_a_pickle_runs(tmp_path, protocol):
     assert proof.exists()
 
 
-@pytest.mark.parametrize("body", [
-    b"cbuiltins\neval\n(S'1'\ntR.", b"c__builtin__\ngetattr\n.", b"ccollections\nOrderedDict.__init__\n.",
-    b"ccollections\nOrderedDict\n(N}S'fromkeys'\nI1\nstb.",  # sets an attribute of a class
-    b"c_codecs\nencode\n(N}S'function'\nI1\nstb.",  # sets an attribute of a builder
-    b"ccopyreg\n_reconstructor\n(cbuiltins\nlist\ncbuiltins\nobject\nNtR.",
-    b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\ntRS'12345678'\ntR.",  # raw bytes as an object's address
-    b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'O'\ntRI00\nS'12345678'\ntb.",
-    b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I9\ntcnumpy\ndtype\n(S'O'\ntRI00\n(ltb.",  # nine objects, of which none is there
-    b"Pid\n.", b"", b"garbage", b"\x80\x04\x95"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"c__builtin__\ngetattr\n.",
+        b"ccollections\nOrderedDict.__init__\n.",
+        b"ccollections\nOrderedDict\n(N}S'fromkeys'\nI1\nstb.",  # sets an attribute of a class
+        b"c_codecs\nencode\n(N}S'function'\nI1\nstb.",  # sets an attribute of a builder
+        b"ccopyreg\n_reconstructor\n(cbuiltins\nlist\ncbuiltins\nobject\nNtR.",
+        # raw bytes as an object's address
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\ntRS'12345678'\ntR.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'O'\ntRI00\nS'12345678'\ntb.",
+        # nine objects, of which none is there
+        b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I9\ntcnumpy\ndtype\n(S'O'\ntRI00\n(ltb.",
+        b"Pid\n.",
+        b"",
+        b"garbage",
+        b"\x80\x04\x95",
+    ],
+)
 def test_crafted_pickles_are_refused(tmp_path, body):
     (tmp_path / "bad.pkl").write_bytes(body)
     with pytest.raises(ValueError, match=r"bad\.pkl") as caught:
@@ -106,15 +140,24 @@ def test_crafted_pickles_are_refused(tmp_path, body):
     assert load_pickle(tmp_path / "good.pkl")[0] == b"x"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Torch files
 
 
 def tensors():
     shared = torch.randn(10)
-    return {"a": torch.randn(3, 4), "part": shared[2:5], "whole": shared, "t": torch.randn(4, 5).t(), "half": torch.arange(5).half(),
-            "bf16": torch.randn(3).bfloat16(), "bool": torch.tensor([True, False]), "empty": torch.empty(0, 3), "scalar": torch.tensor(2.5),
-            "parameter": torch.nn.Parameter(torch.randn(3))}
+    return {
+        "a": torch.randn(3, 4),
+        "part": shared[2:5],
+        "whole": shared,
+        "t": torch.randn(4, 5).t(),
+        "half": torch.arange(5).half(),
+        "bf16": torch.randn(3).bfloat16(),
+        "bool": torch.tensor([True, False]),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(2.5),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+    }
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -122,8 +165,15 @@ def test_torch_files(tmp_path, monkeypatch, zipped):
     cls = foreign_class(monkeypatch, "pytorch_lightning.callbacks", "ModelCheckpoint")
     thing, proof = cls(), tmp_path / "proof"
     thing.best = torch.ones(2)
-    data = {"state_dict": tensors(), "net": torch.nn.Linear(3, 2).state_dict(), "epoch": 3, "thing": thing, "size": torch.Size([2, 3]),
-            "x": Runs(proof), "dtype": torch.float16}
+    data = {
+        "state_dict": tensors(),
+        "net": torch.nn.Linear(3, 2).state_dict(),
+        "epoch": 3,
+        "thing": thing,
+        "size": torch.Size([2, 3]),
+        "x": Runs(proof),
+        "dtype": torch.float16,
+    }
     path = tmp_path / "a.ckpt"
     torch.save(data, path, _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
@@ -132,10 +182,15 @@ def test_torch_files(tmp_path, monkeypatch, zipped):
         got = {**read["state_dict"], **read["net"]}[key]
         assert torch.equal(got, value) and got.dtype == value.dtype and got.shape == value.shape
     assert (read["epoch"], read["size"], read["dtype"]) == (3, (2, 3), torch.float16)
-    assert isinstance(read["thing"], Foreign) and read["thing"].name == "pytorch_lightning.callbacks.ModelCheckpoint"
+    assert (
+        isinstance(read["thing"], Foreign)
+        and read["thing"].name == "pytorch_lightning.callbacks.ModelCheckpoint"
+    )
     assert isinstance(read["x"], Foreign) and not proof.exists()
     names = named_tensors(read)
-    assert torch.equal(names["thing.best"], torch.ones(2)) and torch.equal(names["state_dict.a"], data["state_dict"]["a"])
+    assert torch.equal(names["thing.best"], torch.ones(2)) and torch.equal(
+        names["state_dict.a"], data["state_dict"]["a"]
+    )
     before = path.read_bytes()
     read["state_dict"]["a"].zero_()  # private to this process
     assert path.read_bytes() == before
@@ -144,11 +199,18 @@ def test_torch_files(tmp_path, monkeypatch, zipped):
 
 
 def test_torchscript_archive_without_its_code(tmp_path):
-    net = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sequential(torch.nn.LayerNorm(3))).half())
+    net = torch.jit.script(
+        torch.nn.Sequential(
+            torch.nn.Linear(2, 3), torch.nn.Sequential(torch.nn.LayerNorm(3))
+        ).half()
+    )
     net.save(str(tmp_path / "a.pt"))
     read = named_tensors(load_torch(tmp_path / "a.pt"))
     assert read.keys() == net.state_dict().keys()
-    assert all(torch.equal(read[key], value) and read[key].dtype == torch.float16 for key, value in net.state_dict().items())
+    assert all(
+        torch.equal(read[key], value) and read[key].dtype == torch.float16
+        for key, value in net.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -156,7 +218,17 @@ def test_cut_and_foreign_files(tmp_path, zipped):
     buffer = io.BytesIO()
     torch.save(tensors(), buffer, _use_new_zipfile_serialization=zipped)
     whole, path = buffer.getvalue(), tmp_path / "cut.ckpt"
-    for size in (0, 1, 3, 10, 100, len(whole) // 3, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+    for size in (
+        0,
+        1,
+        3,
+        10,
+        100,
+        len(whole) // 3,
+        len(whole) // 2,
+        len(whole) - 30,
+        len(whole) - 1,
+    ):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"cut\.ckpt.*cut short") as caught:
             load_torch(path)

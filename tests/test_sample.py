@@ -1,4 +1,5 @@
-"""sample.py on small models with random weights: what it writes, seeds, lengths, and every wrong call."""
+"""sample.py on small models with random weights: what it writes, seeds, lengths, and every wrong
+call."""
 import os
 import pathlib
 import subprocess
@@ -16,8 +17,18 @@ from mld import MLD
 from config import PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SIZES = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3, "denoiser.latent_dim": 16, "denoiser.ff_size": 32,
-         "denoiser.num_layers": 3, "denoiser.text_encoded_dim": 16, "text.width": 16, "text.layers": 1, "diffusion.num_inference_steps": 3}
+SIZES = {
+    "vae.latent_dim": 16,
+    "vae.ff_size": 32,
+    "vae.num_layers": 3,
+    "denoiser.latent_dim": 16,
+    "denoiser.ff_size": 32,
+    "denoiser.num_layers": 3,
+    "denoiser.text_encoded_dim": 16,
+    "text.width": 16,
+    "text.layers": 1,
+    "diffusion.num_inference_steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +37,24 @@ def models(tmp_path_factory):
     paths = {}
     for kind in ("text", "action", "none"):
         config = Config()
-        for key, value in {**PRESETS["toy"], **SIZES, "denoiser.condition": kind, "denoiser.num_actions": 2 if kind == "action" else 0}.items():
+        for key, value in {
+            **PRESETS["toy"],
+            **SIZES,
+            "denoiser.condition": kind,
+            "denoiser.num_actions": 2 if kind == "action" else 0,
+        }.items():
             set_value(config, key, value)
         torch.manual_seed(0)
         vocabulary = ["a", "jumps", "man"] if kind == "text" else None
         model = MLD(config, WordEncoder(config.text, vocabulary) if vocabulary else None)
         paths[kind] = str(tmp_path_factory.mktemp("models") / f"{kind}.pt")
-        checkpoint.save(paths[kind], config, model.state_dict(), vocabulary=vocabulary, actions=["walk", "jump"] if kind == "action" else [])
+        checkpoint.save(
+            paths[kind],
+            config,
+            model.state_dict(),
+            vocabulary=vocabulary,
+            actions=["walk", "jump"] if kind == "action" else [],
+        )
     return paths
 
 
@@ -41,65 +63,145 @@ def files(folder):
 
 
 def test_as_a_program(models, tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "sample.py", "a man jumps", "--ckpt", models["text"], "--format", "html,bvh,npy,gif", "--device", "cpu"],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "sample.py",
+            "a man jumps",
+            "--ckpt",
+            models["text"],
+            "--format",
+            "html,bvh,npy,gif",
+            "--device",
+            "cpu",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "out") == ["a-man-jumps.bvh", "a-man-jumps.gif", "a-man-jumps.html", "a-man-jumps.npy"]
-    assert "out/a-man-jumps.html" in done.stdout and "s to load" in done.stdout and "attention torch" in done.stdout
+    assert files(tmp_path / "out") == [
+        "a-man-jumps.bvh",
+        "a-man-jumps.gif",
+        "a-man-jumps.html",
+        "a-man-jumps.npy",
+    ]
+    assert (
+        "out/a-man-jumps.html" in done.stdout
+        and "s to load" in done.stdout
+        and "attention torch" in done.stdout
+    )
     joints = np.load(tmp_path / "out" / "a-man-jumps.npy")
     assert joints.shape[1:] == (22, 3) and 4 <= len(joints) <= 196 and np.isfinite(joints).all()
 
 
 def test_seeds_numbers_and_lengths(models, tmp_path):
     def make(*flags):
-        sample.main(["a man jumps", "--ckpt", models["text"], "--format", "npy", "--out", str(tmp_path / "o"), "--device", "cpu", *flags])
+        sample.main(
+            [
+                "a man jumps",
+                "--ckpt",
+                models["text"],
+                "--format",
+                "npy",
+                "--out",
+                str(tmp_path / "o"),
+                "--device",
+                "cpu",
+                *flags,
+            ]
+        )
         return {name: np.load(tmp_path / "o" / name) for name in files(tmp_path / "o")}
 
     one = make("--seconds", "3")["a-man-jumps.npy"]
     assert len(one) == 60
     four = make("--seconds", "3", "--num", "4")
     # joints add up 60 turns and steps of the root, and with them the rounding of different batches
-    assert np.allclose(four["a-man-jumps-000.npy"], one, rtol=1e-4, atol=1e-4), "a motion does not depend on its company"
+    assert np.allclose(
+        four["a-man-jumps-000.npy"], one, rtol=1e-4, atol=1e-4
+    ), "a motion does not depend on its company"
     assert not np.allclose(four["a-man-jumps-001.npy"], one, atol=1e-3)
-    assert np.allclose(make("--seconds", "3", "--seed", "1235")["a-man-jumps.npy"], four["a-man-jumps-001.npy"], rtol=1e-4, atol=1e-4)
+    assert np.allclose(
+        make("--seconds", "3", "--seed", "1235")["a-man-jumps.npy"],
+        four["a-man-jumps-001.npy"],
+        rtol=1e-4,
+        atol=1e-4,
+    )
     for flags in (["--steps", "2"], ["--sampler", "dpm++"], ["--guidance", "1"]):
-        assert not np.allclose(make("--seconds", "3", *flags)["a-man-jumps.npy"], one, atol=1e-4), flags
+        assert not np.allclose(
+            make("--seconds", "3", *flags)["a-man-jumps.npy"], one, atol=1e-4
+        ), flags
 
 
 def test_prompts_from_a_file_actions_and_nothing(models, tmp_path):
     (tmp_path / "prompts.txt").write_text("a man jumps\n\n一个人跳\n", encoding="utf-8")
-    sample.main(["--file", str(tmp_path / "prompts.txt"), "--ckpt", models["text"], "--out", str(tmp_path / "o"), "--format", "html,npy"])
-    assert files(tmp_path / "o") == ["a-man-jumps-000.npy", "a-man-jumps-and-1-more.html", "一个人跳-001.npy"]
+    sample.main(
+        [
+            "--file",
+            str(tmp_path / "prompts.txt"),
+            "--ckpt",
+            models["text"],
+            "--out",
+            str(tmp_path / "o"),
+            "--format",
+            "html,npy",
+        ]
+    )
+    assert files(tmp_path / "o") == [
+        "a-man-jumps-000.npy",
+        "a-man-jumps-and-1-more.html",
+        "一个人跳-001.npy",
+    ]
     sample.main(["--action", "jump", "--ckpt", models["action"], "--out", str(tmp_path / "a")])
-    sample.main(["--unconditional", "--num", "2", "--ckpt", models["none"], "--out", str(tmp_path / "n")])
-    assert files(tmp_path / "a") == ["jump.html"] and files(tmp_path / "n") == ["unconditional.html"]
+    sample.main(
+        ["--unconditional", "--num", "2", "--ckpt", models["none"], "--out", str(tmp_path / "n")]
+    )
+    assert files(tmp_path / "a") == ["jump.html"] and files(tmp_path / "n") == [
+        "unconditional.html"
+    ]
 
 
 def test_file_names():
-    assert [sample.file_name(t) for t in ("A man jumps!", "../../etc/passwd", "🕺", "")] == ["a-man-jumps", "etc-passwd", "motion", "motion"]
+    assert [sample.file_name(t) for t in ("A man jumps!", "../../etc/passwd", "🕺", "")] == [
+        "a-man-jumps",
+        "etc-passwd",
+        "motion",
+        "motion",
+    ]
     assert len(sample.file_name("word " * 500)) <= 80
 
 
-@pytest.mark.parametrize("kind, argv, message", [
-    ("text", [], "Give prompts"),
-    ("text", ["a man", "--unconditional"], "one of the three"),
-    ("text", ["a man", "--num", "0"], "--num must be at least 1"),
-    ("text", ["a man", "--seconds", "0"], "--seconds must be positive"),
-    ("text", ["a man", "--seconds", "1000"], "must have 1 to"),
-    ("text", ["a man", "--format", "fbx"], "--format must be of"),
-    ("text", ["a man", "--steps", "0"], "num_inference_steps"),
-    ("text", ["a man", "--guidance", "-1"], "guidance_scale"),
-    ("text", ["--file", "nowhere.txt"], "nowhere.txt"),
-    ("text", ["--action", "jump"], "trained with another condition"),
-    ("action", ["--action", "jmup"], "it knows walk, jump"),
-    ("action", ["a man"], "takes actions"),
-    ("text", ["a man", "--ckpt", "nowhere.pt"], "nowhere.pt"),
-    ("text", ["a man", "--ckpt", str(ROOT / "checkpoints" / "toy-evaluator.pt")], "is an evaluator"),
-    ("text", ["a man", "--device", "cuda:77"], "The device cuda:77 cannot be used here"),
-    ("text", ["a man", "--device", "gpu"], "The device gpu cannot be used here"),
-])
+@pytest.mark.parametrize(
+    "kind, argv, message",
+    [
+        ("text", [], "Give prompts"),
+        ("text", ["a man", "--unconditional"], "one of the three"),
+        ("text", ["a man", "--num", "0"], "--num must be at least 1"),
+        ("text", ["a man", "--seconds", "0"], "--seconds must be positive"),
+        ("text", ["a man", "--seconds", "1000"], "must have 1 to"),
+        ("text", ["a man", "--format", "fbx"], "--format must be of"),
+        ("text", ["a man", "--steps", "0"], "num_inference_steps"),
+        ("text", ["a man", "--guidance", "-1"], "guidance_scale"),
+        ("text", ["--file", "nowhere.txt"], "nowhere.txt"),
+        ("text", ["--action", "jump"], "trained with another condition"),
+        ("action", ["--action", "jmup"], "it knows walk, jump"),
+        ("action", ["a man"], "takes actions"),
+        ("text", ["a man", "--ckpt", "nowhere.pt"], "nowhere.pt"),
+        (
+            "text",
+            ["a man", "--ckpt", str(ROOT / "checkpoints" / "toy-evaluator.pt")],
+            "is an evaluator",
+        ),
+        ("text", ["a man", "--device", "cuda:77"], "The device cuda:77 cannot be used here"),
+        ("text", ["a man", "--device", "gpu"], "The device gpu cannot be used here"),
+    ],
+)
 def test_wrong_calls_get_one_sentence(models, tmp_path, kind, argv, message):
     with pytest.raises(SystemExit) as stop:
         sample.main(["--ckpt", models[kind], "--out", str(tmp_path), *argv])
-    assert message in str(stop.value) and str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
+    assert (
+        message in str(stop.value)
+        and str(stop.value).startswith("error: ")
+        and "\n" not in str(stop.value)
+    )
     assert files(tmp_path) == []

@@ -1,4 +1,5 @@
-"""The toy set that ships: does each clip do what it says, and does it look human? Asserted over the whole pack."""
+"""The toy set that ships: does each clip do what it says, and does it look human? Asserted over
+the whole pack."""
 import collections
 import os
 import re
@@ -10,11 +11,25 @@ import motion
 from toy import motions as toy
 from toy import body as toy_body
 from toy import captions as toy_captions
-from kinematics import CHECKS, L_ANKLE, L_KNEE, L_SHOULDER, L_TOE, PELVIS, R_ANKLE, R_KNEE, R_SHOULDER, R_TOE, airborne, speed
+from kinematics import (
+    CHECKS,
+    L_ANKLE,
+    L_KNEE,
+    L_SHOULDER,
+    L_TOE,
+    PELVIS,
+    R_ANKLE,
+    R_KNEE,
+    R_SHOULDER,
+    R_TOE,
+    airborne,
+    speed,
+)
 from formats.pack import Pack
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CLIPS_DIR = os.environ.get('NANOMLD_TOY_CLIPS', '')  # the folder pybullet_data/data/motions, to build the set again
+# the folder pybullet_data/data/motions, to build the set again
+CLIPS_DIR = os.environ.get('NANOMLD_TOY_CLIPS', '')
 LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)[1:]
 LIVELY = ('backflip', 'spin kick', 'kick', 'roll')  # real clips of fast limbs
 NUMBERS = {'once': 1, 'twice': 2, 'two times': 2, 'three times': 3, '3 times': 3, 'four times': 4}
@@ -28,7 +43,9 @@ def pack():
 @pytest.fixture(scope='module')
 def clips(pack):
     """[(id, action, joints (T, 22, 3))] of the whole pack."""
-    return [(id, pack.action(i), pack.joints(i).astype(np.float64)) for i, id in enumerate(pack.ids)]
+    return [
+        (id, pack.action(i), pack.joints(i).astype(np.float64)) for i, id in enumerate(pack.ids)
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -43,11 +60,32 @@ def test_size_and_splits(pack):
     split = dict(zip(pack.ids, pack.splits))
     assert all(split['M' + id] == split[id] for id in pack.ids if id[0] != 'M')
     share = {name: pack.splits.count(name) / len(pack) for name in ('train', 'val', 'test')}
-    assert 0.75 < share['train'] < 0.85 and 0.05 < share['val'] < 0.12 and 0.09 < share['test'] < 0.16
-    sources = collections.Counter(pack.action(i).replace('right', 'left') for i, id in enumerate(pack.ids) if id[0] != 'M')
+    assert (
+        0.75 < share['train'] < 0.85 and 0.05 < share['val'] < 0.12 and 0.09 < share['test'] < 0.16
+    )
+    sources = collections.Counter(
+        pack.action(i).replace('right', 'left') for i, id in enumerate(pack.ids) if id[0] != 'M'
+    )
     assert all(sources[name] >= 6 for name in sources)
-    tested = ('walk', 'walk backward', 'walk and turn left', 'turn left', 'run', 'jump', 'wave left hand', 'kick', 'punch', 'squat', 'bow', 'sit',
-              'raise both arms', 'spin', 'crawl', 'stand', 'jumping jacks')
+    tested = (
+        'walk',
+        'walk backward',
+        'walk and turn left',
+        'turn left',
+        'run',
+        'jump',
+        'wave left hand',
+        'kick',
+        'punch',
+        'squat',
+        'bow',
+        'sit',
+        'raise both arms',
+        'spin',
+        'crawl',
+        'stand',
+        'jumping jacks',
+    )
     assert all(sources[name] >= 30 for name in tested)
     for i, id in enumerate(pack.ids):
         if id[0] == 'M' and pack.action(i)[-4:] in ('left', 'right'):
@@ -111,14 +149,22 @@ def test_captions_are_many_and_well_formed(pack, texts):
     assert len({t for each in texts for t in each}) > 4000
     for i in range(len(pack)):
         for caption in pack.captions(i):
-            assert re.fullmatch(r"[a-z0-9 ,]+\.?", caption.text) and '  ' not in caption.text, caption.text
-            assert all(re.fullmatch(r"[a-z0-9]+/[A-Z]+", token) for token in caption.tokens.split()), caption.tokens
+            assert (
+                re.fullmatch(r"[a-z0-9 ,]+\.?", caption.text) and '  ' not in caption.text
+            ), caption.text
+            assert all(
+                re.fullmatch(r"[a-z0-9]+/[A-Z]+", token) for token in caption.tokens.split()
+            ), caption.tokens
             assert len(caption.tokens.split()) == len(caption.text.split())
 
 
 def test_captions_name_the_right_side(clips, texts):
     for (id, action, _), lines in zip(clips, texts):
-        if action.split()[-1] in ('left', 'right') or action.startswith('wave ') and 'both' not in action:
+        if (
+            action.split()[-1] in ('left', 'right')
+            or action.startswith('wave ')
+            and 'both' not in action
+        ):
             wrong = 'left' if 'right' in action else 'right'
             assert not any(re.search(rf'\b{wrong}\b', line) for line in lines), (id, lines)
 
@@ -140,7 +186,11 @@ def test_captions_count_jumps(clips, texts):
 def test_captions_know_kicking_and_hopping_legs(clips, texts):
     for (id, action, j), lines in zip(clips, texts):
         if action in ('kick', 'hop'):
-            height = j[:, [L_ANKLE, R_ANKLE], 1].max(0) if action == 'kick' else -np.median(j[:, [L_ANKLE, R_ANKLE], 1], axis=0)
+            height = (
+                j[:, [L_ANKLE, R_ANKLE], 1].max(0)
+                if action == 'kick'
+                else -np.median(j[:, [L_ANKLE, R_ANKLE], 1], axis=0)
+            )
             side = ('left', 'right')[int(height.argmax())]
             for line in lines:
                 said = re.search(r'\b(left|right) (leg|foot)\b', line)
@@ -157,7 +207,7 @@ def test_captions_know_fast_from_slow(clips, texts):
     assert np.mean(pace[True]) > 1.3 * np.mean(pace[False])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The parts
 
 
@@ -174,7 +224,10 @@ def test_mirror_twice_is_nothing_and_joints_agree():
     v = rng.normal(0, 1, (5, 19, 3))
     assert np.array_equal(toy_body.mirror(toy_body.mirror(v)), v)
     path = rng.normal(0, 1, (5, 3))
-    assert np.allclose(toy_body.mirror(toy_body.place(v, path)), toy_body.place(toy_body.mirror(v), path * (-1, 1, -1)))
+    assert np.allclose(
+        toy_body.mirror(toy_body.place(v, path)),
+        toy_body.place(toy_body.mirror(v), path * (-1, 1, -1)),
+    )
 
 
 def test_lock_feet_holds_each_stance():
@@ -200,8 +253,20 @@ def test_interpolate_meets_its_keys_without_overshoot():
 
 
 def test_verbs():
-    assert [toy_captions._third(v) for v in ('jump', 'crouch', 'carry', 'do', 'sway')] == ['jumps', 'crouches', 'carries', 'does', 'sways']
-    assert [toy_captions._ing(v) for v in ('run', 'wave', 'lie', 'flee', 'bow')] == ['running', 'waving', 'lying', 'fleeing', 'bowing']
+    assert [toy_captions._third(v) for v in ('jump', 'crouch', 'carry', 'do', 'sway')] == [
+        'jumps',
+        'crouches',
+        'carries',
+        'does',
+        'sways',
+    ]
+    assert [toy_captions._ing(v) for v in ('run', 'wave', 'lie', 'flee', 'bow')] == [
+        'running',
+        'waving',
+        'lying',
+        'fleeing',
+        'bowing',
+    ]
 
 
 def test_a_clip_of_another_form_is_refused(tmp_path):
@@ -210,11 +275,17 @@ def test_a_clip_of_another_form_is_refused(tmp_path):
         toy_body.read_clip(tmp_path / 'a.txt')
 
 
-@pytest.mark.skipif(not CLIPS_DIR, reason='NANOMLD_TOY_CLIPS does not name the folder pybullet_data/data/motions of pybullet 3.2.7')
+@pytest.mark.skipif(
+    not CLIPS_DIR,
+    reason='NANOMLD_TOY_CLIPS does not name the folder pybullet_data/data/motions of pybullet 3.2.7',
+)
 def test_the_wheel_gives_the_same_pack_again(pack, texts):
     built = toy.build(CLIPS_DIR)
     assert [clip.id for clip in built] == pack.ids and [clip.split for clip in built] == pack.splits
     for i, clip in enumerate(built):
-        assert [caption.text for caption in clip.captions] == texts[i] and clip.action == pack.action(i)
+        assert [caption.text for caption in clip.captions] == texts[
+            i
+        ] and clip.action == pack.action(i)
         if i % 9 == 0:
-            assert np.abs(pack.joints(i) - clip.joints[:-1]).max() < 1e-2  # the grid may turn a long path by a hair
+            # the grid may turn a long path by a hair
+            assert np.abs(pack.joints(i) - clip.joints[:-1]).max() < 1e-2

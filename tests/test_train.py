@@ -1,4 +1,5 @@
-"""train.py run as a program on a small made-up dataset: every stage, exact resume, two processes, bad ends."""
+"""train.py run as a program on a small made-up dataset: every stage, exact resume, two processes,
+bad ends."""
 import json
 import os
 import pathlib
@@ -20,10 +21,12 @@ from formats.pack import Caption, Clip, write_pack
 from stages import DiffusionStage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SMALL = ("--train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3 --train.sample_every=6 --train.log_every=1 "
-         "--cache_latents=2 --vae.latent_dim=16 --vae.ff_size=32 --vae.num_layers=3 --denoiser.latent_dim=16 --denoiser.ff_size=32 "
-         "--denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1 --diffusion.num_inference_steps=4 "
-         "--train_vae.batch_size=8 --train_vae.optimizer=muon --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1 --data.max_frames=60").split()
+SMALL = (
+    "--train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3 --train.sample_every=6 --train.log_every=1 "
+    "--cache_latents=2 --vae.latent_dim=16 --vae.ff_size=32 --vae.num_layers=3 --denoiser.latent_dim=16 --denoiser.ff_size=32 "
+    "--denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1 --diffusion.num_inference_steps=4 "
+    "--train_vae.batch_size=8 --train_vae.optimizer=muon --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1 --data.max_frames=60"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +38,63 @@ def root(tmp_path_factory):
     clips = []
     for i in range(40):
         action = ("walk", "jump")[i % 2]
-        motion = features[:int(rng.integers(40, 59))] + rng.normal(size=(1, 263)).astype(np.float32) * 0.05
+        motion = (
+            features[: int(rng.integers(40, 59))]
+            + rng.normal(size=(1, 263)).astype(np.float32) * 0.05
+        )
         captions = [Caption(f"a man {action}s {word}") for word in ("once", "slowly", "here")]
-        clips.append(Clip(f"{i:03d}", captions, ("train", "train", "train", "val", "test")[i % 5], action, motion))
-    write_pack(folder / "data" / "made" / "made.pack", clips, name="made", skeleton="t2m", fps=20.0, actions=["walk", "jump"])
+        clips.append(
+            Clip(
+                f"{i:03d}",
+                captions,
+                ("train", "train", "train", "val", "test")[i % 5],
+                action,
+                motion,
+            )
+        )
+    write_pack(
+        folder / "data" / "made" / "made.pack",
+        clips,
+        name="made",
+        skeleton="t2m",
+        fps=20.0,
+        actions=["walk", "jump"],
+    )
     return folder
 
 
 def command(root, *flags, processes=1):
-    start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*start, "train.py", "--dataset=made", f"--assets.data_root={root / 'data'}", f"--out={root / 'out'}", *SMALL, *flags]
+    start = (
+        [sys.executable]
+        if processes == 1
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+        ]
+    )
+    return [
+        *start,
+        "train.py",
+        "--dataset=made",
+        f"--assets.data_root={root / 'data'}",
+        f"--out={root / 'out'}",
+        *SMALL,
+        *flags,
+    ]
 
 
 def run(root, *flags, processes=1, **options):
-    return subprocess.run(command(root, *flags, processes=processes), cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(
+        command(root, *flags, processes=processes),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
 
 
 def log(root, name):
@@ -70,10 +116,22 @@ def whole(root):
 
 
 def test_one_command_ends_in_a_model_that_samples(root, whole):
-    assert {"vae.pt", "diffusion.pt", "vae_best.pt", "diffusion_best.pt", "model.pt", "log.jsonl", "report.html"} <= set(os.listdir(whole))
+    assert {
+        "vae.pt",
+        "diffusion.pt",
+        "vae_best.pt",
+        "diffusion_best.pt",
+        "model.pt",
+        "log.jsonl",
+        "report.html",
+    } <= set(os.listdir(whole))
     entries = log(root, "whole")
-    assert len(entries) == 24 and all(np.isfinite(list(v for k, v in e.items() if k != "stage")).all() for e in entries.values())
-    assert {"val_error_t0", "val_sampled_std_ratio", "lr", "grad_norm", "error_t3"} <= set(entries["diffusion", 12])
+    assert len(entries) == 24 and all(
+        np.isfinite(list(v for k, v in e.items() if k != "stage")).all() for e in entries.values()
+    )
+    assert {"val_error_t0", "val_sampled_std_ratio", "lr", "grad_norm", "error_t3"} <= set(
+        entries["diffusion", 12]
+    )
     assert entries["vae", 12]["loss"] < entries["vae", 1]["loss"]
     model = checkpoint.load_model(str(whole / "model.pt"))
     lengths = model.draw_lengths(["a man walks"], seed=0)
@@ -82,7 +140,10 @@ def test_one_command_ends_in_a_model_that_samples(root, whole):
 
 
 def test_the_frozen_vae_does_not_change_by_a_bit(whole):
-    before, after = checkpoint.load(whole / "vae_best.pt")["model"], checkpoint.load(whole / "model.pt")["model"]
+    before, after = (
+        checkpoint.load(whole / "vae_best.pt")["model"],
+        checkpoint.load(whole / "model.pt")["model"],
+    )
     vae = [key for key in after if key.startswith("vae.")]
     assert vae and all(torch.equal(before[key], after[key]) for key in vae)
 
@@ -117,19 +178,27 @@ train.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("processes, where, count", [(1, "vae", 5), (1, "diffusion", 8), (1, "write", 3), (2, "vae", 8)])
+@pytest.mark.parametrize(
+    "processes, where, count", [(1, "vae", 5), (1, "diffusion", 8), (1, "write", 3), (2, "vae", 8)]
+)
 def test_killed_and_resumed_gives_the_same_numbers(root, whole, tmp_path, processes, where, count):
     name = f"killed-{processes}-{where}"
     (tmp_path / "killer.py").write_text(KILLER.format(root=str(ROOT), where=where, count=count))
-    argv = [str(tmp_path / "killer.py") if word == "train.py" else word for word in command(root, f"--name={name}", processes=processes)]
-    killed = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)  # a dead rank takes the other with it
+    argv = [
+        str(tmp_path / "killer.py") if word == "train.py" else word
+        for word in command(root, f"--name={name}", processes=processes)
+    ]
+    # a dead rank takes the other with it
+    killed = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert killed.returncode != 0 and not (root / "out" / name / "model.pt").exists()
     if processes == 2:
         assert "SIGKILL" in killed.stderr, "torchrun names the rank that died, and how"
     with open(root / "out" / name / "log.jsonl", "a") as file:
         file.write('{"stage": "vae", "st')  # a line cut in the middle
     done = run(root, f"--name={name}", "--resume", processes=processes)
-    assert done.returncode == 0 and "going on from step" in done.stdout + done.stderr, done.stderr[-2000:]
+    assert done.returncode == 0 and "going on from step" in done.stdout + done.stderr, done.stderr[
+        -2000:
+    ]
     if processes == 1:
         assert log(root, name) == log(root, "whole")
     else:
@@ -146,7 +215,13 @@ def compare(a, b, tolerance):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(root, whole):
-    running = subprocess.Popen(command(root, "--name=stopped", "--train.save_every=1000"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = subprocess.Popen(
+        command(root, "--name=stopped", "--train.save_every=1000"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     path = root / "out" / "stopped" / "log.jsonl"
     while running.poll() is None and not (path.exists() and '"step": 2' in path.read_text()):
         time.sleep(0.01)
@@ -157,33 +232,81 @@ def test_ctrl_c_saves_and_says_how_to_go_on(root, whole):
     assert log(root, "stopped") == log(root, "whole")
 
 
-@pytest.mark.parametrize("flags", [("--condition=action",), ("--condition=none",), ("--modules=novae",), ("--vae.latent_size=7", "--cache_latents=0"),
-                                   ("--precision=bf16", "--train_vae.accumulate=2", "--train_diffusion.accumulate=3", "--train_diffusion.batch_size=9")],
-                         ids=lambda flags: flags[0].strip("-"))
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--condition=action",),
+        ("--condition=none",),
+        ("--modules=novae",),
+        ("--vae.latent_size=7", "--cache_latents=0"),
+        (
+            "--precision=bf16",
+            "--train_vae.accumulate=2",
+            "--train_diffusion.accumulate=3",
+            "--train_diffusion.batch_size=9",
+        ),
+    ],
+    ids=lambda flags: flags[0].strip("-"),
+)
 def test_other_models_train_too(root, flags):
     flags = (*flags, "--diffusion.num_inference_steps=4", "--overwrite", "--name=other")
-    flags = (*flags, "--cache_latents=0", "--diffusion.sampler=ddim") if "--modules=novae" in flags else flags
+    flags = (
+        (*flags, "--cache_latents=0", "--diffusion.sampler=ddim")
+        if "--modules=novae" in flags
+        else flags
+    )
     done = run(root, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     model = checkpoint.load_model(str(root / "out" / "other" / "model.pt"))
     kind = model.config.denoiser.condition
-    conditions = {"text": (["a man walks"], None), "action": (None, [1]), "none": (None, None)}[kind]
+    conditions = {"text": (["a man walks"], None), "action": (None, [1]), "none": (None, None)}[
+        kind
+    ]
     assert model.generate(*conditions, lengths=[44], seed=0)[1].isfinite().all()
 
 
-@pytest.mark.parametrize("flags, words", [((), "holds a run already"), (("--stage=diffusion",), "holds a run already (diffusion.pt)"),
-                                          (("--resume", "--vae.ff_size=12"), "vae.ff_size=32, now it is 12"),
-                                          (("--resume", "--train_vae.optimizer=adamw"), "train_vae.optimizer=muon, now it is adamw"),
-                                          (("--resume", "--diffusion.prediction_type=epsilon"), "prediction_type=sample, now it is epsilon")])
-def test_a_finished_run_is_not_overwritten_unasked_nor_resumed_as_another(root, whole, flags, words):
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), "holds a run already"),
+        (("--stage=diffusion",), "holds a run already (diffusion.pt)"),
+        (("--resume", "--vae.ff_size=12"), "vae.ff_size=32, now it is 12"),
+        (("--resume", "--train_vae.optimizer=adamw"), "train_vae.optimizer=muon, now it is adamw"),
+        (
+            ("--resume", "--diffusion.prediction_type=epsilon"),
+            "prediction_type=sample, now it is epsilon",
+        ),
+    ],
+)
+def test_a_finished_run_is_not_overwritten_unasked_nor_resumed_as_another(
+    root, whole, flags, words
+):
     done = run(root, "--name=whole", *flags)
-    assert done.returncode == 1 and words in done.stderr and "--resume goes on" in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]
+    assert (
+        done.returncode == 1
+        and words in done.stderr
+        and "--resume goes on" in done.stderr
+        and "Traceback" not in done.stderr
+    ), done.stderr[-800:]
 
 
 def test_a_nan_loss_names_step_clips_and_checkpoint(root):
-    done = run(root, "--name=nan", "--stage=vae", "--train_vae.lr=1e18", "--train_vae.grad_clip=0", "--train_vae.warmup=0", "--train.save_every=1")
+    done = run(
+        root,
+        "--name=nan",
+        "--stage=vae",
+        "--train_vae.lr=1e18",
+        "--train_vae.grad_clip=0",
+        "--train_vae.warmup=0",
+        "--train.save_every=1",
+    )
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "the loss is" in last and "batch of clips 0" in last and "vae.pt" in last, done.stderr[-1500:]
+    assert (
+        done.returncode == 1
+        and "the loss is" in last
+        and "batch of clips 0" in last
+        and "vae.pt" in last
+    ), done.stderr[-1500:]
 
 
 def test_cached_latents_come_with_the_lengths_of_their_crops(root, monkeypatch):
@@ -196,7 +319,8 @@ def test_cached_latents_come_with_the_lengths_of_their_crops(root, monkeypatch):
     for epoch in range(4):
         batch = stage.batches.batch(epoch, 0)
         ready = stage.prepare(batch, epoch * steps)
-        _, lengths, _ = made.batches("train", 8).crops(epoch % 2, batch["items"].numpy())  # two crops are cached
+        # two crops are cached
+        _, lengths, _ = made.batches("train", 8).crops(epoch % 2, batch["items"].numpy())
         assert ready["lengths"].tolist() == lengths.tolist()
         same.append(torch.equal(ready["lengths"], batch["lengths"]))
     assert same[:2] == [True, True] and not all(same)
@@ -215,7 +339,15 @@ def test_a_full_disk_leaves_the_checkpoint_intact(root, whole):
 
 def test_bad_commands_say_what_is_wrong(root):
     (root / "file").touch()
-    for flags, words in ((["--stage=diffusion", "--name=none"], "train the VAE first"), ([f"--out={root / 'file'}"], "cannot write"),
-                         (["--precision=fp16"], "needs a GPU"), (["words"], "flags only"), (["--data.fps=30"], "fps")):
+    for flags, words in (
+        (["--stage=diffusion", "--name=none"], "train the VAE first"),
+        ([f"--out={root / 'file'}"], "cannot write"),
+        (["--precision=fp16"], "needs a GPU"),
+        (["words"], "flags only"),
+        (["--data.fps=30"], "fps"),
+    ):
         done = run(root, *flags)
-        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, (flags, done.stderr[-800:])
+        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, (
+            flags,
+            done.stderr[-800:],
+        )

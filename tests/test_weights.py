@@ -1,4 +1,5 @@
-"""The weights that ship, asked for motions in words that training never saw: do they come, and do they move as people do?
+"""The weights that ship, asked for motions in words that training never saw: do they come, and do
+they move as people do?
 
     python tests/test_weights.py        prints the table that the README shows
 """
@@ -22,7 +23,8 @@ from formats.pack import Pack  # noqa: E402
 LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
 
 SEEDS = 20
-PROMPTS = {  # action: sentences that are no caption of a training clip; the seeds are shared out among them
+# action: sentences that are no caption of a training clip; the seeds are shared out among them
+PROMPTS = {
     "jump": ["a man jumps", "a young woman leaps up with both legs"],
     "walk": ["a man strolls straight ahead", "somebody is walking forward calmly"],
     "walk backward": ["a young man walks backward slowly", "a woman is stepping backwards"],
@@ -30,7 +32,10 @@ PROMPTS = {  # action: sentences that are no caption of a training clip; the see
     "turn right": ["a young woman turns to the right", "somebody turns right in place"],
     "run": ["a boy runs forward", "somebody is running fast"],
     "wave left hand": ["someone waves their left hand", "a young man is waving with his left hand"],
-    "wave right hand": ["someone waves their right hand", "a young man is waving with his right hand"],
+    "wave right hand": [
+        "someone waves their right hand",
+        "a young man is waving with his right hand",
+    ],
     "kick": ["a young woman kicks", "somebody kicks with the right leg"],
     "punch": ["a young woman punches", "somebody is throwing punches"],
     "squat": ["a young woman squats down", "somebody does a deep squat"],
@@ -59,41 +64,69 @@ def generate(model):
         texts = [prompts[i % len(prompts)] for i in range(SEEDS)]
         lengths = model.draw_lengths(texts, seed=0)
         _, joints = model.generate(texts, lengths=lengths, seed=0)
-        made[action] = [motion.keep_bones(j[:n].double().numpy(), LENGTHS, motion.T2M.parents) for j, n in zip(joints, lengths)]
+        made[action] = [
+            motion.keep_bones(j[:n].double().numpy(), LENGTHS, motion.T2M.parents)
+            for j, n in zip(joints, lengths)
+        ]
     return made
 
 
 def training_clips(pack):
     """{action: [joints] of the training clips}."""
-    return {action: [pack.joints(i).astype(np.float64) for i in pack.indices("train") if pack.action(i) == action] for action in PROMPTS}
+    return {
+        action: [
+            pack.joints(i).astype(np.float64)
+            for i in pack.indices("train")
+            if pack.action(i) == action
+        ]
+        for action in PROMPTS
+    }
 
 
 def passed(motions):
     """{action: share of the motions that do what was asked}."""
-    return {action: np.mean([bool(CHECKS[action](j)) for j in group]) for action, group in motions.items()}
+    return {
+        action: np.mean([bool(CHECKS[action](j)) for j in group])
+        for action, group in motions.items()
+    }
 
 
 def quality(group):
     """Mean foot skating (cm/s) and jerk (m/s^3) of some motions."""
-    return np.nanmean([(metrics.foot_skating(j, (L_TOE, R_TOE), 20), metrics.jerk(j, 20)) for j in group], axis=0)
+    return np.nanmean(
+        [(metrics.foot_skating(j, (L_TOE, R_TOE), 20), metrics.jerk(j, 20)) for j in group], axis=0
+    )
 
 
 def spread(group):
-    """Mean distance in cm of the joints of any two of some motions, frame by frame, roots put together."""
+    """Mean distance in cm of the joints of any two of some motions, frame by frame, roots put
+    together."""
     local = [j - j[:, :1] for j in group]
-    pairs = [(a[:n], b[:n]) for i, a in enumerate(local) for b in local[:i] for n in (min(len(a), len(b)),)]
+    pairs = [
+        (a[:n], b[:n])
+        for i, a in enumerate(local)
+        for b in local[:i]
+        for n in (min(len(a), len(b)),)
+    ]
     return 100 * np.mean([np.linalg.norm(a - b, axis=-1).mean() for a, b in pairs])
 
 
 def reconstruction(model, pack):
-    """Mean joint error of the VAE over the test clips in mm: roots put together, and as the joints lie."""
+    """Mean joint error of the VAE over the test clips in mm: roots put together, and as the
+    joints lie."""
     batches = data.Batches(pack, "test", 64, max_frames=model.config.data.max_frames)
     errors = []
     with torch.no_grad():
         for batch in batches.epoch(0):
             mu, _ = model.vae.encode(batch["features"], batch["lengths"])
-            made, true = (model.to_joints(f).numpy() for f in (model.vae.decode(mu, batch["lengths"]), batch["features"]))
-            errors += [metrics.reconstruction_errors(a[:n], b[:n]) for a, b, n in zip(true, made, batch["lengths"].tolist())]
+            made, true = (
+                model.to_joints(f).numpy()
+                for f in (model.vae.decode(mu, batch["lengths"]), batch["features"])
+            )
+            errors += [
+                metrics.reconstruction_errors(a[:n], b[:n])
+                for a, b, n in zip(true, made, batch["lengths"].tolist())
+            ]
     return np.mean([(e["mpjpe"], e["global"]) for e in errors], axis=0)
 
 
@@ -106,7 +139,7 @@ def overall(motions):
     return np.mean([quality(group) for group in motions.values()], axis=0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +163,9 @@ def real(pack):
 
 
 def test_the_prompts_are_new(pack):
-    known = {caption.text.rstrip(".") for i in pack.indices("train") for caption in pack.captions(i)}
+    known = {
+        caption.text.rstrip(".") for i in pack.indices("train") for caption in pack.captions(i)
+    }
     assert not [text for texts in PROMPTS.values() for text in texts if text in known]
 
 
@@ -141,7 +176,8 @@ def test_they_do_what_was_asked(made):
 
 
 def test_legs_step(made, real):
-    """Gliding has a path and a speed, too, but hardly any jerk: 0.1 of the data's, where weights glided."""
+    """Gliding has a path and a speed, too, but hardly any jerk: 0.1 of the data's, where weights
+    glided."""
     for action in ("walk", "walk backward", "run", "crawl"):
         assert quality(made[action])[1] > 0.3 * quality(real[action])[1], action
 
@@ -168,16 +204,24 @@ def test_the_vae_comes_near_test_clips(model, pack):
 def table():
     model, pack = shipped(), toy()
     made, real = generate(model), training_clips(pack)
-    print("| asked for | samples that do it | foot skating, cm/s (data) | jerk, m/s^3 (data) | spread of seeds, cm (data) |\n"
-          "| --- | --- | --- | --- | --- |")
+    print(
+        "| asked for | samples that do it | foot skating, cm/s (data) | jerk, m/s^3 (data) | spread of seeds, cm (data) |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
     shares = passed(made)
     for action in PROMPTS:
         (a, b), (c, d) = quality(made[action]), quality(real[action])
         print(f"| {action} | {shares[action]:.0%} | {a:.1f} ({c:.1f}) | {b:.0f} ({d:.0f}) | "
               f"{spread(made[action]):.1f} ({spread(real[action][:SEEDS]):.1f}) |")
     (a, b), (c, d) = overall(made), overall(real)
-    print(f"| **all** | {np.mean(list(shares.values())):.1%} | {a:.1f} ({c:.1f}) | {b:.0f} ({d:.0f}) | |\n")
-    print("VAE on test clips: {:.0f} mm, roots put together; {:.0f} mm as the joints lie".format(*reconstruction(model, pack)))
+    print(
+        f"| **all** | {np.mean(list(shares.values())):.1%} | {a:.1f} ({c:.1f}) | {b:.0f} ({d:.0f}) | |\n"
+    )
+    print(
+        "VAE on test clips: {:.0f} mm, roots put together; {:.0f} mm as the joints lie".format(
+            *reconstruction(model, pack)
+        )
+    )
 
 
 if __name__ == "__main__":
