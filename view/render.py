@@ -199,11 +199,14 @@ class _Camera:
         self.height = (min(0, tall.min()) + tall.max()) / 2
         self.away, self.aside = max(2.3, 1.6 * high / wide) / 2 / tan, np.zeros(2)
         body = (motion["drawn"] - self.targets(motion["centre"])[:, None]) @ self.axes.T
-        for k, tan in enumerate((tan * wide / high, tan)):  # `fit` of player.html, for this view
-            more = (body[..., k] + tan * body[..., 2]).max() + 0.13  # joints lie inside the flesh
-            less = (tan * body[..., 2] - body[..., k]).max() + 0.13
-            self.aside[k] = (more - less) / 2
-            self.away = max(self.away, (more + less) / 2 / tan)
+        for rounds in (1, 3):  # as `look` of player.html: how far away, then centred from there
+            for k, narrow in enumerate((tan * wide / high, tan)):
+                for _ in range(rounds):
+                    more = (body[..., k] + narrow * body[..., 2]).max() + 0.13  # 0.13: the flesh
+                    less = (narrow * body[..., 2] - body[..., k]).max() + 0.13
+                    self.aside[k] = (more - less) / 2
+                    self.away = max(self.away, (more + less) / 2 / narrow)
+                    narrow = (more + less) / 2 / self.away
 
     def targets(self, centre):
         """x and z (..., 2) -> the points (..., 3) that the camera turns about."""
