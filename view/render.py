@@ -186,7 +186,8 @@ class _Camera:
     """The player's camera, following `motion`: makes pixels of points.
 
     Every pose fits into an image of `size` below the uppermost `head` pixels, which the caption
-    takes. `motion` needs `drawn` (T, J', 3) and `centre` (T, 2), where the camera is in x and z.
+    takes. `motion` needs `drawn` (T, J', 3) and `centre` (T, 3), what the camera turns about;
+    `target` is the centre of the frame at hand.
     """
 
     def __init__(self, motion, size, head):
@@ -195,25 +196,16 @@ class _Camera:
         self.axes = np.array([[cy, 0, -sy], [-sy * sp, cp, -cy * sp], [sy * cp, sp, cy * cp]])
         wide, high = size[0], size[1] - head
         self.middle, self.scale = (wide / 2, head + high / 2), high / 2 / tan
-        tall = motion["drawn"][..., 1]
-        self.height = (min(0, tall.min()) + tall.max()) / 2
         self.away, self.aside = max(2.3, 1.6 * high / wide) / 2 / tan, np.zeros(2)
-        body = (motion["drawn"] - self.targets(motion["centre"])[:, None]) @ self.axes.T
+        body = (motion["drawn"] - motion["centre"][:, None]) @ self.axes.T
         for rounds in (1, 3):  # as `look` of player.html: how far away, then centred from there
             for k, narrow in enumerate((tan * wide / high, tan)):
                 for _ in range(rounds):
-                    more = (body[..., k] + narrow * body[..., 2]).max() + 0.13  # 0.13: the flesh
+                    more = (narrow * body[..., 2] + body[..., k]).max() + 0.13  # 0.13: the flesh
                     less = (narrow * body[..., 2] - body[..., k]).max() + 0.13
                     self.aside[k] = (more - less) / 2
                     self.away = max(self.away, (more + less) / 2 / narrow)
                     narrow = (more + less) / 2 / self.away
-
-    def targets(self, centre):
-        """x and z (..., 2) -> the points (..., 3) that the camera turns about."""
-        return np.insert(np.asarray(centre, float), 1, self.height, axis=-1)
-
-    def look_at(self, centre):
-        self.target = self.targets(centre)
 
     def __call__(self, points):
         """points (..., 3) -> (..., 3): x and y in pixels, and metres from the lens."""
@@ -320,10 +312,11 @@ def write_gif(path, motions, size=(320, 360), columns=None, theme="light"):
     font = ImageFont.load_default(15)
     for motion in motions:
         motion["drawn"], motion["bones"] = _body(motion)
-        root, last = motion["joints"][:, 0, ::2], len(motion["joints"]) - 1
+        root, last = motion["joints"][:, 0], len(motion["joints"]) - 1
         reach = [min(round(0.6 * motion["fps"]), t, last - t) for t in range(last + 1)]
-        # as the player follows the path
-        motion["centre"] = [root[t - r:t + r + 1].mean(axis=0) for t, r in enumerate(reach)]
+        motion["centre"] = np.stack([root[t - r:t + r + 1].mean(0) for t, r in enumerate(reach)])
+        heights = motion["drawn"][..., 1]
+        motion["centre"][:, 1] = (min(0, heights.min()) + heights.max()) / 2
         motion["lines"] = _wrap(motion["caption"], font, size[0] - 20)
         motion["camera"] = _Camera(motion, (size[0] * dense, size[1] * dense),
                                    dense * (8 + 19 * len(motion["lines"])))
@@ -333,7 +326,7 @@ def write_gif(path, motions, size=(320, 360), columns=None, theme="light"):
         for i, motion in enumerate(motions):
             now, camera = min(t, len(motion["joints"]) - 1), motion["camera"]
             cell = Image.new("RGB", (size[0] * dense, size[1] * dense), colours["background"])
-            camera.look_at(motion["centre"][now])
+            camera.target = motion["centre"][now]
             _draw_person(cell, motion, now, camera, colours)
             cell = cell.resize(size, Image.Resampling.LANCZOS)
             ImageDraw.Draw(cell).multiline_text((10, 8), "\n".join(motion["lines"]), font=font,
