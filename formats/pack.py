@@ -99,10 +99,9 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
 
     Returns {split: number of items}. ValueError names a clip with a wrong shape, numbers that are
     not finite, an unknown split or action, or an id that came before."""
-    actions, nfeats = list(actions), NFEATS[skeleton]
-    clip_start, clip_frames, text_start, ids = [0], [], [0], {}
-    table, texts, counts = [], [], dict.fromkeys(SPLITS, 0)
-    sums, total, dtype, digest = np.zeros((2, nfeats)), 0, None, sha256()
+    actions, counts = list(actions), dict.fromkeys(SPLITS, 0)
+    sizes, clip_frames, texts, table, ids = [0], [], [], [], {}
+    sums, total, dtype, digest = np.zeros((2, NFEATS[skeleton])), 0, None, sha256()
     with atomic_write(path) as file:
         def put(data):
             file.write(data)
@@ -132,13 +131,11 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
                     raise ValueError(f"clip {id} is there twice; each clip needs an id of its own.")
                 ids[id] = None
                 table.append((len(clip_frames), first, frames, split, label, len(texts)))
-                for caption in captions:
-                    words = " ".join(caption.text.split()), " ".join(caption.tokens.split())
-                    texts.append("\t".join(words).encode())
-                    text_start.append(text_start[-1] + len(texts[-1]))
+                for words in ((c.text.split(), c.tokens.split()) for c in captions):
+                    texts.append("\t".join(map(" ".join, words)).encode())
             counts[clip.split] += len(items)
             put(blob or np.ascontiguousarray(features, dtype).tobytes())
-            clip_start.append(clip_start[-1] + len(blob or features))
+            sizes.append(len(blob or features))
             clip_frames.append(len(features))
             if clip.split == "train":
                 rows = np.asarray(features, np.float64)
@@ -152,14 +149,15 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
             mean, std = _mean_std(sums, total, skeleton, path)
         clip_of, first, frames, split, label, caption = np.array(table).T
         arrays = {
-            "clip_start": np.array(clip_start, "<i8"), "clip_frames": np.array(clip_frames, "<i4"),
-            "text_start": np.array(text_start, "<i8"), "ids": np.array([i.encode() for i in ids]),
+            "clip_start": np.cumsum(sizes).astype("<i8"),
+            "clip_frames": np.array(clip_frames, "<i4"),
+            "text_start": np.cumsum([0, *map(len, texts)]).astype("<i8"),
+            "ids": np.array([id.encode() for id in ids]),
             "clip": clip_of.astype("<i4"), "first": first.astype("<i4"),
             "frames": frames.astype("<i4"), "split": split.astype("u1"),
             "label": label.astype("<i2"), "caption": np.append(caption, len(texts)).astype("<i4"),
             "mean": np.asarray(mean, "<f4"), "std": np.asarray(std, "<f4")}
-        if rest is not None:
-            arrays["rest"] = np.asarray(rest, "<f4")
+        arrays |= {} if rest is None else {"rest": np.asarray(rest, "<f4")}
         stats = [(os.path.abspath(source), os.stat(source)) for source in sources]
         header = {
             "name": name, "skeleton": skeleton, "fps": fps, "encoding": encoding, "dtype": dtype,
@@ -180,15 +178,15 @@ def _motion_of(clip, skeleton, encoding):
     blob, features, nfeats = None, clip.features, NFEATS[skeleton]
     if encoding == "joints":
         joints = np.asarray(clip.joints, np.float64)
-        num_joints = motion.SKELETONS[skeleton].num_joints
-        fits = joints.size and joints.shape[1:] == (num_joints, 3) and np.isfinite(joints).all()
-        # The grid's steps are 16-bit numbers.
-        if not fits or np.abs(np.diff(joints, axis=0, prepend=0)).max() > 16:
+        body, finite = motion.SKELETONS[skeleton], np.isfinite(joints).all()
+        # Steps are 16-bit numbers on the grid, the first one from the origin.
+        if (joints.shape[1:] != (body.num_joints, 3) or not joints.size or not finite
+                or np.abs(np.diff(joints, axis=0, prepend=0)).max() > 16):
             raise ValueError(f"clip {clip.id}: expected finite joint positions (frames, "
-                             f"{num_joints}, 3) in metres that start and move less than 16 m off, "
-                             f"found {joints.shape} with {np.abs(joints).max(initial=0):.4g}.")
+                             f"{body.num_joints}, 3) in metres that start and move less than 16 m "
+                             f"off, found {joints.shape} with {np.abs(joints).max(initial=0):.4g}.")
         blob = encode_joints(joints)
-        features = _features_of(blob, skeleton, clip.id)
+        features = _features_of(blob, body, clip.id)
     if features.ndim != 2 or features.shape[1] != nfeats or not len(features):
         raise ValueError(f"clip {clip.id}: expected features of shape (frames, {nfeats}) for the "
                          f"{skeleton} skeleton, found {features.shape}.")
@@ -199,7 +197,6 @@ def _motion_of(clip, skeleton, encoding):
 
 
 def _features_of(blob, skeleton, id):
-    skeleton = motion.SKELETONS[skeleton]
     joints = decode_joints(blob, skeleton.num_joints)
     return motion.joints_to_features(joints, skeleton, clip=id).astype(np.float32)
 
@@ -306,7 +303,8 @@ class Pack:
             return np.asarray(self._rows[start + first:start + first + frames], np.float32)
         if clip not in self._made:
             blob = self._bytes[PREFIX.size + start:PREFIX.size + end].tobytes()
-            self._made[clip] = _features_of(blob, self.skeleton, *self.ids_of([i]))
+            body, id = motion.SKELETONS[self.skeleton], self.ids_of([i])[0]
+            self._made[clip] = _features_of(blob, body, id)
         return self._made[clip][first:first + frames]
 
     def joints(self, i):
@@ -338,17 +336,15 @@ class Pack:
 
     def index(self, id):
         """The number of the item with this id; ValueError that names similar ids if none has it."""
-        if id not in self.ids:
-            near = [i for i in self.ids if id.lower() in i.lower()][:5] or self.ids[:5]
-            raise ValueError(f"{self.path} has no item {id!r}; it has {', '.join(near)} ...")
-        return self.ids.index(id)
+        if id in self.ids:
+            return self.ids.index(id)
+        near = [i for i in self.ids if id.lower() in i.lower()][:5] or self.ids[:5]
+        raise ValueError(f"{self.path} has no item {id!r}; it has {', '.join(near)} ...")
 
     def check_index(self):
         """Compare the index with its checksum, which opening does if the index is small."""
-        if self._checked:
-            return
-        index = self._bytes[self._index]
-        if self._index.stop != len(self._bytes) or sha256(index).digest() != self._digest:
+        index, whole = self._bytes[self._index], self._index.stop == len(self._bytes)
+        if not self._checked and not (whole and sha256(index).digest() == self._digest):
             raise self._refused("is damaged (its index does not match its checksum)")
         self._checked = True
 
