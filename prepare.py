@@ -141,8 +141,9 @@ def find_motions(source, scratch):
         with open(os.path.join(folder, name), "rb") as file:
             digest.update(name.encode() + b"\0" + file.read())
     if digest.hexdigest() != MOTIONS_SHA256:
-        raise ValueError(f"{source} does not hold the motions of pybullet 3.2.7 ({len(names)} files,"
-                         f" checksum {digest.hexdigest()[:12]}, expected {MOTIONS_SHA256[:12]}).")
+        found, expected = digest.hexdigest()[:12], MOTIONS_SHA256[:12]
+        raise ValueError(f"{source} does not hold the motions of pybullet 3.2.7 ({len(names)} "
+                         f"files, checksum {found}, expected {expected}).")
     return folder
 
 
