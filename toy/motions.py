@@ -324,7 +324,7 @@ def kick(rng, real):
 
 def punch(rng, real):
     if rng.random() < 0.12:
-        return whole(rng, real, 'punch')[0], dict(kind='straight', sides='R')
+        return whole(rng, real, 'punch')[0], dict(kind='straight')
     kind, count, fighting = ('straight', 'straight', 'straight', 'hook', 'upper')[rng.integers(5)], int(rng.integers(1, 5)), rng.random() < 0.5
     sides = 'R' * count if rng.random() < 0.45 else ('RL' * 4)[:count]
     guard = dict(L='guard', R='guard', p=(0, -0.03, 0))
@@ -335,7 +335,7 @@ def punch(rng, real):
         yaw = 30 if side == 'R' else -28
         hit = dict(guard, chest=(8, yaw, 0), head=(0, -yaw * 0.7, 0), pelvis=(2, yaw * 0.35, 0), **{'L': 'guard', 'R': 'guard', side: kind})
         keys += [(rng.uniform(0.17, 0.24), hit), (0.06, hit), (rng.uniform(0.22, 0.3), guard), (rng.uniform(0.05, 0.25), guard)]
-    facts = dict(kind=kind, count=count, sides=sides)
+    facts = dict(kind=kind, count=count, alternating='L' in sides)
     if fighting:
         return keyed(real.stand(rng), [(0, guard)] + keys[:1] + keys[2:] + [(rng.uniform(0.5, 1.0), guard)]), facts
     return _act(rng, real, keys + [(0.5, {})], **facts)
