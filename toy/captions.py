@@ -24,9 +24,11 @@ def read_phrases(path):
     """phrases.txt -> {action: (short phrases, detailed ones)}, {slot: [(conditions, words)]}."""
     phrases, slots = {}, {}
     with open(path, encoding='utf-8') as file:
-        lines = [line.rstrip('\n') for line in file if line.strip() and line[0] != '#']
+        lines = re.sub(r'\n {8}', '', file.read()).splitlines()
     for line in lines:
         text = line.strip()
+        if not text or text[0] == '#':
+            continue
         if line[0] == '{':
             rows = slots.setdefault(text.strip('{}'), [])
         elif line[0] != ' ':
