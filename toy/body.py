@@ -29,9 +29,6 @@ LEGS = ((LT, LFF, LFU, LK), (RT, RFF, RFU, RK))
 TURNED = [i for i in range(19) if i not in ARMS + [LK, RK]]  # seen from the path
 MIRROR = [P, PF, PU, CF, CU, HF, HU, RU, RF, LU, LF, RT, LT, RFF, RFU, LFF, LFU, RK, LK]
 
-# --------------------------------------------------------------------------------------------------
-# Vectors over frames
-
 
 def frame(forward, up):
     """Axes (..., 3, 3) in columns: left, up, forward. `up` is kept and `forward` straightened."""
@@ -187,10 +184,6 @@ def solve(v, contact):
         joints[:, 4 + side] = two_bone(hip, ankle, THIGH[side], SHIN[side], pole)
         joints[:, 10 + side] = ankle + turned(feet[side], FOOT[side])
     return joints
-
-
-# --------------------------------------------------------------------------------------------------
-# In the world
 
 
 def place(v, path):

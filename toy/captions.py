@@ -1,6 +1,6 @@
 """Captions for the toy dataset: short sentences in the manner of HumanML3D's annotators.
 
-phrases.txt holds what they say, and explains how it is written. `captions` fills the slots of a
+phrases.txt holds what they say and explains its own notation. `captions` fills the slots of a
 phrase with facts about the clip, so that every caption is true of it, and conjugates the verbs.
 """
 import os
@@ -8,11 +8,6 @@ import re
 
 from formats.pack import Caption
 
-SUBJECTS = (['a person'] * 6 + ['a man'] * 5 + ['someone'] * 3 + ['the person', 'a woman'] * 2
-            + ['the man', 'the woman', 'the figure', 'a figure', 'he', 'she', 'this person',
-               'a human', 'person', 'a stick figure', 'a guy'])
-POSSESSIVE = {'man': 'his', 'he': 'his', 'guy': 'his', 'woman': 'her', 'she': 'her',
-              'figure': 'its'}
 # Below the first pace a clip of the action is called slow, above the second one fast.
 PACES = {'walk backward': (0.55, 0.85), 'march': (0.95, 1.12), 'turn': (68, 84),
          'run': (2.7, 3.2), 'crawl': (0.29, 0.39), 'jumping jacks': (1.03, 1.17),
@@ -20,28 +15,21 @@ PACES = {'walk backward': (0.55, 0.85), 'march': (0.95, 1.12), 'turn': (68, 84),
 WALKING_PACE = 0.8, 1.12
 
 
-def read_phrases(path):
-    """phrases.txt -> {action: (short phrases, detailed ones)}, {slot: [(conditions, words)]}."""
-    phrases, slots = {}, {}
+def _read(path):
+    """phrases.txt -> {header: its lines}."""
     with open(path, encoding='utf-8') as file:
-        lines = re.sub(r'\n {8}', '', file.read()).splitlines()
-    for line in lines:
-        text = line.strip()
-        if not text or text[0] == '#':
-            continue
-        if line[0] == '{':
-            rows = slots.setdefault(text.strip('{}'), [])
-        elif line[0] != ' ':
-            rows = phrases.setdefault(text, ([], []))
-        elif isinstance(rows, tuple):
-            rows[text[0] == '+'].append(text.removeprefix('+ '))
-        else:
-            conditions, _, words = text.partition(':')
-            rows.append((conditions.split(), words.strip()))
-    return phrases, slots
+        text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
+    sections = re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M)
+    return {header: [line.strip() for line in lines.splitlines()] for header, lines in sections}
 
 
-PHRASES, SLOTS = read_phrases(os.path.join(os.path.dirname(__file__), 'phrases.txt'))
+TEXT = _read(os.path.join(os.path.dirname(__file__), 'phrases.txt'))
+SUBJECTS = ', '.join(TEXT['subjects']).split(', ')
+THEIR = dict(words.split(': ') for words in TEXT['their'])
+POS = {word: header for header, lines in TEXT.items() if header.isupper()
+       for word in ' '.join(lines).split()}
+DOUBLED = ' '.join(TEXT['doubled']).split()
+PLURALS = {word + 's': word for word in ' '.join(TEXT['plurals']).split()} | {'feet': 'foot'}
 
 
 def _holds(condition, facts):
@@ -56,10 +44,13 @@ def _holds(condition, facts):
 
 
 def _words(slot, facts):
-    for conditions, words in SLOTS.get(slot, ()):
-        if all(_holds(condition, facts) for condition in conditions):
+    """What a slot says of a clip: its own lines, or the fact of that name."""
+    header = '{' + slot + '}'
+    for line in TEXT[header] if header in TEXT else [f'else: {facts[slot]}']:
+        conditions, _, words = line.partition(':')
+        if all(_holds(condition, facts) for condition in conditions.split()):
             return words
-    return '' if slot in SLOTS else facts[slot]
+    return ''
 
 
 def _choose(text, facts, rng):
@@ -70,13 +61,6 @@ def _choose(text, facts, rng):
         text = re.sub(r'\[([^\[\]]*)\]', lambda match: str(rng.choice(match[1].split('|'))),
                       text, count=1)
     return re.sub(r'\s+([,.])', r'\1', ' '.join(text.split()))
-
-
-# --------------------------------------------------------------------------------------------------
-# From phrase to sentence
-
-DOUBLED = ('run sit hop jog step clap get spin stop squat flip put begin grab jab hit sidestep '
-           'backflip').split()
 
 
 def _third(verb):
@@ -91,32 +75,11 @@ def _ing(verb):
     return (verb + verb[-1] if verb in DOUBLED else re.sub('(?<=[^e])e$', '', verb)) + 'ing'
 
 
-POS = {word: pos for pos, words in {
-    'DET': 'a an the this some both another',
-    'NUM': 'one two three four five six 3 90 180 360',
-    'CCONJ': 'and',
-    'SCONJ': 'while',
-    'PRON': 'someone something he she it them his her its their your nothing each other',
-    'ADP': 'in on with to from of at by over above into off without around across near onto after '
-           'for out down up',
-    'ADV': 'forward forwards backward backwards back ahead straight then slowly quickly fast '
-           'briskly steadily once twice again together sideways there deeply halfway very away '
-           'upward upwards repeatedly calmly quietly energetically slightly low high still hunched '
-           'upright clockwise counterclockwise overhand underhand here',
-    'ADJ': 'left right slow quick brisk normal steady moderate sharp slight small easy full big '
-           'large same several few multiple deep shallow half seated sitting polite respectful '
-           'bent idle raised little spread hard fighting flying whole upper front spinning forth',
-}.items() for word in words.split()}
-PLURALS = {word + 's': word for word in (
-    'knee hand arm leg step hip time degree circle jack jump squat fist side elbow move hook '
-    'uppercut').split()} | {'feet': 'foot'}
-
-
 def _sentence(phrase, rng, form):
     """One caption; `form` is third (he walks), is (he is walking), command or gerund."""
     subject, named = str(rng.choice(SUBJECTS)), form in ('third', 'is')
     if named:
-        their = POSSESSIVE.get(subject.split()[-1], 'their')
+        their = THEIR.get(subject.split()[-1], 'their')
     else:
         their = ('the', 'your' if form == 'command' else 'their')[rng.integers(2)]
     said = [(word, word, POS.get(word, 'NOUN')) for word in subject.split()] * named
@@ -153,10 +116,9 @@ def captions(label, facts, mirrored, rng, short=2, detailed=3):
     found = {}
     while len(found) < short + detailed:
         in_detail = len(found) >= short
-        forms = (('third',) * 6 + ('is',) if in_detail
-                 else ('third', 'third', 'third', 'is', 'command', 'gerund'))
-        phrases = PHRASES[name][in_detail]
-        phrase = _choose(phrases[rng.integers(len(phrases))], facts, rng)
+        forms = ['third'] * 6 + ['is'] if in_detail else ['third'] * 3 + ['is', 'command', 'gerund']
+        phrases = [phrase for phrase in TEXT[name] if phrase.startswith('+') == in_detail]
+        phrase = _choose(phrases[rng.integers(len(phrases))].removeprefix('+'), facts, rng)
         caption = _sentence(phrase, rng, forms[rng.integers(len(forms))])
         found.setdefault(caption.text.rstrip('.'), caption)
     return list(found.values())

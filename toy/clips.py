@@ -12,7 +12,7 @@ import motion
 from motion import turn_about_y as turn, unit_rows as unit
 from toy.body import (ARM_PAIRS, CF, CU, FOOT, FOREARM, FPS, HF, HIP, LEGS, P, PF, PLACES, PU,
                       SHIN, THIGH, TOE_Y, TOES, TURNED, UPPER_ARM, X, Y, Z, between, ease, frame,
-                      mirror, place, runs, seen, solve, swing, turned, two_bone)
+                      mirror, place, runs, seen, smooth, solve, swing, turned, two_bone)
 
 TO_OURS = np.array([[0, 0, -1.], [0, 1, 0], [1, 0, 0]])
 # The humanoid's joints seen from the one before, and how far its soles are below the ankles.
@@ -191,3 +191,21 @@ class Real:
         v[TOES, 2] += rng.normal(0, 0.015, 2)
         v[P, 1] -= 0.008
         return v
+
+    def whole(self, rng, name):
+        """A clip as a segment, at some pace, with a pause before and after and its path bent."""
+        v, contact = self.clips[name]
+        seconds, pause = len(v) / 60 / rng.uniform(0.75, 1.05), rng.uniform(0.15, 0.5, 2)
+        pause *= max(1, (2.3 - seconds) / pause.sum())
+        x = np.arange(min(121, int((seconds + pause.sum()) * FPS))) / FPS
+        moving = (x > pause[0]) & (x < x[-1] - pause[1])
+        at = np.cumsum(smooth(moving.astype(float), 2.0) + 1e-3)
+        at = (at - at[0]) / (at[-1] - at[0]) * (len(v) - 1)
+        i = np.minimum(at.astype(int), len(v) - 2)
+        v = v[i] + (at - i)[:, None, None] * (v[i + 1] - v[i])
+        bend, root = np.radians(rng.uniform(-25, 25)) * np.linspace(0, 1, len(v)), v[:, P] * (X + Z)
+        bent = turn(bend[1:], np.diff(root, axis=0))
+        moved = np.cumsum(np.concatenate([root[:1], bent]), axis=0)
+        v[:, PLACES] -= root[:, None]
+        path = np.stack([moved[:, 0], moved[:, 2], bend], axis=1)
+        return v, contact[np.rint(at).astype(int)], path

@@ -15,6 +15,10 @@ GRAVITY = 9.81
 SHORTEST, LONGEST = 2.1, 5.9  # seconds of a keyframed segment
 
 
+def pick(rng, *options):
+    return options[rng.integers(len(options))]
+
+
 def then(a, b):
     """Segment a and, from where it ends, segment b."""
     end, path = a[2][-1], b[2]
@@ -83,28 +87,17 @@ def steps(stand, path, start, stop, count, lift):
 
 # Upper arm and forearm of the left arm, seen from the chest; the right arm mirrors them.
 ARM = {name: np.array(vectors) for name, vectors in {
-    'side': ((1, 0, .1), (1, .05, .15)),
-    'up': ((.3, 1, .1), (.1, 1, .05)),
-    'front': ((.12, 0, 1), (0, .05, 1)),
-    'v': ((.7, .75, .1), (.65, .8, .1)),
-    'in': ((.75, .2, .3), (-.35, 1, .2)),
-    'out': ((.75, .2, .3), (.65, .85, .2)),
-    'high in': ((.5, .85, .2), (-.35, 1, .2)),
-    'high out': ((.5, .85, .2), (.7, .75, .15)),
-    'hips': ((.75, -.65, -.3), (-.75, -.4, .5)),
-    'guard': ((.25, -.85, .35), (-.3, .65, .7)),
-    'straight': ((-.02, .02, 1), (-.15, .03, 1)),
-    'hook': ((.75, .0, .65), (-.9, .05, .45)),
-    'upper': ((.1, -.3, .95), (-.1, .9, .45)),
-    'back': ((.2, -.85, -.55), (.1, -.95, 0)),
-    'lap': ((.15, -.85, .5), (-.05, -.35, 1)),
-    'low': ((.1, -.45, .9), (0, -.55, .85)),
-    'open': ((.6, -.4, .6), (.4, .1, 1)),
-    'clap': ((.3, -.5, .75), (-.72, .12, .7)),
-    'cocked': ((.75, .25, -.5), (.25, .9, -.35)),
-    'thrown': ((.05, .25, 1), (-.1, -.1, 1)),
-    'after': ((-.2, -.7, .7), (-.5, -.6, .6)),
-    'swing': ((.15, -.6, .75), (0, -.1, 1)),
+'side': ((1, 0, .1), (1, .05, .15)), 'up': ((.3, 1, .1), (.1, 1, .05)),
+    'front': ((.12, 0, 1), (0, .05, 1)), 'v': ((.7, .75, .1), (.65, .8, .1)),
+    'in': ((.75, .2, .3), (-.35, 1, .2)), 'out': ((.75, .2, .3), (.65, .85, .2)),
+    'high in': ((.5, .85, .2), (-.35, 1, .2)), 'high out': ((.5, .85, .2), (.7, .75, .15)),
+    'hips': ((.75, -.65, -.3), (-.75, -.4, .5)), 'guard': ((.25, -.85, .35), (-.3, .65, .7)),
+    'straight': ((-.02, .02, 1), (-.15, .03, 1)), 'hook': ((.75, .0, .65), (-.9, .05, .45)),
+    'upper': ((.1, -.3, .95), (-.1, .9, .45)), 'back': ((.2, -.85, -.55), (.1, -.95, 0)),
+    'lap': ((.15, -.85, .5), (-.05, -.35, 1)), 'low': ((.1, -.45, .9), (0, -.55, .85)),
+    'open': ((.6, -.4, .6), (.4, .1, 1)), 'clap': ((.3, -.5, .75), (-.72, .12, .7)),
+    'cocked': ((.75, .25, -.5), (.25, .9, -.35)), 'thrown': ((.05, .25, 1), (-.1, -.1, 1)),
+    'after': ((-.2, -.7, .7), (-.5, -.6, .6)), 'swing': ((.15, -.6, .75), (0, -.1, 1)),
 }.items()}
 # An arm has no direction half-way between two opposite ones; there it goes by the front and side.
 DETOUR = [[0.7, 0, 0.7], [0.5, 0, 0.9], [-0.7, 0, 0.7], [-0.5, 0, 0.9]]
@@ -162,9 +155,6 @@ def keyed(stand, keys, amount=1.0, pace=1.0):
     return v, contact, np.zeros((len(v), 3))
 
 
-# --------------------------------------------------------------------------------------------------
-# Jumps
-
 JUMPING_ARMS = {  # while crouching, taking off, flying
     'swing': ('back', 'swing', 'swing'), 'up': ('back', 'swing', 'up'), 'hips': ('hips',) * 3}
 
@@ -186,20 +176,18 @@ def jumps(stand, flights, crouch=0.25, arms='swing', tuck=0.0, hop=False, gap=0.
     """
     back, off, fly = JUMPING_ARMS[arms]
     dip, top, at, none = 0.8 * crouch, 0.05, np.zeros(3), np.zeros(3)
-    # rows of: seconds since the last, pose, pelvis' rise and its speed, place on the path and its
-    # speed
+    # rows of: seconds since the last, pose, pelvis' rise and speed, place on the path and speed
     rows = [(0, {}, 0, 0, at, none), (0.15, {}, 0, 0, at, none),
             (0.2 + 0.7 * crouch, _crouch(crouch, back), -crouch, 0, at, none)]
     flying, depth = [], crouch
     for number, (height, *move) in enumerate(flights):
+        move = np.array(move)
         speed, half = np.sqrt(2 * GRAVITY * height), np.sqrt(2 * height / GRAVITY)
-        ahead = np.array(move) * (0.2, 0.2, 0.1)
-        drift = np.array(move) * (0.6, 0.6, 0.8) / 2 / half
+        ahead, drift = move * (0.2, 0.2, 0.1), move * (0.6, 0.6, 0.8) / 2 / half
         flying.append((len(rows), len(rows) + 2, move))
         rows += [
             (2 * (depth + top) / speed, _on_toes(50, off, -4), top, speed, at + ahead, drift),
-            (half, _on_toes(28, fly, 5 + 40 * tuck), top + height, 0, at + np.array(move) / 2,
-             drift),
+            (half, _on_toes(28, fly, 5 + 40 * tuck), top + height, 0, at + move / 2, drift),
             (half, _on_toes(12), top, -speed, at + move - ahead, drift),
             (2 * (dip + top) / speed, _crouch(dip), -dip, 0, at + move, none)]
         at, depth = at + move, dip
