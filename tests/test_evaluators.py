@@ -16,7 +16,9 @@ import motion
 from config import Config, set_value
 from conftest import GOLDEN
 from data import Batches
-from judge.evaluators import STGCN, ActionGRU, EvaluatorStage, OwnJudge, T2MJudge, find, partitions
+from judge.evaluators import find
+from judge.own import EvaluatorStage, OwnJudge
+from judge.published import STGCN, ActionGRU, T2MJudge, partitions
 from formats.pack import Caption, Clip, Pack, write_pack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
