@@ -12,15 +12,16 @@ import pytest
 import torch
 
 import checkpoint
+import data
 import eval as program
-from judge import evaluators
-from judge import metrics
+import motion
 from clip import WordEncoder, vocabulary_of
-from config import Config, set_value
+from config import ACTION, NOVAE, TOY, Config, set_value
 from conftest import GOLDEN
-from mld import MLD
 from formats.pack import Caption, Clip, Pack, write_pack
-from config import ACTION, NOVAE, TOY
+from judge import evaluators, metrics, protocol, published
+from judge.own import OwnJudge
+from mld import MLD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = {
@@ -78,7 +79,7 @@ def root(tmp_path_factory):
     pack = Pack.open(str(folder / "made" / "made.pack"))
     words = vocabulary_of(clip.captions[0].text for clip in clips)
     torch.manual_seed(0)
-    judge = evaluators.OwnJudge(settings(), pack.mean, pack.std, words, actions)
+    judge = OwnJudge(settings(), pack.mean, pack.std, words, actions)
     checkpoint.save(
         folder / "judge.pt",
         settings(),
@@ -165,7 +166,7 @@ def test_text_model_whole(root, capsys):
     )
     assert (
         "eval-examples.html" in page
-        and f"{rows['generated']['FID'][0]:.3f}+-" in page
+        and f"{rows['generated']['FID'][0]:.3f} ± " in page
         and "<svg" in page
     )
     assert (
@@ -242,10 +243,10 @@ def test_a_model_that_returns_the_clips_scores_as_they_do(root, monkeypatch):
         for row, text, n in zip(found, texts, lengths.tolist()):
             i = next(i for i in range(len(pack)) if pack.captions(i)[0].text == text)
             row[:n] = torch.from_numpy(pack.features(i)[:n].copy())
-        return found, lengths, seeds, program.motion.to_metres(found, "t2m")
+        return found, lengths, seeds, motion.to_metres(found, "t2m")
 
-    monkeypatch.setattr(program.Evaluation, "generate", cheat)
-    monkeypatch.setattr(program.data.Batches, "crops", whole_clips)
+    monkeypatch.setattr(protocol.Evaluation, "generate", cheat)
+    monkeypatch.setattr(data.Batches, "crops", whole_clips)
     rows = run(root, "text", out="cheat")["rows"]
     for key in RETRIEVAL | PHYSICAL | ACCURACY | {"Diversity"}:
         assert rows["generated"][key] == pytest.approx(
@@ -275,26 +276,26 @@ class Gated:
 
 @pytest.mark.parametrize("dataset", ["humanml3d", "kit"])
 def test_gate(dataset):
-    right = {key: (mean, half) for key, (mean, half) in program.KNOWN[dataset].items()}
-    assert program.gate(Gated(dataset=dataset), right) is None
+    right = {key: (mean, half) for key, (mean, half) in protocol.KNOWN[dataset].items()}
+    assert protocol.gate(Gated(dataset=dataset), right) is None
     few = Gated(dataset=dataset)
     few.config.eval.replications, half = 1, right["R@1"][1]
     # 2.2 standard deviations of a single replication
     once = right | {"R@1": (right["R@1"][0] + 5 * half, None)}
-    assert program.gate(few, once) is None and program.gate(Gated(dataset=dataset), once)
+    assert protocol.gate(few, once) is None and protocol.gate(Gated(dataset=dataset), once)
     near = right | {"R@1": (right["R@1"][0] + 0.0049, 0.003)}
-    assert program.gate(Gated(dataset=dataset), near) is None, "the intervals overlap"
-    text = program.gate(
+    assert protocol.gate(Gated(dataset=dataset), near) is None, "the intervals overlap"
+    text = protocol.gate(
         Gated(dataset=dataset), right | {"R@1": (0.3, 0.003), "MM-Dist": (5.0, 0.01)}
     )
     assert "R@1 0.300 instead of" in text and "part-of-speech tokens" in text and "our_vab" in text
-    motion = program.gate(
+    motion = protocol.gate(
         Gated(dataset=dataset), right | {"Diversity": (8.0, 0.01), "R@1": (0.2, 0.0)}
     )
     assert "finest.tar" in motion and "4648 test clips" in motion
-    own = program.gate(Gated(1.0, dataset), right | {"Diversity": (8.0, 0.01)})
+    own = protocol.gate(Gated(1.0, dataset), right | {"Diversity": (8.0, 0.01)})
     assert "meta: its std should be 25 times smaller" in own and "it is 1 times" in own
-    assert program.gate(
+    assert protocol.gate(
         Gated(dataset=dataset), right | {"R@1": (float("nan"), 0.0)}
     ), "NaN does not pass"
 
@@ -313,11 +314,11 @@ def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
         for part in ("movement_encoder", "motion_encoder", "text_encoder")
     }
     number = {word: i for i, word in enumerate(("sos", "eos", "unk", "a", "man"))}
-    judge = evaluators.T2MJudge(states, np.zeros(263), np.ones(263), np.eye(5, 30), number)
+    judge = published.T2MJudge(states, np.zeros(263), np.ones(263), np.eye(5, 30), number)
     judge.files = FILES
     monkeypatch.setattr(evaluators, "find", lambda *_: judge.eval().requires_grad_(False))
-    monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
-    monkeypatch.setattr(program.Evaluation, "made", None)
+    monkeypatch.setitem(protocol.KNOWN, "made", protocol.KNOWN["humanml3d"])
+    monkeypatch.setattr(protocol.Evaluation, "made", None)
     with pytest.raises(
         SystemExit, match="Real motion does not score as published.*--no-gate goes on"
     ):
@@ -325,7 +326,7 @@ def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
     assert not (root / "gate").exists()
     monkeypatch.undo()
     monkeypatch.setattr(evaluators, "find", lambda *_: judge)
-    monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
+    monkeypatch.setitem(protocol.KNOWN, "made", protocol.KNOWN["humanml3d"])
     assert any(
         "GATE NOT PASSED" in note for note in run(root, "text", "--no-gate", out="gate")["notes"]
     )
@@ -432,12 +433,12 @@ def test_published_action_datasets(tmp_path, name, actions, split):
         tmp_path / "model.pt", config, model.state_dict(), actions=[str(k) for k in range(actions)]
     )
     state = (
-        {"model": evaluators.ActionGRU().state_dict()}
+        {"model": published.ActionGRU().state_dict()}
         if name == "humanact12"
-        else evaluators.STGCN().state_dict()
+        else published.STGCN().state_dict()
     )
     (tmp_path / "act").mkdir()
-    torch.save(state, tmp_path / "act" / evaluators.CLASSIFIERS[name])
+    torch.save(state, tmp_path / "act" / published.CLASSIFIERS[name])
     program.main(["--ckpt", str(tmp_path / "model.pt"), f"--assets.data_root={tmp_path}",
                   f"--assets.classifier_path={tmp_path / 'act'}", *QUICK])
     result = json.loads((tmp_path / "eval.json").read_text())
@@ -467,7 +468,7 @@ def test_published_action_datasets(tmp_path, name, actions, split):
         (["--ckpt", "CKPT", "--evaluator", "JUDGE", "--evaluator.kind", "t2m"], "Which judge"),
         (
             ["--ckpt", "CKPT", "--denoiser.length_token=0"],
-            "--denoiser.length_token is a matter of training",
+            "--denoiser.length_token was settled by training",
         ),
         (["--ckpt", "CKPT", "--eval.seed"], "eval.seed must be a whole number"),
         (["--ckpt", "CKPT", "--cfg_assets", "none.py"], "Assets file none.py cannot be read"),
