@@ -65,16 +65,14 @@ MEASURES = {  # what each number is, and what good looks like
     "global mm": "The same where the joints are, errors of the path included.",
     "accel mm": "Error of the joints' acceleration, per frame squared. Lower is better.",
 }
-CURVES = {  # what follows the row's name: the picture's title, its unit, what good looks like
-    "": ("Distance from what was asked", "distance",
-         "One value for each clip, in order. Good motions lie on the line of real ones, or below."),
-    "/jerk m/s3": ("Jerk", "m/s3", "Good motions lie on the line of real ones: higher is shaking, "
-                                   "lower is over-smoothed."),
-    "/skating cm/s": ("Foot skating", "cm/s", "Good motions lie on the line of real ones, or "
-                                              "below."),
-    "/mpjpe mm": ("Error of the reconstruction (MPJPE)", "mm",
-                  "Good is low for nearly all clips; a steep end means that the VAE fails on a "
-                  "few of them."),
+CURVES = {  # what follows the row's name: the picture's title, and what good looks like
+    "": ("Distance from what was asked", "One value for each clip, sorted. Good motions lie on the "
+                                         "line of real ones, or below."),
+    "/jerk m/s3": ("Jerk, m/s3", "Good motions lie on the line of real ones: higher is shaking, "
+                                 "lower is over-smoothed."),
+    "/skating cm/s": ("Foot skating, cm/s", "Good motions lie on the line of real ones, or below."),
+    "/mpjpe mm": ("Reconstruction error (MPJPE), mm", "Good is low for nearly all clips; a steep "
+                                                      "end means that the VAE fails on a few."),
 }
 
 
@@ -156,23 +154,21 @@ def text_table(grid):
 
 
 def html_table(grid):
-    (_, *columns), *rows = [[html.escape(word).replace("+-", " ± ") for word in row]
-                            for row in grid]
-    head = "".join(f"<th>{column}</th>" for column in columns)
-    body = "".join(f"<tr><th>{name}</th>{''.join(f'<td>{word}</td>' for word in words)}</tr>"
-                   for name, *words in rows)
-    return f"<table><tr><td></td>{head}</tr>{body}</table>"
+    head, *rows = [[html.escape(word).replace("+-", " ± ") for word in row] for row in grid]
+    lines = ["".join(f"<th>{word}</th>" for word in head)]
+    lines += ["".join(f"<td>{word}</td>" for word in row) for row in rows]
+    return "<table><tr>" + "</tr><tr>".join(lines) + "</tr></table>"
 
 
-def meanings(run, grid):
-    """A list of what the columns of a table are, and what good looks like."""
-    words = {"group": run.config.eval.group, "condition": run.kind}
-    lines = []
-    for name in grid[0][1:]:
-        part = name.removeprefix("accuracy ")
-        line = MEASURES.get(name, f"The same for part {part} of the action's name.")
-        lines.append(f"<dt>{html.escape(name)}</dt><dd>{html.escape(line.format(**words))}</dd>")
-    return f"<dl>{''.join(lines)}</dl>"
+def explained(run, grid):
+    """The table with a measure in each row, and what it is and what good looks like beside it."""
+    head, *rows = map(list, zip(*grid))
+    for row in rows:
+        part = row[0].removeprefix("accuracy ")
+        words = MEASURES.get(row[0], f"The same for part {part} of the action's name.")
+        row.append(words.format(group=run.config.eval.group, condition=run.kind))
+    style = "<style>td { white-space: nowrap } td:last-child { white-space: normal }</style>"
+    return style + html_table([[*head, "what good looks like"], *rows])
 
 
 def distances(run, name, rows):
@@ -189,12 +185,13 @@ def distances(run, name, rows):
 
 def pictures(far, rows):
     """Curves over the clips of the first replication, each sorted, with a sentence under each."""
-    for key, (title, unit, words) in CURVES.items():
+    for key, (title, words) in CURVES.items():
         found = {name: rows.get(name + key) if key else x for name, x in far.items()}
-        found = {name: np.sort(x[np.isfinite(x)]) for name, x in found.items() if x is not None}
+        found = {name: np.sort(x[np.isfinite(x)]).round(2)  # what is nearly zero is zero
+                 for name, x in found.items() if x is not None}
         series = {name: list(enumerate(x.tolist(), 1)) for name, x in found.items() if len(x)}
         if series:
-            picture = report.curve(f"{title}, {unit}", series, unit="clips, sorted")
+            picture = report.curve(title, series, unit="clips, sorted")
             yield f"<figure>{picture}<figcaption>{words}</figcaption></figure>"
 
 
@@ -215,8 +212,8 @@ def write(run, folder, result, lines, rows):
     far = {name: distances(run, name, rows) for name in names}
     shown = list(examples(run, rows, np.argsort(far[MODEL])))
     report.show_motions(os.path.join(folder, "eval-examples.html"), shown, run.config)
-    judged, physical = (html_table(grid) + meanings(run, grid) for grid in grids(result["rows"]))
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    judged, physical = (explained(run, grid) for grid in grids(result["rows"]))
+    notes = "".join(f"<li>{html.escape(line)}</li>" for line in lines).replace("+-", " ± ")
     body = (f"<ul>{notes}</ul><h2>What the judge says</h2>{judged}<h2>What the joints say</h2>"
             f"{physical}<h2>Clip by clip</h2>"
             f'<div class="pictures">{"".join(pictures(far, rows))}</div>'
