@@ -1,47 +1,63 @@
-"""CLIP's text tower (Radford et al., 2021), reading its published weights, and a small tower of the same code.
+"""CLIP's text tower (Radford et al., 2021), reading its published weights, and a small tower of
+the same code.
 
     encoder = load_clip("deps/clip-vit-large-patch14")     folder or file as published; frozen
     encoder(["a man jumps", ""])                           (2, 1, 768): pooled and projected, not normalised
     encoder = WordEncoder(config.text, vocabulary)         a small one with a vocabulary of words, to be trained here
 
-The tower is causal: a position sees itself and what stands before it. The pooled feature is read off the end token, so
-nothing that follows that token can change it: computing only as many positions as the longest prompt needs gives the
-same numbers as the published 77, several times faster. Only `last_hidden_state`, where the denoiser attends to every
-position, the padding included, needs all of them.
-"""
+The tower is causal: a position sees itself and what stands before it. The pooled feature is read
+off the end token, so nothing that follows that token can change it: computing only as many
+positions as the longest prompt needs gives the same numbers as the published 77, several times
+faster. Only `last_hidden_state`, where the denoiser attends to every position, the padding
+included, needs all of them. """
 import json
 import os
 import re
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from formats import safe_pickle
 from clip_tokenizer import Tokenizer
-from kernels import few_tokens
+import fast
+from kernels import graphs
 from transformer import Stack
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The tower
 
 
 class TextTower(nn.Module):
-    """Token numbers -> hidden states: embedding, causal pre-norm layers, final norm; then a projection of the end token's."""
+    """Token numbers -> hidden states: embedding, causal pre-norm layers, final norm; then a
+    projection of the end token's."""
 
-    def __init__(self, vocab_size, width, layers, heads, embed_dim, context_length=77, activation="quick_gelu"):
+    def __init__(
+        self,
+        vocab_size,
+        width,
+        layers,
+        heads,
+        embed_dim,
+        context_length=77,
+        activation="quick_gelu",
+    ):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
-        self.transformer = Stack(layers, width, heads, 4 * width, activation=activation, pre_norm=True)
+        self.transformer = Stack(
+            layers, width, heads, 4 * width, activation=activation, pre_norm=True
+        )
         self.text_projection = nn.Linear(width, embed_dim, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection.weight, std=width**-0.5)
 
     def forward(self, ids):
-        """ids (B, L) int64, L at most the context length -> hidden states (B, L, W) after the final norm."""
+        """ids (B, L) int64, L at most the context length -> hidden states (B, L, W) after the
+        final norm."""
         x = self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]]
-        return few_tokens(self.transformer, x, causal=True)
+        return fast.few_tokens(self.transformer, x, causal=True)
 
     def pooled(self, ids, end):
         """(B, E): the projected hidden state at the first `end` token of each row."""
@@ -50,11 +66,13 @@ class TextTower(nn.Module):
         return self.text_projection(hidden[torch.arange(len(ids), device=ids.device), first])
 
 
-PART = 16  # prompts of similar length that the CPU encodes at once
+PART = 16  # prompts that the CPU encodes at once
+RUNG = 8  # tokens
 
 
 class CLIPTextEncoder(nn.Module):
-    """The published tower with its tokenizer: B texts -> (B, 1, E), or (B, 77, W) hidden states. Frozen, always in eval."""
+    """The published tower with its tokenizer: B texts -> (B, 1, E), or (B, 77, W) hidden states.
+    Frozen, always in eval."""
 
     def __init__(self, tower, last_hidden_state=False):
         super().__init__()
@@ -63,23 +81,43 @@ class CLIPTextEncoder(nn.Module):
         self.context_length, self.width = tower.positional_embedding.shape
         self.embed_dim = self.width if last_hidden_state else tower.text_projection.out_features
         if len(self.tokenizer) != tower.token_embedding.num_embeddings:
-            raise ValueError(f"CLIP's vocabulary has {len(self.tokenizer)} tokens, these weights have "
-                             f"{tower.token_embedding.num_embeddings}; they are not a CLIP text tower's.")
+            raise ValueError(
+                f"CLIP's vocabulary has {len(self.tokenizer)} tokens, these weights have "
+                f"{tower.token_embedding.num_embeddings}; they are not a CLIP text tower's."
+            )
 
     def train(self, mode=True):
         return super().train(False)
 
     def encode(self, texts):
         device = self.tower.positional_embedding.device
-        ids = self.tokenizer(texts, self.context_length, pad_to=self.context_length if self.last_hidden_state else None)
+        ids = self.tokenizer(
+            texts,
+            self.context_length,
+            pad_to=self.context_length if self.last_hidden_state else None,
+        )
         ids = torch.from_numpy(ids)
         if self.last_hidden_state:
             return self.tower(ids.to(device))
         ends = (ids == self.tokenizer.end).int().argmax(1)
+        if device.type != "cpu":
+            return self.on_gpu(ids, ends)
         order = ends.argsort(stable=True)
-        parts = order.split(PART if device.type == "cpu" else len(ids))  # a long prompt is not to lengthen the others
-        found = [self.tower.pooled(ids[part, :ends[part].max() + 1].to(device), self.tokenizer.end) for part in parts]
-        return torch.cat(found)[order.argsort().to(device), None]
+        # prompts of similar length together: a long one does not lengthen the others
+        found = [self.tower.pooled(ids[part, :ends[part].max() + 1], self.tokenizer.end)
+                 for part in order.split(PART)]
+        return torch.cat(found)[order.argsort(), None]
+
+    def on_gpu(self, ids, ends):
+        """The same in one go; one CUDA graph serves all prompts up to a multiple of RUNG tokens."""
+        L = min(self.context_length, -(-(int(ends.max()) + 1) // RUNG) * RUNG)
+        ids = F.pad(ids[:, :L], (0, max(0, L - ids.shape[1]))).to(
+            self.tower.positional_embedding.device
+        )
+        key = "text", graphs.addresses(self.tower)
+        return fast.replayed(lambda ids: self.tower.pooled(ids, self.tokenizer.end), key, ids)[
+            :, None
+        ]
 
     @torch.no_grad()
     def forward(self, texts):
@@ -90,7 +128,8 @@ class CLIPTextEncoder(nn.Module):
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters()]
         kind = self.tower.positional_embedding.device.type
         weights.append(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
-        if weights != self.weights:  # guidance asks for the empty prompt every time: it is encoded once and kept
+        # guidance asks for the empty prompt every time: it is encoded once and kept
+        if weights != self.weights:
             self.weights, self.empty = weights, self.encode([""])
         result = self.empty.repeat(len(texts), 1, 1)
         if given:
@@ -98,10 +137,11 @@ class CLIPTextEncoder(nn.Module):
         return result
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The small tower: a vocabulary of words
 
-UNKNOWN, END = 0, 1  # numbers of "a word that training never saw" and of the end token; words follow
+# numbers of "a word that training never saw" and of the end token; words follow
+UNKNOWN, END = 0, 1
 WORD = re.compile(r"\w+(?:'\w+)?")
 
 
@@ -115,27 +155,35 @@ def vocabulary_of(texts):
 
 
 def drop_words(text, share, rng):
-    """Replace a `share` of the words by the unknown one (written _), so that the unknown word is trained, and a prompt is
-    understood without any one of its words. rng: numpy Generator."""
+    """Replace a `share` of the words by the unknown one (written _), so that the unknown word is
+    trained, and a prompt is understood without any one of its words. rng: numpy Generator."""
     words = words_of(text)
-    return " ".join("_" if drop else word for word, drop in zip(words, rng.random(len(words)) < share))
+    return " ".join(
+        "_" if drop else word for word, drop in zip(words, rng.random(len(words)) < share)
+    )
 
 
 class WordEncoder(nn.Module):
-    """B texts -> (B, 1, W), trained from scratch. `vocabulary` (list of words) belongs to the weights: keep it beside them.
-    A word outside it becomes the unknown word; word dropping has taught the tower to do without."""
+    """B texts -> (B, 1, W), trained from scratch. `vocabulary` (list of words) belongs to the
+    weights: keep it beside them. A word outside it becomes the unknown word; word dropping has
+    taught the tower to do without."""
 
     def __init__(self, cfg, vocabulary):
         super().__init__()
         self.vocabulary = list(vocabulary)
         self.number = {word: i for i, word in enumerate(self.vocabulary, start=END + 1)}
         self.context_length = cfg.context_length
-        self.tower = TextTower(len(vocabulary) + 2, cfg.width, cfg.layers, cfg.heads, cfg.width, cfg.context_length)
+        self.tower = TextTower(
+            len(vocabulary) + 2, cfg.width, cfg.layers, cfg.heads, cfg.width, cfg.context_length
+        )
 
     def ids(self, texts):
         """(B, L) int64: word numbers, END; L as long as the longest text needs."""
         room = self.context_length - 1
-        rows = [[self.number.get(word, UNKNOWN) for word in words_of(text)[:room]] + [END] for text in texts]
+        rows = [
+            [self.number.get(word, UNKNOWN) for word in words_of(text)[:room]] + [END]
+            for text in texts
+        ]
         ids = torch.full((len(rows), max(map(len, rows))), END)
         for row, numbers in zip(ids, rows):
             row[:len(numbers)] = torch.tensor(numbers)
@@ -145,13 +193,16 @@ class WordEncoder(nn.Module):
         return self.tower.pooled(self.ids(texts), END)[:, None]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Published weights
 
-HOW = ("Get `config.json` and `model.safetensors` (or `pytorch_model.bin`) of openai/clip-vit-large-patch14 from the "
-       "Hugging Face hub, or OpenAI's ViT-L-14.pt, put them there, or point to another place with --assets.clip_path=PATH.")
+HOW = (
+    "Get `config.json` and `model.safetensors` (or `pytorch_model.bin`) of openai/clip-vit-large-patch14 from the "
+    "Hugging Face hub, or OpenAI's ViT-L-14.pt, put them there, or point to another place with --assets.clip_path=PATH."
+)
 
-# published name -> ours, as (pattern, replacement); a name that no pattern matches is not the text tower's
+# published name -> ours, as (pattern, replacement); a name that no pattern matches is not the
+# text tower's
 HF_LAYER, LAYER = r"text_model\.encoder\.layers\.(\d+)\.", r"transformer.layers.\1."
 HUGGING_FACE = [
     (r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
@@ -178,13 +229,15 @@ OPENAI = [
 
 
 def rename(tensors):
-    """Published tensors of either naming -> ours, in float32. Everything else in them (the image tower) is not even read."""
+    """Published tensors of either naming -> ours, in float32. Everything else in them (the image
+    tower) is not even read."""
     hugging_face = any(name.startswith("text_model.") for name in tensors)
     table, found = HUGGING_FACE if hugging_face else OPENAI, {}
     for name, tensor in tensors.items():
         for pattern, ours in table:
             if match := re.fullmatch(pattern, name):
-                tensor = tensor.T if name == "text_projection" else tensor  # OpenAI multiplies from the left
+                # OpenAI multiplies from the left
+                tensor = tensor.T if name == "text_projection" else tensor
                 found[match.expand(ours)] = tensor.float().contiguous()
                 break
     for name in [n for n in found if n.endswith(".q")]:  # three projections -> one product
@@ -193,12 +246,22 @@ def rename(tensors):
 
 
 def build_tower(tensors, heads=None, activation="quick_gelu"):
-    """TextTower with these weights (our names); its sizes are read off them. heads: width / 64 in every published CLIP."""
+    """TextTower with these weights (our names); its sizes are read off them. heads: width / 64 in
+    every published CLIP."""
     vocab_size, width = tensors["token_embedding.weight"].shape
-    layers = len([name for name in tensors if re.fullmatch(r"transformer\.layers\.\d+\.norm1\.weight", name)])
+    layers = len(
+        [name for name in tensors if re.fullmatch(r"transformer\.layers\.\d+\.norm1\.weight", name)]
+    )
     with torch.device("meta"):
-        tower = TextTower(vocab_size, width, layers, heads or max(1, width // 64), tensors["text_projection.weight"].shape[0],
-                          len(tensors["positional_embedding"]), activation)
+        tower = TextTower(
+            vocab_size,
+            width,
+            layers,
+            heads or max(1, width // 64),
+            tensors["text_projection.weight"].shape[0],
+            len(tensors["positional_embedding"]),
+            activation,
+        )
     tower.load_state_dict(tensors, assign=True)
     return tower
 
@@ -212,24 +275,40 @@ def read_json(path):
 
 
 def load_clip(path, last_hidden_state=False):
-    """CLIPTextEncoder from published weights: a Hugging Face folder (config.json with model.safetensors, one file or
-    several, or pytorch_model.bin), one such file, or OpenAI's ViT-L-14.pt. Only the text tower is read, and nothing in the
-    file is run. FileNotFoundError says what to get; ValueError what is wrong with the file."""
+    """CLIPTextEncoder from published weights: a Hugging Face folder (config.json with
+    model.safetensors, one file or several, or pytorch_model.bin), one such file, or OpenAI's
+    ViT-L-14.pt. Only the text tower is read, and nothing in the file is run. FileNotFoundError
+    says what to get; ValueError what is wrong with the file."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"CLIP's weights are not at {path}. {HOW}")
     heads, activation, file = None, "quick_gelu", path
     if os.path.isdir(path):
-        names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "ViT-L-14.pt")
+        names = (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "ViT-L-14.pt",
+        )
         file = next((f for name in names if os.path.exists(f := os.path.join(path, name))), None)
         if file is None:
-            raise FileNotFoundError(f"{path} holds no model.safetensors, pytorch_model.bin or ViT-L-14.pt. {HOW}")
+            raise FileNotFoundError(
+                f"{path} holds no model.safetensors, pytorch_model.bin or ViT-L-14.pt. {HOW}"
+            )
         if os.path.exists(settings := os.path.join(path, "config.json")):
             settings = read_json(settings)
             settings = settings.get("text_config", settings)
-            heads, activation = settings.get("num_attention_heads"), settings.get("hidden_act", activation)
+            heads, activation = settings.get("num_attention_heads"), settings.get(
+                "hidden_act", activation
+            )
     if file.endswith(".index.json"):
-        shards = sorted({os.path.basename(shard) for shard in read_json(file).get("weight_map", {}).values()})
-        tensors = {k: v for shard in shards for k, v in safe_pickle.load_safetensors(os.path.join(path, shard)).items()}
+        shards = sorted(
+            {os.path.basename(shard) for shard in read_json(file).get("weight_map", {}).values()}
+        )
+        tensors = {
+            k: v
+            for shard in shards
+            for k, v in safe_pickle.load_safetensors(os.path.join(path, shard)).items()
+        }
     elif file.endswith(".safetensors"):
         tensors = safe_pickle.load_safetensors(file)
     else:
@@ -239,5 +318,7 @@ def load_clip(path, last_hidden_state=False):
         tower = build_tower(tensors, heads, activation)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{file} does not hold a whole CLIP text tower ({reason[:200]}). {HOW}") from None
+        raise ValueError(
+            f"{file} does not hold a whole CLIP text tower ({reason[:200]}). {HOW}"
+        ) from None
     return CLIPTextEncoder(tower, last_hidden_state)

@@ -4,10 +4,11 @@
     z = reparameterize(mu, logvar)                      # mu + sigma * eps
     features = vae.decode(z, lengths)                   # (B, T, F), zero on padding
 
-Features are normalised, (B, T, F), and zero on padding; lengths (B,) counts each motion's real frames, None means that
-all T are real. Parameters carry their published names, except that the ACTOR-style VAE's mu_token and logvar_token are
-the two rows of global_motion_token, its seqTransEncoder is `encoder`, its seqTransDecoder `decoder`. The published
-latents are laid out (N, B, D).
+Features are normalised, (B, T, F), and zero on padding. lengths (B,) counts each motion's real
+frames; None means that all T are real. Parameters carry their published names, with two exceptions:
+the ACTOR-style VAE's mu_token and logvar_token are the two rows of global_motion_token, and its
+seqTransEncoder and seqTransDecoder are `encoder` and `decoder`. The published code lays latents out
+as (N, B, D).
 """
 import math
 
@@ -15,35 +16,38 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from fast import first_tokens, shared_queries
 from transformer import Positions, Stack, length_mask, zero_padding
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The network
 
 
 class MotionVAE(nn.Module):
     """MLD's VAE, or ACTOR's.
 
-    arch encoder_decoder  frames come out of queries (positions alone) that attend to the latent tokens
-         all_encoder      latent tokens and queries go through one encoder
-         actor            encoder_decoder with sinusoidal positions, no skip connections, no norm at the ends of the stacks
+    arch encoder_decoder  queries, which are positions alone, attend to the latent tokens
+         all_encoder      latent tokens and queries go through one encoder together
+         actor            encoder_decoder with sinusoidal positions, no skip connections, and no
+                          norm at the end of a stack
     """
 
     def __init__(self, cfg, nfeats):
         super().__init__()
         D, actor = cfg.latent_dim, cfg.arch == "actor"
         if actor and (cfg.latent_size != 1 or cfg.mlp_dist):
-            raise ValueError("The ACTOR-style VAE has one latent token and no mlp_dist; set vae.latent_size=1 and "
-                             "vae.mlp_dist=false.")
+            raise ValueError("The ACTOR-style VAE has one latent token and no mlp_dist; set "
+                             "vae.latent_size=1 and vae.mlp_dist=false.")
         self.latent_size, self.latent_dim, self.nfeats = cfg.latent_size, D, nfeats
         self.cross = cfg.arch != "all_encoder"
-        self.global_motion_token = nn.Parameter(torch.randn(cfg.latent_size * (1 if cfg.mlp_dist else 2), D))
+        tokens = cfg.latent_size * (1 if cfg.mlp_dist else 2)
+        self.global_motion_token = nn.Parameter(torch.randn(tokens, D))
         self.skel_embedding = nn.Linear(nfeats, D)
         learned = cfg.position_embedding == "learned" and not actor
         self.query_pos_encoder = Positions(cfg.max_positions, D, learned)
         self.query_pos_decoder = Positions(cfg.max_positions, D, learned)
-        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout, cfg.activation,
-                 cfg.normalize_before)
+        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout,
+                 cfg.activation, cfg.normalize_before)
         self.encoder = Stack(*sizes, skip=not actor, final_norm=not actor)
         self.decoder = Stack(*sizes, skip=not actor, final_norm=not actor, cross=self.cross)
         self.final_layer = nn.Linear(D, nfeats)
@@ -53,65 +57,85 @@ class MotionVAE(nn.Module):
             nn.init.constant_(self.dist_layer.bias[D:], cfg.logvar_bias)
 
     def encode(self, features, lengths=None):
-        """features (B, T, F) -> mu, logvar (B, N, D) of the posterior. ValueError for a wrong width or too many frames."""
+        """features (B, T, F) -> mu, logvar (B, N, D) of q(z | x), section 3.1.
+
+        ValueError for another number of features, or more frames than positions."""
         if features.shape[-1] != self.nfeats:
-            raise ValueError(f"The VAE takes {self.nfeats} features per frame, found {features.shape[-1]}.")
-        x = self.skel_embedding(zero_padding(features, lengths))
-        linear = 0 if self.linear_path is None else self.linear_path.encode(zero_padding(x, lengths))
+            raise ValueError(f"The VAE takes {self.nfeats} features per frame, "
+                             f"found {features.shape[-1]}.")
+        x = self.skel_embedding(zero_padding(features, lengths))  # (B, T, D)
         tokens = self.global_motion_token.to(x.dtype).expand(len(x), -1, -1)
         n = tokens.shape[1]
-        x = self.query_pos_encoder(torch.cat((tokens, x), 1))  # (B, n + T, D)
-        # only the tokens are looked at: the last layer need not compute the frames
-        dist = self.encoder(x, None if lengths is None else lengths + n, first=n)
-        mu, logvar = dist.chunk(2, 1) if self.dist_layer is None else self.dist_layer(dist).chunk(2, -1)
-        return mu + linear, logvar
+        h = self.query_pos_encoder(torch.cat((tokens, x), 1))  # (B, n + T, D)
+        dist = first_tokens(self.encoder, h, n, None if lengths is None else lengths + n)
+        mu, logvar = self.split(dist)
+        if self.linear_path is not None:
+            mu = mu + self.linear_path.encode(zero_padding(x, lengths))
+        return mu, logvar
+
+    def split(self, dist):
+        """The encoder's tokens -> mu, logvar (B, N, D): two sets of tokens, or one through a
+        Linear."""
+        if self.dist_layer is None:
+            return dist.chunk(2, 1)
+        return self.dist_layer(dist).chunk(2, -1)
 
     def decode(self, z, lengths=None, max_length=None):
-        """z (B, N, D) -> features (B, T, F), zero on padding; T is max_length, or the longest of the lengths.
-        ValueError for latents of another shape, or more frames than positions."""
-        if z.dim() != 3 or z.shape[1:] != (self.latent_size, self.latent_dim):
-            raise ValueError(f"The VAE decodes latents of shape (B, {self.latent_size}, {self.latent_dim}), "
-                             f"found {tuple(z.shape)}.")
-        if max_length is None:
-            if lengths is None:
-                raise ValueError("decode needs lengths or max_length: a latent does not say how long its motion is.")
-            max_length = int(lengths.max())
-        # published queries are positions only: without dropout, what comes before the first cross-attention is the same for
-        # all samples
-        linear = self.linear_path
-        shared = self.cross and lengths is None and linear is None and not self.training
-        queries = z.new_zeros(1 if shared else len(z), max_length, self.latent_dim) if linear is None else linear.decode(z, max_length)
+        """z (B, N, D) -> features (B, T, F), zero on padding, section 3.1.
+
+        T is max_length, or the longest of the lengths. Frames come out of queries that are
+        positions alone, plus the linear path where there is one. ValueError for latents of
+        another shape, or more frames than positions."""
+        T = self.check_latent(z, lengths, max_length)
+        start = z.new_zeros(1, T, self.latent_dim)
+        if self.linear_path is not None:
+            start = self.linear_path.decode(z, T)  # (B, T, D)
         if self.cross:
-            x = self.decoder(self.query_pos_decoder(queries), lengths, memory=z)
+            queries = self.query_pos_decoder(start)
+            x = shared_queries(self.decoder, queries, lengths, memory=z)
         else:
             n = self.latent_size
-            x = self.query_pos_decoder(torch.cat((z, queries), 1))
+            x = self.query_pos_decoder(torch.cat((z, start.expand(len(z), -1, -1)), 1))
             x = self.decoder(x, None if lengths is None else lengths + n)[:, n:]
-        return zero_padding(self.final_layer(x if linear is None else x + queries), lengths)
+        return zero_padding(self.final_layer(x + start), lengths)
+
+    def check_latent(self, z, lengths, max_length):
+        """The number of frames to decode; ValueError for latents that are not this VAE's."""
+        if z.dim() != 3 or z.shape[1:] != (self.latent_size, self.latent_dim):
+            raise ValueError(f"The VAE decodes latents of shape (B, {self.latent_size}, "
+                             f"{self.latent_dim}), found {tuple(z.shape)}.")
+        if max_length is None and lengths is None:
+            raise ValueError("decode needs lengths or max_length: a latent does not say how long "
+                             "its motion is.")
+        return int(lengths.max()) if max_length is None else max_length
 
 
 class LinearPath(nn.Module):
-    """Frames -> latent -> frames without a nonlinearity, beside the stacks and added to what they give; not in the paper.
+    """A linear way from frames to latent and back, added to what the stacks give. Not in the paper.
 
-    From a few latent tokens, a decoder whose queries are positions must learn to multiply what a motion is with when it
-    happens: attention over N tokens can only mix N values. Small models then give each clip's mean pose for a thousand
-    steps, and gliding walks in the end. Here a latent holds amplitudes of the cosines cos(pi k (t + 1/2) / span), k < K,
-    as the coefficients of a discrete cosine transform (Ahmed et al. 1974) do, and the stacks learn what remains.
-    """
+    The decoder's queries know only the time, and attention over N latent tokens can only mix N
+    values, so the stacks have to learn products of "which motion" and "which moment". Small
+    models answer with each clip's mean pose for a thousand steps, and glide in the end. On this
+    path a latent holds the amplitudes of the cosines cos(pi k (t + 1/2) / span), k < K, as a
+    discrete cosine transform does (Ahmed et al. 1974), and the stacks learn what remains. """
 
     def __init__(self, cfg):
         super().__init__()
         N, D, K, R = cfg.latent_size, cfg.latent_dim, cfg.cosines, cfg.latent_dim // 2
         t = torch.arange(cfg.max_positions)[:, None] + 0.5
-        self.register_buffer("waves", torch.cos(math.pi / cfg.cosine_span * t * torch.arange(K)), persistent=False)  # (T, K)
+        waves = torch.cos(math.pi / cfg.cosine_span * t * torch.arange(K))  # (T, K)
+        self.register_buffer("waves", waves, persistent=False)
         self.scale, self.size = cfg.cosine_span, (N, D, K, R)
-        self.narrow, self.to_latent = nn.Linear(D, R, bias=False), nn.Linear(K * R, N * D)
-        self.to_waves, self.widen = nn.Linear(N * D, K * R), nn.Linear(R, D, bias=False)
+        self.narrow = nn.Linear(D, R, bias=False)
+        self.to_latent = nn.Linear(K * R, N * D)
+        self.to_waves = nn.Linear(N * D, K * R)
+        self.widen = nn.Linear(R, D, bias=False)
 
     def encode(self, x):
         """Embedded frames (B, T, D), zero on padding -> (B, N, D), to be added to mu."""
         N, D, K, R = self.size
-        amplitudes = self.waves[:x.shape[1]].to(x.dtype).mT @ self.narrow(x) * (2 / self.scale) ** 0.5
+        waves = self.waves[:x.shape[1]].to(x.dtype)
+        amplitudes = waves.mT @ self.narrow(x) * (2 / self.scale) ** 0.5  # (B, K, R)
         return self.to_latent(amplitudes.flatten(1)).unflatten(1, (N, D))
 
     def decode(self, z, T):
@@ -122,56 +146,65 @@ class LinearPath(nn.Module):
 
 
 def reparameterize(mu, logvar, eps=None):
-    """z = mu + sigma * eps, eps ~ N(0, I) of the same shape (None draws it), so that gradients reach mu and sigma."""
+    """z = mu + sigma * eps with eps ~ N(0, I), drawn here if None: gradients reach mu and sigma."""
     return mu + (0.5 * logvar).exp() * (torch.randn_like(mu) if eps is None else eps)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The loss
 
 
 def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
-    """The VAE's objective (section 3.1): a reconstruction term and a small pull of the posterior to the unit Gaussian,
+    """The VAE's objective (section 3.1): reconstruction, and a small pull of the posterior to
+    N(0, I).
 
         L = lambda_rec d(x, x') + lambda_joint d(J(x), J(x')) + lambda_velocity |dJ(x) - dJ(x')|
             + lambda_kl KL(N(mu, sigma^2) || N(0, I))
-        KL = 1/2 (mu^2 + sigma^2 - log sigma^2 - 1), the mean over the latent's numbers
+        KL = 1/2 (mu^2 + sigma^2 - log sigma^2 - 1), averaged over the latent's numbers
 
-    d is smooth-L1 as in the published code, or the squared error that the paper speaks of; J recovers the joints, whose d
-    may be their mean distance in metres instead: less than the squared error while the path is far off, more near the end.
-    dJ, which is ours, are the joints' steps in metres a frame: errors of position too small to see make standing feet slide.
-    The published code averages d over padding too, so that a batch's loss depends on how it was padded. Ours is the mean
-    over a clip's own frames, then over clips: a clip weighs the same in any batch, and the mean of two half batches'
-    losses is the whole batch's, on any number of processes.
+    d is smooth-L1 as in the published code, or the squared error of the paper's text. J recovers
+    the joints. Their d may be the mean distance in metres instead, whose gradient does not fade
+    as the error gets small. dJ, which is ours, are the joints' steps in metres a frame: without
+    it, errors of position too small to see make standing feet slide.
 
-    features, recon (B, T, F) normalised; mu, logvar (B, N, D); lengths (B,) or None; cfg: VAEConfig;
-    to_joints: normalised features (B, T, F) -> joints (B, T, J, 3) in metres, may be None if no loss needs it.
-    Returns {"loss", "features", "joints", "velocity", "kl"}, scalars; those without weight are absent.
-    """
+    The published code averages over padding too, so that a clip's loss depends on its batch. Ours
+    is the mean over a clip's own frames, then over clips: every clip weighs the same in any
+    batch, and the mean over two half batches is the whole batch's, on any number of processes.
+
+    features, recon (B, T, F) normalised; mu, logvar (B, N, D); lengths (B,) or None; cfg:
+    VAEConfig; to_joints: normalised features (B, T, F) -> joints (B, T, J, 3) in metres; None if
+    no loss needs it. Returns {"loss", "features", "joints", "velocity", "kl"}, scalars; those
+    without weight are absent. """
     distance = F.smooth_l1_loss if cfg.recons_loss == "smooth_l1" else F.mse_loss
     features = zero_padding(features, lengths)
-    recon, mu, logvar = (t.to(features.dtype) for t in (recon, mu, logvar))  # the sums in float32, whatever autocast did
+    # sums in float32, whatever autocast did
+    recon, mu, logvar = (t.to(features.dtype) for t in (recon, mu, logvar))
     losses = {"features": clip_mean(distance(recon, features, reduction="none"), lengths),
               "kl": 0.5 * (mu.square() + logvar.exp() - logvar - 1).mean()}
     total = cfg.lambda_rec * losses["features"] + cfg.lambda_kl * losses["kl"]
     if cfg.lambda_joint or cfg.lambda_velocity:
         a, b = to_joints(recon), to_joints(features)
     if cfg.lambda_joint:
-        joints = distance(a, b, reduction="none") if cfg.joints_loss == "same" else (a - b).norm(dim=-1)
+        same = cfg.joints_loss == "same"
+        joints = distance(a, b, reduction="none") if same else (a - b).norm(dim=-1)
         losses["joints"] = clip_mean(joints, lengths)
         total = total + cfg.lambda_joint * losses["joints"]
     if cfg.lambda_velocity:
-        steps = features.new_full((len(features),), features.shape[1]) if lengths is None else lengths
-        losses["velocity"] = clip_mean((a.diff(dim=1) - b.diff(dim=1)).norm(dim=-1), steps - 1)  # 0 for one frame
+        B, T, _ = features.shape
+        steps = features.new_full((B,), T) if lengths is None else lengths
+        error = (a.diff(dim=1) - b.diff(dim=1)).norm(dim=-1)  # (B, T - 1, J)
+        losses["velocity"] = clip_mean(error, steps - 1)  # 0 for a single frame
         total = total + cfg.lambda_velocity * losses["velocity"]
     return {"loss": total, **losses}
 
 
 def clip_mean(error, lengths, per_clip=False):
-    """Mean of error (B, T, *) over each clip's own frames, then (unless per_clip) over the clips."""
+    """Mean of error (B, T, *) over each clip's own frames, then (unless per_clip) over the
+    clips."""
     error = error.flatten(2).mean(2)  # (B, T)
     if lengths is None:
         error = error.mean(1)
     else:
-        error = torch.where(length_mask(lengths, error.shape[1]), error, 0.0).sum(1) / lengths.clamp(min=1)
+        own = torch.where(length_mask(lengths, error.shape[1]), error, 0.0)
+        error = own.sum(1) / lengths.clamp(min=1)
     return error if per_clip else error.mean()

@@ -1,30 +1,32 @@
-"""The operations that a transformer spends its time in, as Triton kernels, C and plain torch; this file picks.
+"""The operations that a transformer spends its time in, as Triton kernels, C and plain torch;
+this file picks.
 
     MLD_KERNELS=auto    Triton for CUDA tensors of a supported shape and type, on a CPU C for a few rows of tokens when
                         sampling (few_rows.c), plain torch for all else (the default)
     MLD_KERNELS=triton  Triton or an error that says why not: never a silent fallback
     MLD_KERNELS=torch   plain torch
-    MLD_GRAPH=1         on a GPU the sampler records a denoising step as one CUDA graph (off by default)
+    MLD_GRAPH=auto, 0, 1  CUDA graphs of the sampler (graphs.py)
 
     import kernels
     o = kernels.attention(q, k, v, lengths)
     with kernels.expect("triton"): ...   # fails if another path, or nothing, ran inside
     print(kernels.summary())             # which path ran, how often
 
-The Triton path is checked in Triton's interpreter and compiled for sm_80 and sm_90, but has not run on a GPU yet.
-"""
+The Triton path is checked in Triton's interpreter and compiled for sm_80 and sm_90, but has not
+run on a GPU yet. """
 import contextlib
 from collections import Counter
 
 import torch
 import torch.nn.functional as F
 
-from kernels import attention as attention_kernels  # before the function of the same name takes its place below
-from kernels import backend, denoiser_layer, few_rows
+# before the function of the same name takes its place below
+from kernels import attention as attention_kernels
+from kernels import backend, denoiser_layer, few_rows, graphs  # noqa: F401
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
 from kernels.backend import calls, launched
-from kernels.denoiser_layer import graphed  # noqa: F401 (the sampler takes it from here)
+from kernels.denoiser_layer import blocks_of  # noqa: F401
 
 if not backend.WHY_NOT:
     from kernels import operators
@@ -33,14 +35,17 @@ if not backend.WHY_NOT:
 def attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
     """Multi-head attention, softmax(q k^T / sqrt(D)) v.
 
-    q (B, H, Lq, D), k and v (B, H, Lk, D): any strides, so slices of one fused projection need no copy.
-    lengths (B,) int: how many of the first keys are there; the others count for nothing, whatever they hold; None: all.
-    causal: query i sees keys 0..i. dropout_p: share of the probabilities that is dropped, below 1 (0 outside training).
-    Returns (B, H, Lq, D) whose memory is (B, Lq, H, D): `.transpose(1, 2).reshape(B, Lq, H * D)` is free. A query
-    without any key gives 0."""
+    q (B, H, Lq, D), k and v (B, H, Lk, D): any strides, so slices of one fused projection need no
+    copy. lengths (B,) int: how many of the first keys are there; the others count for nothing,
+    whatever they hold; None: all. causal: query i sees keys 0..i. dropout_p: share of the
+    probabilities that is dropped, below 1 (0 outside training). Returns (B, H, Lq, D) whose
+    memory is (B, Lq, H, D): `.transpose(1, 2).reshape(B, Lq, H * D)` is free. A query without any
+    key gives 0."""
     if path("attention", q, attention_kernels.unsupported, k, v, lengths) == "torch":
         return attention_kernels.torch_attention(q, k, v, lengths, causal, dropout_p)
-    return operators.attention(q, k, v, lengths, operators.new_seed(q, dropout_p), causal, dropout_p)[0]
+    return operators.attention(
+        q, k, v, lengths, operators.new_seed(q, dropout_p), causal, dropout_p
+    )[0]
 
 
 def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_sum=False):
@@ -53,46 +58,58 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_su
     else:
         changed = residual is not None or dropout_p > 0  # else s is x itself
         inputs = (x, residual, weight, bias)
-        training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        autocast = x.is_cuda and torch.is_autocast_enabled("cuda")  # under which torch's layer norm gives float32
+        training = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in inputs
+        )
+        # under which torch's layer norm gives float32
+        autocast = x.is_cuda and torch.is_autocast_enabled("cuda")
         dtype = torch.float32 if autocast else layer_norm_kernels.sum_type(x, residual)
-        y, s, _, _ = operators.add_layer_norm(*inputs, operators.new_seed(x, dropout_p), eps, dropout_p,
-                                              changed and (return_sum or training), dtype)
+        y, s, _, _ = operators.add_layer_norm(
+            *inputs,
+            operators.new_seed(x, dropout_p),
+            eps,
+            dropout_p,
+            changed and (return_sum or training),
+            dtype,
+        )
         s = s if changed else x
     return (y, s) if return_sum else y
 
 
 def linear_gelu(x, weight, bias, dropout_p=0.0):
-    """dropout(gelu(x weight^T + bias)) with the exact (erf) GELU: x (..., C), weight (F, C), bias (F,) -> (..., F)."""
+    """dropout(gelu(x weight^T + bias)) with the exact (erf) GELU: x (..., C), weight (F, C), bias
+    (F,) -> (..., F)."""
     if path("linear_gelu", x, gelu_kernels.unsupported, weight, bias) == "torch":
         return gelu_kernels.torch_linear_gelu(x, weight, bias, dropout_p)
-    return operators.bias_gelu(F.linear(x, weight), bias, operators.new_seed(x, dropout_p), dropout_p)
+    return operators.bias_gelu(
+        F.linear(x, weight), bias, operators.new_seed(x, dropout_p), dropout_p
+    )
 
 
 def few_tokens(stack, x, first=None, causal=False):
-    """stack(x, causal=causal)[:, :first] for a transformer.Stack on few tokens, x (B, L, D), all of them there.
+    """stack(x, causal=causal)[:, :first] by one kernel for all the layers, or None where none fits.
 
-    When sampling, the denoiser's runs in two launches per layer on a GPU (denoiser_layer.py), and a stack on a CPU in one
-    call (few_rows.py). Anywhere else it is the stack itself, whose operations pick their own path."""
-    compiling = torch.compiler.is_compiling()
-    triton = not backend.WHY_NOT and backend.MODE != "torch" and (x.is_cuda or backend.INTERPRETED)
-    if triton and not (compiling or causal or denoiser_layer.unsupported(x, stack)):
+    stack: a transformer.Stack; x (B, L, D): a few tokens, none of them padded; no gradient.
+    On a GPU two launches a layer (denoiser_layer.py), on a CPU one call of C (few_rows.py)."""
+    if torch.compiler.is_compiling():
+        return None
+    triton = backend.MODE != "torch" and not backend.WHY_NOT and (x.is_cuda or backend.INTERPRETED)
+    if triton and not causal and not denoiser_layer.unsupported(x, stack):
         with launched("denoiser_layers", x):
             return denoiser_layer.denoiser_layers(x, stack)[:, :first]
-    if not compiling and not few_rows.unsupported(x, stack, first):
-        calls["few_rows", "c"] += 1
-        return few_rows.run(x, stack, first, causal)
-    if stack.training or causal or not backend.WHY_NOT:
-        return stack(x, causal=causal)[:, :first]
-    return stack(x, causal=causal, first=first)  # the last layer computes nothing but these
+    if few_rows.unsupported(x, stack, first):
+        return None
+    calls["few_rows", "c"] += 1
+    return few_rows.run(x, stack, first, causal)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Which path to take, and which ran
 
 
 def path(operation, x, unsupported, *others):
-    """-> 'triton' or 'torch' for these tensors; raises where MLD_KERNELS=triton demands what cannot be."""
+    """-> 'triton' or 'torch' for these tensors; raises where MLD_KERNELS=triton demands what
+    cannot be."""
     if backend.MODE not in ("auto", "triton", "torch"):
         raise ValueError(f"MLD_KERNELS must be auto, triton or torch, not '{backend.MODE}'.")
     why_not = backend.WHY_NOT or ("MLD_KERNELS=torch" if backend.MODE == "torch" else "")
@@ -100,25 +117,32 @@ def path(operation, x, unsupported, *others):
         why_not = f"its tensors are on {x.device}, not on a GPU"
     why_not = why_not or unsupported(x, *others)
     if why_not and backend.MODE == "triton":
-        raise RuntimeError(f"MLD_KERNELS=triton, but {operation} cannot run as a Triton kernel: {why_not}.")
-    if why_not and not torch.compiler.is_compiling():  # compiled code counts its Triton launches, as they happen
+        raise RuntimeError(
+            f"MLD_KERNELS=triton, but {operation} cannot run as a Triton kernel: {why_not}."
+        )
+    # compiled code counts its Triton launches, as they happen
+    if why_not and not torch.compiler.is_compiling():
         calls[operation, "torch"] += 1
     return "torch" if why_not else "triton"
 
 
 def summary():
-    """-> what ran so far, e.g. 'add_layer_norm torch x18, attention torch x9'. Plain torch inside torch.compile is not
-    counted, and a CUDA graph only while it is recorded."""
+    """-> what ran so far, e.g. 'add_layer_norm torch x18, attention torch x9'. Plain torch inside
+    torch.compile is not counted, and a CUDA graph only while it is recorded."""
     counts = (f"{operation} {path} x{count}" for (operation, path), count in sorted(calls.items()))
     return ", ".join(counts) or "nothing ran"
 
 
 @contextlib.contextmanager
 def expect(wanted):
-    """Fail unless at least one operation ran in the block, and all on the path `wanted` ('triton', 'torch' or 'c')."""
+    """Fail unless at least one operation ran in the block, and all on the path `wanted`
+    ('triton', 'torch' or 'c')."""
     before = Counter(calls)
     yield
     ran = calls - before
     wrong = {key: count for key, count in ran.items() if key[1] != wanted}
     if wrong or not ran:
-        raise AssertionError(f"expected the {wanted} path, but " + (f"these ran: {wrong}" if wrong else "nothing ran"))
+        raise AssertionError(
+            f"expected the {wanted} path, but "
+            + (f"these ran: {wrong}" if wrong else "nothing ran")
+        )

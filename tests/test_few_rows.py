@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-import kernels
+import fast
 from conftest import ROOT
 from kernels import backend, few_rows
 from test_mld import LENGTHS, condition, make
@@ -46,10 +46,11 @@ def ran(run):
 
 
 def check(stack, x, **arguments):
-    found, count = ran(lambda: kernels.few_tokens(stack, x, **arguments))
+    found, count = ran(lambda: fast.few_tokens(stack, x, **arguments))
     assert count == 1
+    first = arguments.pop("n", None)
     with torch.no_grad():
-        expected = stack(x, **arguments)
+        expected = stack(x, **arguments)[:, :first]
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -62,7 +63,7 @@ def test_equals_the_stack(layers, skip, pre_norm, activation, final_norm):
     stack = stack_of(
         layers, skip=skip, pre_norm=pre_norm, activation=activation, final_norm=final_norm
     )
-    for arguments in ({}, {"first": 1}, {"first": 2}, {"causal": True}):
+    for arguments in ({}, {"n": 1}, {"n": 2}, {"causal": True}):
         check(stack, torch.randn(2, 4, 32), **arguments)
 
 
@@ -79,14 +80,14 @@ def test_every_number_of_rows_and_threads(shape, threads):
     torch.set_num_threads(threads)
     try:
         check(stack, x)
-        check(stack, x, first=1)
+        check(stack, x, n=1)
     finally:
         torch.set_num_threads(before)
 
 
 def test_published_sizes():
-    check(stack_of(9, 256, 4, 1024, skip=True), torch.randn(2, 3, 256), first=1)
-    check(stack_of(9, 256, 4, 1024, skip=True), torch.randn(32, 3, 256), first=1)
+    check(stack_of(9, 256, 4, 1024, skip=True), torch.randn(2, 3, 256), n=1)
+    check(stack_of(9, 256, 4, 1024, skip=True), torch.randn(32, 3, 256), n=1)
     check(
         stack_of(2, 768, 12, 3072, pre_norm=True, activation="quick_gelu"),
         torch.randn(1, 10, 768),
@@ -125,11 +126,11 @@ def test_activations_of_any_size(activation, size):
 def test_what_is_no_number_stays_so(activation, bad):
     x = torch.randn(2, 3, 32)
     x[1, 2, 5] = bad
-    found, _ = ran(lambda: kernels.few_tokens(stack_of(activation=activation), x))
+    found, _ = ran(lambda: fast.few_tokens(stack_of(activation=activation), x))
     assert found[0].isfinite().all() and found[1].isnan().all()
     stack = stack_of(1, activation=activation)
     stack.layers[0].linear1.bias.data[0] = float("nan")
-    assert ran(lambda: kernels.few_tokens(stack, x))[0].isnan().all()
+    assert ran(lambda: fast.few_tokens(stack, x))[0].isnan().all()
 
 
 def test_x_may_be_a_view():
@@ -168,9 +169,9 @@ def test_unsupported_ones_run_as_the_stack():
         with torch.no_grad():
             assert why in few_rows.unsupported(rows, other)
         if why != "self-attention":  # the stack needs a memory, which few_tokens does not take
-            assert ran(lambda: kernels.few_tokens(other, rows))[1] == 0
+            assert ran(lambda: fast.few_tokens(other, rows))[1] == 0
     assert "backward" in few_rows.unsupported(x, stack)  # grad mode
-    kernels.few_tokens(stack, x).sum().backward()
+    fast.few_tokens(stack, x).sum().backward()
     assert stack.layers[0].linear1.weight.grad is not None
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert "float32" in few_rows.unsupported(x, stack)
@@ -194,18 +195,18 @@ def test_hooks_and_replaced_modules_run():
     stack, x, seen = stack_of(), torch.randn(1, 3, 32), []
     check(stack, x)
     hook = stack.layers[1].self_attn.register_forward_hook(lambda *_: seen.append(1))
-    assert ran(lambda: kernels.few_tokens(stack, x))[1] == 0 and seen == [1]
+    assert ran(lambda: fast.few_tokens(stack, x))[1] == 0 and seen == [1]
     hook.remove()
     check(stack, x)
     stack.layers[0].linear2 = torch.nn.Linear(48, 32)
     check(stack, x)
     torch.nn.utils.parametrizations.weight_norm(stack.layers[1].linear2)
-    assert ran(lambda: kernels.few_tokens(stack, x))[1] == 0
+    assert ran(lambda: fast.few_tokens(stack, x))[1] == 0
 
 
 def test_stacks_are_freed():
     stack = stack_of()
-    assert ran(lambda: kernels.few_tokens(stack, torch.randn(1, 3, 32)))[1] == 1
+    assert ran(lambda: fast.few_tokens(stack, torch.randn(1, 3, 32)))[1] == 1
     gone = weakref.ref(stack)
     del stack
     gc.collect()
@@ -242,17 +243,17 @@ def test_weights_that_c_does_not_read_run_as_the_stack(change, after_a_run):
     if after_a_run:
         check(stack, x)
     change(stack)
-    found, count = ran(lambda: kernels.few_tokens(stack, x))
+    found, count = ran(lambda: fast.few_tokens(stack, x))
     assert count == 0 and torch.equal(found, stack(x))
     change(stack)
-    assert ran(lambda: kernels.few_tokens(stack, x))[1] == 0
+    assert ran(lambda: fast.few_tokens(stack, x))[1] == 0
 
 
 @pytest.mark.parametrize("change", [of_another_activation, of_another_eps])
 def test_layers_of_different_settings_run_as_the_stack(change):
     stack, x = stack_of(), torch.randn(1, 3, 32)
     change(stack)
-    found, count = ran(lambda: kernels.few_tokens(stack, x))
+    found, count = ran(lambda: fast.few_tokens(stack, x))
     assert count == 0 and torch.equal(found, stack(x))
 
 
@@ -262,9 +263,9 @@ def test_tokens_that_do_not_fit_are_the_stacks_affair():
         assert "some of them" in few_rows.unsupported(torch.randn(1, 3, 32), stack, first=5)
         assert "some of them" in few_rows.unsupported(torch.randn(1, 3, 32), stack, first=0)
         assert "widths" in few_rows.unsupported(torch.randn(1, 3, 64), stack)
-        assert kernels.few_tokens(stack, torch.randn(1, 3, 32), first=5).shape == (1, 3, 32)
+        assert fast.few_tokens(stack, torch.randn(1, 3, 32), n=5).shape == (1, 3, 32)
         with pytest.raises(RuntimeError):
-            kernels.few_tokens(stack, torch.randn(1, 3, 64))
+            fast.few_tokens(stack, torch.randn(1, 3, 64))
 
 
 def test_the_first_tokens_see_no_later_ones_where_causal():
@@ -272,9 +273,9 @@ def test_the_first_tokens_see_no_later_ones_where_causal():
     with torch.no_grad():
         expected = stack(x, causal=True)[:, :2]
         with mock.patch.object(backend, "MODE", "torch"):
-            torch.testing.assert_close(kernels.few_tokens(stack, x, first=2, causal=True), expected)
+            torch.testing.assert_close(fast.few_tokens(stack, x, n=2, causal=True), expected)
     torch.testing.assert_close(
-        ran(lambda: kernels.few_tokens(stack, x, first=2, causal=True))[0],
+        ran(lambda: fast.few_tokens(stack, x, n=2, causal=True))[0],
         expected,
         rtol=1e-5,
         atol=1e-5,
@@ -328,12 +329,12 @@ def test_int8_weights(pre_norm):
     """C reads int8, torch the same weights rounded: one answer, near the exact one; and a change
     of weights is seen."""
     stack, x = stack_of(5, skip=True, pre_norm=pre_norm), torch.randn(2, 3, 32)
-    exact, _ = ran(lambda: kernels.few_tokens(stack, x))
+    exact, _ = ran(lambda: fast.few_tokens(stack, x))
     few_rows.round_to_int8(stack)
-    near, _ = ran(lambda: kernels.few_tokens(stack, x))
+    near, _ = ran(lambda: fast.few_tokens(stack, x))
     assert 1e-4 < (near - exact).norm() / exact.norm() < 0.05
     check(stack, x)
-    check(stack, x, first=1)
+    check(stack, x, n=1)
     stack.load_state_dict({k: v.roll(1, 0) for k, v in stack.state_dict().items()})
     few_rows.round_to_int8(stack)
     check(stack, x)
@@ -367,13 +368,13 @@ def test_int8_models_sample_the_same_in_c_and_torch():
 
 SCRIPT = """
 import torch
-import kernels
+import fast, kernels
 from kernels import few_rows
 from transformer import Stack
 torch.manual_seed(0)
 stack, x = Stack(1, 32, 2, 32).eval(), torch.randn(1, 3, 32)
 with torch.no_grad():
-    torch.testing.assert_close(kernels.few_tokens(stack, x), stack(x))
+    torch.testing.assert_close(fast.few_tokens(stack, x), stack(x))
 print(kernels.summary(), "|", few_rows.library())
 """
 

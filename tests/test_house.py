@@ -7,20 +7,41 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
-HALL = {"config", "motion", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
-        "edit", "data", "checkpoint", "published", "train", "stages", "sample", "eval", "prepare",
-        "studio"}
+HALL = {
+    "config",
+    "motion",
+    "clip_tokenizer",
+    "clip",
+    "transformer",
+    "vae",
+    "diffusion",
+    "mld",
+    "fast",
+    "conditions",
+    "edit",
+    "data",
+    "checkpoint",
+    "published",
+    "train",
+    "stages",
+    "sample",
+    "eval",
+    "prepare",
+    "studio",
+}
 FORMATS = {"config", "motion", "formats"}
-MODEL = {"kernels", "transformer", "clip_tokenizer", "clip", "vae", "diffusion", "mld", "edit"}
+MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
+         "conditions", "mld", "edit"}
 STORED = MODEL | {"data", "checkpoint", "published"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
     "config": set(), "kernels": set(), "clip_tokenizer": set(),
     "motion": {"config"},
-    "diffusion": {"kernels"},
+    "diffusion": set(), "conditions": set(),
+    "fast": {"kernels", "diffusion"},
     "formats": FORMATS, "toy": FORMATS,
-    "transformer": {"kernels"},
-    "clip": FORMATS | {"kernels", "transformer", "clip_tokenizer"},
-    "vae": FORMATS | {"kernels", "transformer"},
+    "transformer": {"kernels", "fast"},
+    "clip": FORMATS | {"kernels", "fast", "transformer", "clip_tokenizer"},
+    "vae": FORMATS | {"kernels", "fast", "transformer"},
     "mld": FORMATS | MODEL - {"edit"},
     "edit": FORMATS | MODEL,
     "data": FORMATS,
@@ -49,9 +70,13 @@ def name_of(path):
 
 
 def imports(path, known):
-    """The modules of ours that a file imports, inside functions too; `known`: all dotted names."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """The modules of ours that a file imports, inside functions too; `known`: all dotted names.
+
+    What stands under `if __name__ == "__main__":` is left out: there the file is a program."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
+    tree.body = [node for node in tree.body if not (
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'")]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

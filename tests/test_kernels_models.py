@@ -10,7 +10,7 @@ import kernels
 from clip import TextTower
 from config import Config, VAEConfig
 from kernels import backend
-from kernels.denoiser_layer import denoiser_layers, graphed, unsupported
+from kernels.denoiser_layer import denoiser_layers, unsupported
 from mld import MLD
 from test_kernels import DEVICE, close, on_kernels, setup  # noqa: F401 (setup is a fixture)
 from transformer import Stack
@@ -174,16 +174,3 @@ def test_denoiser_layers_says_what_it_cannot_do():
         assert "float64" in unsupported(x, copy.deepcopy(good).double())
         assert "eval" in unsupported(x, Stack(1, 64, 4, 64).train())
     assert "no_grad" in unsupported(x, good)
-
-
-@pytest.mark.skipif(
-    DEVICE != "cuda", reason="NOT RUN on a GPU, there is none: a CUDA graph has no interpreter"
-)
-def test_a_step_as_a_cuda_graph(monkeypatch):
-    monkeypatch.setenv("MLD_GRAPH", "1")
-    stack = Stack(5, 64, 4, 128, skip=True).cuda().eval()
-    with torch.inference_mode():
-        step = graphed(lambda x, t: kernels.few_tokens(stack, x + t))
-        for size in (2, 2, 3):
-            x, t = torch.randn(size, 3, 64, device="cuda"), torch.randn(1, device="cuda")
-            assert torch.equal(step(x, t), kernels.few_tokens(stack, x + t))

@@ -1,0 +1,183 @@
+"""fast.py: every shortcut gives the numbers of the plain way beside it."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fast
+import kernels
+from kernels import graphs
+from test_mld import LENGTHS, condition, make
+from transformer import Layer, Stack
+
+ALL = fast.NAMES
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def lively(module):
+    """Biases and norms other than the zeros and ones that they start as."""
+    for p in module.parameters():
+        if p.dim() == 1:
+            p.data += 0.3 * torch.randn_like(p)
+    return module
+
+
+def test_a_single_key_needs_no_softmax():
+    layer = lively(Layer(16, 4, 32, cross=True))
+    x, memory = torch.randn(2, 5, 16), torch.randn(2, 1, 16)
+    expected = layer.multihead_attn(x, memory)
+    close(fast.attend_to_memory(layer, x, memory), expected)
+    with fast.without("attend_to_memory"):
+        assert torch.equal(fast.attend_to_memory(layer, x, memory), expected)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("layers, skip", [(1, False), (2, False), (1, True), (3, True), (5, True)])
+def test_first_tokens(layers, skip, pre_norm):
+    stack = lively(Stack(layers, 16, 4, 32, pre_norm=pre_norm, skip=skip))
+    x = torch.randn(3, 7, 16)
+    for lengths in (None, torch.tensor([7, 4, 3])):
+        for n in (1, 3):
+            close(fast.first_tokens(stack, x, n, lengths), stack(x, lengths)[:, :n])
+            with fast.without("first_tokens"):
+                assert torch.equal(fast.first_tokens(stack, x, n, lengths),
+                                   stack(x, lengths)[:, :n])
+
+
+def test_first_tokens_have_the_same_gradients():
+    stack, x = lively(Stack(3, 16, 4, 32, skip=True)), torch.randn(2, 5, 16)
+    found = torch.autograd.grad(fast.first_tokens(stack, x, 2).square().sum(), stack.parameters())
+    plain = torch.autograd.grad(stack(x)[:, :2].square().sum(), stack.parameters())
+    for a, b in zip(found, plain):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_tokens", [1, 3])
+@pytest.mark.parametrize("layers, skip, pre_norm", [(1, True, False), (3, True, False),
+                                                    (2, False, False), (3, True, True)])
+def test_shared_queries(layers, skip, pre_norm, memory_tokens):
+    stack = lively(Stack(layers, 16, 4, 32, pre_norm=pre_norm, cross=True, skip=skip)).eval()
+    queries, memory = torch.randn(1, 6, 16), torch.randn(3, memory_tokens, 16)
+    lengths = torch.tensor([6, 2, 4])
+    for given in (None, lengths):
+        expected = stack(queries.expand(3, -1, -1), given, memory)
+        close(fast.shared_queries(stack, queries, given, memory), expected)
+        with fast.without("shared_queries"):
+            close(fast.shared_queries(stack, queries, given, memory), expected)
+
+
+def test_dropout_keeps_queries_apart():
+    """Shared queries would drop the same numbers in every sample."""
+    stack = Stack(1, 16, 4, 32, dropout=0.5, cross=True).train()
+    x = fast.shared_queries(stack, torch.randn(1, 6, 16), None, torch.zeros(2, 1, 16))
+    assert not torch.equal(x[0], x[1])
+
+
+def test_lengths_are_needed_where_they_differ():
+    assert fast.needed_lengths(torch.tensor([5, 5])) is None
+    lengths = torch.tensor([5, 4])
+    assert fast.needed_lengths(lengths) is lengths
+    with fast.without("needed_lengths"):
+        assert fast.needed_lengths(torch.tensor([5, 5])) is not None
+
+
+def test_an_unknown_shortcut_is_refused():
+    with pytest.raises(ValueError, match="no shortcut of the name 'one_key'"):
+        with fast.without("one_key"):
+            pass
+    with fast.without(*ALL):
+        assert fast.OFF == set(ALL)
+    assert not fast.OFF
+
+
+KINDS = [{}, {"denoiser__condition": "action", "denoiser__num_actions": 4},
+         {"denoiser__condition": "none"}, {"denoiser__length_token": True},
+         {"vae__arch": "none", "denoiser__arch": "trans_dec"}, {"vae__latent_size": 2},
+         {"vae__cosines": 8}]
+
+
+@pytest.mark.parametrize("values", KINDS, ids=str)
+@pytest.mark.parametrize("scale", [0, 1, 2.5])
+def test_generate_with_and_without_every_shortcut(values, scale):
+    model = make(**values)
+    given = dict(lengths=LENGTHS, seed=5, guidance_scale=scale, guidance_rescale=0.3,
+                 num_inference_steps=4, **condition(model))
+    expected = model.generate(**given)
+    for name in ALL:
+        with fast.without(name):
+            for a, b in zip(model.generate(**given), expected):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    with fast.without(*ALL):
+        for a, b in zip(model.generate(**given), expected):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------
+# CUDA graphs
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="NOT RUN on a GPU, there is none: a CUDA graph needs one"
+)
+
+
+def test_no_graph_without_a_gpu():
+    assert not graphs.wanted(torch.zeros(1))
+    assert torch.equal(fast.replayed(lambda x: x + 1, "key", torch.zeros(1)), torch.ones(1))
+
+
+@needs_gpu
+def test_a_function_as_a_graph():
+    def function(x, y):
+        return x @ y, x + 1
+    for size in (2, 2, 3):
+        x, y = torch.randn(size, 4, device="cuda"), torch.randn(4, 5, device="cuda")
+        found = graphs.replay(function, "test", x, y)
+        for a, b in zip(found, function(x, y)):
+            torch.testing.assert_close(a, b)
+
+
+@needs_gpu
+def test_graphs_are_few():
+    for i in range(graphs.BOUND + 3):
+        graphs.replay(torch.neg, ("few", i), torch.zeros(1, device="cuda"))
+    assert len(graphs.recorded) <= graphs.BOUND
+
+
+@needs_gpu
+@pytest.mark.parametrize("values", KINDS, ids=str)
+def test_the_loop_as_a_graph(values):
+    """The first call records, the second replays with other noise; weights changed in place are
+    seen, weights that moved are recorded anew."""
+    model = make(**values).cuda()
+    given = dict(lengths=LENGTHS, num_inference_steps=4, **condition(model))
+    for seed in (5, 6):
+        found = model.generate(**given, seed=seed)
+        with fast.without("replayed"):
+            expected = model.generate(**given, seed=seed)
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        for p in model.denoiser.parameters():
+            p.mul_(1.1)
+    other = copy.deepcopy(model)
+    for m in (model, other):
+        found = m.generate(**given, seed=7)
+        with fast.without("replayed"):
+            expected = m.generate(**given, seed=7)
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@needs_gpu
+def test_what_cannot_be_recorded_runs_all_the_same(monkeypatch):
+    def function(x):
+        return x * float(x.sum())  # waits for the GPU
+    with pytest.warns(UserWarning, match="CUDA graphs are not used"):
+        assert graphs.replay(function, "waits", torch.ones(2, device="cuda")).tolist() == [2, 2]
+    monkeypatch.setattr(graphs, "MODE", "1")
+    with pytest.raises(RuntimeError):
+        graphs.replay(function, "waits, too", torch.ones(2, device="cuda"))
