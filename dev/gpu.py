@@ -7,12 +7,12 @@
     python -m dev.gpu weights        train.py --dataset toy for the time that is left
     python -m dev.gpu table          the rows written so far, as a table
 
---dry: tiny sizes on the CPU, in Triton's interpreter where MLD_KERNELS=triton and
-TRITON_INTERPRET=1 say so. Figures are medians after a warm-up. A kernel is timed as a CUDA graph that runs it over
-several sets of random inputs, larger than the cache together; "eager" is the same without a graph,
-so it contains what a launch costs. The floor is the larger of bytes / measured copy rate and
-operations / measured matmul rate. A job whose CUDA context died, or that hangs, ends the process:
-gpu.sh starts the phase again, and jobs that were begun are not begun twice.
+--dry: tiny sizes on the CPU, in Triton's interpreter where gpu.sh can start it. Figures are medians
+after a warm-up. A kernel is timed as a CUDA graph that runs it over several sets of random inputs,
+larger than the cache together; "eager" is the same without a graph, so it contains what a launch
+costs. The floor is the larger of bytes / measured copy rate and operations / measured matmul rate.
+A job whose CUDA context died, or that hangs, ends the process: gpu.sh starts the phase again, and
+jobs that were begun are not begun twice.
 """
 import argparse
 import contextlib
@@ -750,8 +750,8 @@ def sampling():
                    first_s=round(first, 2))
 
     order = [v for v in SAMPLERS if not ARGS.warm or v[0] == "triton"]
-    if ARGS.dry:
-        order = order[:3]
+    if ARGS.dry:  # the interpreter has had its turn in the first phase
+        order = order[:2]
     jobs = {", ".join(v): lambda v=v: job(*v) for v in order}
     if not ARGS.warm:
         texts, x_T, lengths = prompts(1), sides.noise(1), sides.lengths(1)
@@ -846,7 +846,7 @@ def training():
 
     order = TRAINERS
     if ARGS.dry:
-        order = [v for v in TRAINERS if v[2:] == ("float32", False) and v[:2] != ("vae", "triton")]
+        order = [v for v in TRAINERS if v[1:] == ("torch", "float32", False)]
     if ARGS.warm:  # what takes longest to compile goes first
         order = order[::-1]
     jobs = {" ".join(map(str, v)): lambda v=v: job(*v) for v in order}

@@ -14,6 +14,9 @@ PYTHON=${PYTHON:-python3} OUT=${OUT:-out/gpu} TOTAL=${TOTAL:-420} dry="" chosen=
 for word in "$@"; do
     if [ "$word" = --dry ]; then dry=--dry; else chosen="$chosen $word"; fi
 done
+if [ -n "$dry" ]; then  # on a busy machine, too
+    LIMITS=${LIMITS:-400 200 200 200} TOTAL=1200 dry="--dry --hang 200"
+fi
 read -r -a limits <<< "${LIMITS:-120 60 90 90}"
 mkdir -p "$OUT"
 rm -f "$OUT/results.jsonl" "$OUT/log.txt" "$OUT/table.txt"
