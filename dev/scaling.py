@@ -63,11 +63,11 @@ def training(quick):
     for curve, name, processes, batch, steps, flags in runs:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, *(launcher if processes > 1 else []), "train.py", "--dataset",
-                       "toy", "--stage", "vae", "--out", out, "--name", "scaling",
-                       f"--train_vae.steps={steps}", f"--train.log_every={steps // 10}",
-                       "--train.sample_every=0", f"--train_vae.batch_size={batch}",
+            command = ["train.py", "--dataset", "toy", "--stage", "vae", "--out", out, "--name",
+                       "scaling", f"--train_vae.steps={steps}", f"--train.log_every={steps // 10}",
+                       f"--train_vae.batch_size={batch}", "--train.sample_every=0",
                        "--train_vae.optimizer=adamw", *flags]
+            command = [sys.executable, *(launcher if processes > 1 else []), *command]
             subprocess.run(command, cwd=HERE, check=True, capture_output=True)
             with open(os.path.join(out, "scaling", "log.jsonl"), encoding="utf-8") as file:
                 log = [json.loads(text) for text in file]
@@ -130,9 +130,9 @@ def scale(args, speed, device):
 
     def cells(r):
         if "gb" in r:
-            opened, first, each = (1e3 * s for s in (r["ours"][1], r["first_batch_s"], r["batch_s"]))
-            return [f"{r['batch']:,}", f"{r['gb']:.3f} GB", f"{opened:.1f} ms", f"{first:.1f} ms",
-                    f"{each:.2f} ms", f"{r['own_mb']:.0f} MB"]
+            times = r["ours"][1], r["first_batch_s"], r["batch_s"]
+            return [f"{r['batch']:,}", f"{r['gb']:.3f} GB", *(f"{1e3 * t:.2f} ms" for t in times),
+                    f"{r['own_mb']:.0f} MB"]
         rate = r["unit"] == "frames/s"
         return [r["part"], r["batch"], spread(r, "ours") + " frames/s" * rate,
                 "" if rate else f"{1e3 * r['ours'][1] / r['batch']:.1f} ms"]

@@ -32,7 +32,8 @@ def fill(path, tables):
     with open(path, encoding="utf-8") as file:
         text = file.read()
     for heading, table in tables.items():
-        found = re.search(rf"^#+ {re.escape(heading)}\n(?:[^#|\n].*\n|\n)*((?:\|.*\n)+)", text, re.M)
+        above, lines = rf"^#+ {re.escape(heading)}\n(?:[^#|\n].*\n|\n)*", r"((?:\|.*\n)+)"
+        found = re.search(above + lines, text, re.M)
         if not found:
             raise ValueError(f"{path} has no table under a heading '{heading}' to be replaced.")
         text = text[:found.start(1)] + table + text[found.end(1):]
@@ -43,10 +44,11 @@ def fill(path, tables):
 def table(runs):
     """runs {name: eval.json} -> Markdown: judged numbers, then what the joints say, as means with
     95% intervals, then speed and size. ValueError for runs that cannot be compared."""
-    differ = [k for k in ("dataset", "split", "judge") if len({run[k] for run in runs.values()}) > 1]
+    first = next(iter(runs.values()))
+    differ = [key for key in ("dataset", "split", "judge")
+              if any(run[key] != first[key] for run in runs.values())]
     if differ:
         raise ValueError(f"these runs cannot share a table: they differ in {', '.join(differ)}")
-    first = next(iter(runs.values()))
     rows = {REAL: first["rows"][REAL]}
     for row in (RECONSTRUCTION, MODEL):
         rows |= {f"{row}, {n}": run["rows"][row] for n, run in runs.items() if row in run["rows"]}

@@ -74,8 +74,9 @@ def forward(x, residual, weight, bias, seed, y, s, mean, rstd, R, eps, threshold
 
 @triton.jit
 def backward(dy, dsum, s, weight, mean, rstd, seed, ds, dx, dweights, dbiases,
-             R, threshold, rescale, C: tl.constexpr, HAS_DSUM: tl.constexpr, DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr,
-             ROWS: tl.constexpr, BC: tl.constexpr):
+             R, threshold, rescale,
+             C: tl.constexpr, HAS_DSUM: tl.constexpr, DROPOUT: tl.constexpr,
+             WRITE_DX: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):
     """Grid (programs,): each takes every programs-th tile of rows. dsum: gradient of the second
     output, s. ds: gradient of the residual. dx: written if WRITE_DX, where dropout or another type
     makes it differ from ds. dweights, dbiases (programs, C), float32."""

@@ -1,4 +1,4 @@
-"""The tables, the plot and the FID of real motion in docs/results.md come out of eval.json right."""
+"""What eval.json files say arrives in the tables, the plot and the FID of docs/results.md."""
 import json
 import re
 import subprocess
