@@ -83,6 +83,7 @@ class Baseline(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.own, c = [model], model.config  # in a list, so that it is no part of this module
+        self.tokenizer = model.text_encoder.tokenizer
         self.tower = copy.deepcopy(model.text_encoder.tower)
         stack, width = self.tower.transformer, self.tower.positional_embedding.shape[1]
         layer = nn.TransformerEncoderLayer(
@@ -98,9 +99,8 @@ class Baseline(nn.Module):
 
     def text(self, texts):
         """-> (B, 1, E), from all 77 positions."""
-        model, tower = self.own[0], self.tower
-        ids = torch.from_numpy(model.text_encoder.tokenizer(texts, 77, pad_to=77))
-        ids = ids.to(model.mean.device)
+        tower, ids = self.tower, torch.from_numpy(self.tokenizer(texts, 77, pad_to=77))
+        ids = ids.to(self.own[0].mean.device)
         x = (tower.token_embedding(ids) + tower.positional_embedding).permute(1, 0, 2)
         mask = torch.full((len(x), len(x)), float("-inf"), device=x.device).triu(1)
         x = tower.transformer(x, mask, is_causal=False).permute(1, 0, 2)

@@ -59,10 +59,6 @@ def peak_mb(run):
         return None
 
 
-# --------------------------------------------------------------------------------------------------
-# What the machine can do, and what a run needs of it
-
-
 def fast_bf16(speed):
     """Without bfloat16 instructions a product takes hundreds of times as long as in float32."""
     return speed["bfloat16_flop_s"] > speed["float32_flop_s"] / 8
@@ -120,22 +116,19 @@ def spent(run):
     return {kind: round(share, 3) for kind, share in shares.items()}
 
 
-# --------------------------------------------------------------------------------------------------
-# A row of the table
-
-
 def row(part, batch, times, frames=None, **more):
     """A row from {"ours": [seconds], "baseline": [seconds]}, either [low, median, high] seconds,
-    or, given {side: frames} of a run, frames/s."""
-    sides = {}
+    or, given {side: frames} of a run, frames/s. floor: the best that `ours` could be."""
+    sides, sign = {}, -1 if frames else 1
     for name, t in times.items():
         values = sorted(frames[name] / x for x in t) if frames else sorted(t)
         sides[name] = [values[0], statistics.median(values), values[-1]]
-    ratio = None
-    if "baseline" in sides:
-        ratio = (sides["baseline"][1] / sides["ours"][1]) ** (-1 if frames else 1)
-    unit = "frames/s" if frames else "s"
-    return {"part": part, "batch": batch, "unit": unit, **sides, "ratio": ratio, **more}
+    r = {"part": part, "batch": batch, "unit": "frames/s" if frames else "s", **sides, **more}
+    ours, baseline = sides["ours"][1], sides.get("baseline")
+    r["ratio"] = (baseline[1] / ours) ** sign if baseline else None
+    if "floor" in r:
+        r["over_floor"] = (ours / r["floor"]) ** sign
+    return r
 
 
 def number(x, unit):
@@ -148,25 +141,22 @@ def spread(r, name):
     return f"{middle} [{low}..{high}]"
 
 
+SAID = {"ratio": "{:.2f}x", "over_floor": "{:.1f} times its floor",
+        "compile_s": "first call {:.0f} s", "of_bytes_s": "{:.0%} of the bandwidth",
+        "of_flop_s": "{:.0%} of the flop rate"}
+
+
 def line(r):
     """A row as text: both sides, their ratio, and whatever else was measured."""
-    more = [f"{r['ratio']:.2f}x"] if r["ratio"] else []
+    sides = [f"{spread(r, side) if side in r else '':30}" for side in ("ours", "baseline")]
+    more = [text.format(r[key]) for key, text in SAID.items() if r.get(key) is not None]
     if "floor" in r:
-        over = (r["ours"][1] / r["floor"]) ** (-1 if r["unit"] == "frames/s" else 1)
-        more.append(f"floor {number(r['floor'], r['unit'])}, {over:.1f} times it")
+        more.append(f"floor {number(r['floor'], r['unit'])}")
     if "torch" in r:
         more.append(f"torch's own {number(r['torch'][1], r['unit'])}")
-    if "of_bytes_s" in r:
-        shares = r["of_bytes_s"], r["of_flop_s"]
-        more.append("{:.0%} of the bandwidth, {:.0%} of the flop rate".format(*shares))
-    if "compile_s" in r:
-        more.append(f"first call {r['compile_s']:.0f} s")
     if "peak_mb" in r:
         peaks = ("?" if mb is None else f"{mb:.0f}" for mb in r["peak_mb"].values())
         more.append(f"peak {' / '.join(peaks)} MB")
-    sides = [f"{spread(r, s) if s in r else '':30}" for s in ("ours", "baseline")]
     text = f"{r['part']:44} {r['batch']:7} {' '.join(sides)} {'; '.join(more)}"
-    if "spent" in r:
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in r["spent"].items())
-        text += f"\n    spent on {shares}"
-    return text
+    shares = (f"{kind} {share:.0%}" for kind, share in r.get("spent", {}).items())
+    return text + ("\n    spent on " + ", ".join(shares) if "spent" in r else "")
