@@ -121,8 +121,8 @@ def forward(q, k, v, o, lse, lengths, seed, qb, qh, ql, kb, kh, kl, vb, vh, vl,
     for start in tl.range(0, end, BN, num_stages=STAGES):
         j = start + tl.arange(0, BN)
         k_tile = tile(k, kl, j, count, D, BD)  # (BN, BD)
-        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")  # (BM, BN)
-        s = s * (scale * 1.4426950408889634)
+        # (BM, BN)
+        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (scale * 1.4426950408889634)
         seen = (j < count)[None, :]
         if CAUSAL:
             seen = seen & (j[None, :] <= i[:, None])
@@ -177,8 +177,8 @@ def backward_queries(q, k, v, o, do, lse, delta, dq, lengths, seed,
         j = start + tl.arange(0, BN)
         k_tile = tile(k, kl, j, count, D, BD)
         v_tile = tile(v, vl, j, count, D, BD)
-        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")  # (BM, BN)
-        s = s * (scale * 1.4426950408889634)
+        # (BM, BN)
+        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (scale * 1.4426950408889634)
         seen = (j < count)[None, :]
         if CAUSAL:
             seen = seen & (j[None, :] <= i[:, None])
@@ -218,8 +218,8 @@ def backward_keys(q, k, v, do, lse, delta, dk, dv, lengths, seed,
         do_tile = tile(do, gl, i, Lq, D, BD)
         lse_i = tl.load(lse + bh * Lq + i, mask=i < Lq, other=0.0)
         delta_i = tl.load(delta + bh * Lq + i, mask=i < Lq, other=0.0)
-        s = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")  # (BN, BM)
-        s = s * (scale * 1.4426950408889634)
+        # (BN, BM)
+        s = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * (scale * 1.4426950408889634)
         seen = (j < count)[:, None] & (i < Lq)[None, :]
         if CAUSAL:
             seen = seen & (j[:, None] <= i[None, :])
@@ -268,8 +268,8 @@ def backward_whole(q, k, v, o, do, lse, dq, dk, dv, lengths, seed,
         o_tile = tile(o + own, H * D, i, Lq, D, BD)
         delta_i = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
         lse_i = tl.load(lse + bh * Lq + i, mask=i < Lq, other=0.0)
-        s = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")  # (BN, BM)
-        s = s * (scale * 1.4426950408889634)
+        # (BN, BM)
+        s = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * (scale * 1.4426950408889634)
         seen = (j < count)[:, None] & (i < Lq)[None, :]
         if CAUSAL:
             seen = seen & (j[:, None] <= i[None, :])

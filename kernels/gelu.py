@@ -66,8 +66,8 @@ def backward(h, bias, dy, seed, dh, dbiases, R, threshold, rescale,
         if DROPOUT:
             keep = kept(row_keys(seed, rows)[:, None], columns[None, :], threshold)
             g = tl.where(keep, g * rescale, 0.0)
-        slope = z * tl.exp(-0.5 * z * z) * 0.3989422804014327
-        g *= 0.5 + 0.5 * tl.erf(z * 0.7071067811865476) + slope
+        g *= (0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+              + z * tl.exp(-0.5 * z * z) * 0.3989422804014327)
         db += tl.sum(g, 0)
         tl.store(dh + at, g.to(dh.dtype.element_ty), mask=mask)
     tl.store(dbiases + tl.program_id(0) * C + columns, db, mask=columns < C)
