@@ -1,5 +1,4 @@
-"""train.py run as a program on a small made-up dataset: every stage, exact resume, two processes,
-bad ends."""
+"""train.py as a program on a small dataset: each stage, exact resume, two processes, bad ends."""
 import json
 import os
 import pathlib
@@ -14,19 +13,22 @@ import pytest
 import torch
 
 import checkpoint
-import config as presets
 import train
+from config import parse_args
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, write_pack
 from stages import DiffusionStage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SMALL = (
-    "--train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3 --train.sample_every=6 --train.log_every=1 "
-    "--cache_latents=2 --vae.latent_dim=16 --vae.ff_size=32 --vae.num_layers=3 --denoiser.latent_dim=16 --denoiser.ff_size=32 "
-    "--denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1 --diffusion.num_inference_steps=4 "
-    "--train_vae.batch_size=8 --train_vae.optimizer=muon --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1 --data.max_frames=60"
-).split()
+SMALL = """
+    --train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3
+    --train.sample_every=6 --train.log_every=1 --cache_latents=2 --vae.latent_dim=16
+    --vae.ff_size=32 --vae.num_layers=3 --denoiser.latent_dim=16 --denoiser.ff_size=32
+    --denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1
+    --diffusion.num_inference_steps=4 --train_vae.batch_size=8 --train_vae.optimizer=muon
+    --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1
+    --data.max_frames=60
+""".split()
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,16 @@ def test_one_command_ends_in_a_model_that_samples(root, whole):
     lengths = model.draw_lengths(["a man walks"], seed=0)
     features, joints = model.generate(["a man walks"], lengths=lengths, seed=0)
     assert joints.shape == (1, lengths[0], 22, 3) and joints.isfinite().all()
+
+
+def test_the_final_motions_are_in_the_folder_and_the_terminal_is_quiet(root, whole):
+    """sample_every is 6: motions of step 6 while training, and of the finished stages at 12."""
+    shown = sorted(name for name in os.listdir(whole) if name.endswith(".html"))
+    assert shown == ["diffusion-0000006.html", "diffusion-0000012.html", "report.html",
+                     "vae-0000006.html", "vae-0000012.html"]
+    done = run(root, "--name=whole", "--resume", "--train.sample_every=0")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) < 10, done.stderr[-2000:]
+    assert '"lambda_kl"' in run(root, "--name=whole", "--resume", "--verbose").stdout
 
 
 def test_the_frozen_vae_does_not_change_by_a_bit(whole):
@@ -312,7 +324,7 @@ def test_a_nan_loss_names_step_clips_and_checkpoint(root):
 def test_cached_latents_come_with_the_lengths_of_their_crops(root, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     options = train.Options()
-    config, _ = presets.parse_args(command(root, "--name=lengths")[2:], options, "")
+    config, _ = parse_args(command(root, "--name=lengths")[2:], options, "")
     made = train.Run(config, options)
     stage = DiffusionStage(made, train.build(made).eval())
     steps, same = len(stage.batches), []
