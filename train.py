@@ -294,8 +294,8 @@ class Loop:
             if os.path.exists(self.last):
                 kept = f"the last good checkpoint is {self.last}"
             raise FloatingPointError(
-        if self.ema:  # with a full decay from the start the random first weights would stay
-                f"a lower train_{self.name}.lr, train_{self.name}.grad_clip=1 or --precision "
+                f"{self.name}: the loss is {losses['loss']} at step {self.step}{clips}; {kept}. "
+                f"Try a lower train_{self.name}.lr, train_{self.name}.grad_clip=1 or --precision "
                 "float32.")
         return losses
 
