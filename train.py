@@ -3,6 +3,7 @@
     python train.py --dataset toy                     all of it; sample.py takes out/toy/model.pt
     python train.py --dataset toy --stage vae         one part: vae, diffusion or evaluator
     python train.py --dataset toy --resume            go on where a run stopped, to equal numbers
+    python train.py --dataset toy --resume --train_diffusion.steps=9000 --allow-change steps
     python train.py --dataset humanml3d               the published sizes with our optimiser
     python train.py --dataset humanml3d --recipe paper         with the paper's
     python train.py --dataset toy --condition action  labels instead of sentences, or none
@@ -19,6 +20,11 @@ out/NAME, holds
     vae_best.pt, diffusion_best.pt  its weights (the moving average) with the lowest loss on val
     model.pt                        the finished model
     log.jsonl, report.html          every logged number; curves, settings and example motions
+    previous/                       the run that was here before --overwrite
+
+Each .pt file names its run, and nothing of another run is ever taken. --resume refuses settings
+that change the numbers unless --allow-change names them, as in the example above; the sizes of a
+network and its optimiser must stay.
 """
 import contextlib
 import ctypes
@@ -39,7 +45,7 @@ import checkpoint
 import data
 import kernels
 from clip import WordEncoder, load_clip, vocabulary_of
-from config import SAMPLING, SettingError, atomic_write, parse_args, to_dict
+from config import SettingError, atomic_write, parse_args, to_dict
 from data import to_device
 from judge.evaluators import EvaluatorStage
 from mld import MLD
@@ -50,7 +56,8 @@ from view.report import read_log, show_motions, write_report
 @dataclasses.dataclass
 class Options:
     resume: bool = False  # go on from the run's last checkpoint
-    overwrite: bool = False  # start again although the run's folder holds a run
+    overwrite: bool = False  # start again; what the run's folder holds goes to its folder previous
+    allow_change: str = ""  # settings that --resume may find changed: lr, or several as lr,steps
     verbose: bool = False  # print every setting, and on what it runs
 
 
@@ -84,6 +91,8 @@ class Run:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
         self.pack = data.open_pack(config)
+        self.count_actions()
+        self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
         self.folder = os.path.join(config.train.out, config.train.name or config.data.dataset)
         self.stopping, self.board = False, None  # TensorBoard's writer, where that is installed
         signal.signal(signal.SIGINT, self.stop)
@@ -92,6 +101,14 @@ class Run:
         if self.stopping:  # a second Ctrl-C does not wait for the step's end
             raise KeyboardInterrupt
         self.stopping = True
+
+    def count_actions(self):
+        c, pack = self.config.denoiser, self.pack
+        if c.condition == "action":
+            c.num_actions = c.num_actions or len(pack.actions)
+            if len(pack.actions) != c.num_actions:
+                raise SettingError(f"denoiser.num_actions is {c.num_actions}, but {pack.path} has "
+                                   f"{len(pack.actions)} actions.")
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -117,13 +134,24 @@ class Run:
             for key, value in values.items():
                 self.board.add_scalar(f"{stage}/{key}", value, step)
 
+    def save(self, path, model, **state):
+        """checkpoint.save, with the run's identity and the data's."""
+        pack = checkpoint.pack_digest(self.pack)
+        checkpoint.save(path, self.config, model, run=self.id, pack=pack, **state)
+
+    def read_log(self):
+        with contextlib.suppress(FileNotFoundError):
+            return read_log(self.path("log.jsonl"))
+        return []
+
+    def write_log(self, entries, folder=""):
+        with atomic_write(self.path(os.path.join(folder, "log.jsonl")), "w") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
     def rewind_log(self, stage, step):
         """Forget what a stage logged after `step`, from where it goes on, and lines cut short."""
-        with contextlib.suppress(FileNotFoundError):
-            entries = read_log(self.path("log.jsonl"))
-            with atomic_write(self.path("log.jsonl"), "w") as out:
-                out.writelines(json.dumps(entry) + "\n" for entry in entries
-                               if entry["stage"] != stage or entry["step"] <= step)
+        self.write_log([entry for entry in self.read_log()
+                        if entry["stage"] != stage or entry["step"] <= step])
 
     def batches(self, split, batch_size, **changes):
         c = self.config.data
@@ -147,6 +175,22 @@ class Run:
         if self.world > 1:
             dist.all_reduce(numbers)
         return dict(zip(values, numbers.tolist()))
+
+    def from_main(self, make):
+        """What make() returns on the first process, which alone calls it, on every process. Its
+        error is everybody's, too, so that none waits for another."""
+        if self.world == 1:
+            return make()
+        result = [None, None]
+        if self.main:
+            try:
+                result[0] = make()
+            except (ValueError, OSError) as error:
+                result[1] = error
+        dist.broadcast_object_list(result)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
 
     def show(self, name, motions):
         """Write motions, a list of (joints (T, J, 3) in metres, caption), as a player."""
@@ -201,8 +245,8 @@ class Loop:
         self.ema = [p.detach().clone() for p in self.params] if self.s.ema else []
         self.step, self.best = 0, math.inf
         self.count, self.sums, self.frames, self.seconds = 0, {}, 0, 0.0  # since the last log line
-        if run.options.resume and os.path.exists(self.last):
-            self.restore()
+        if self.name in run.states:
+            self.restore(run.states.pop(self.name))
         if run.main:
             run.rewind_log(self.name, self.step)
         parallel = torch.nn.parallel.DistributedDataParallel
@@ -211,23 +255,30 @@ class Loop:
                         disable=not run.main, dynamic_ncols=True)
         stage.train()
 
-    def restore(self):
-        state = checkpoint.load(self.last)
-        refuse_changes(state["config"], self.run.config, self.name, self.last)
-        self.stage.load_state_dict(state["model"])
+    def restore(self, state):
+        checkpoint.fill(self.stage, state["model"], self.last)
+        if state.get("vae", self.run.vae) != self.run.vae:
+            raise SettingError(f"{self.last} was trained on another VAE than the one at hand: "
+                               "--resume goes on with that one, --overwrite starts again.")
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            groups = [{key: value for key, value in group.items() if key != "params"}
+                      for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, settings in zip(optimizer.param_groups, groups):
+                group.update(settings)  # which --allow-change may have changed
         self.scaler.load_state_dict(state["scaler"])
-        self.ema = [e.to(self.run.device) for e in state["ema"]]
+        if self.s.ema:
+            ema = state["ema"] or self.params
+            self.ema = [e.detach().clone().to(self.run.device) for e in ema]
         self.step, self.best = state["step"], state["best"]
         self.run.say(f"{self.name}: going on from step {self.step} of {self.last}")
 
     def save(self):
         if self.run.main:
-            checkpoint.save(
-                self.last, self.run.config, self.stage.state_dict(), ema=self.ema,
+            self.run.save(
+                self.last, self.stage.state_dict(), step=self.step, best=self.best, ema=self.ema,
                 optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-                scaler=self.scaler.state_dict(), step=self.step, best=self.best)
+                scaler=self.scaler.state_dict(), vae=self.run.vae)
         if self.run.world > 1:
             dist.barrier()
 
@@ -317,8 +368,7 @@ class Loop:
             if values["loss"] < self.best:
                 self.best = values["loss"]
                 if run.main:
-                    checkpoint.save(self.best_file, run.config, self.stage.state_dict(),
-                                    step=self.step)
+                    run.save(self.best_file, self.stage.state_dict(), step=self.step)
             if run.main and every and self.step % every == 0 and self.step < self.s.steps:
                 self.stage.show(self.step)
         self.stage.train()
@@ -363,22 +413,6 @@ def micro_batches(batch, n):
             yield {key: value[a:b] if along_clips(value) else value for key, value in batch.items()}
 
 
-def refuse_changes(old, new, name, path):
-    """SettingError if a run would go on with another network, other data, another noise process or
-    another optimiser."""
-    sections = {"vae": ("vae",), "diffusion": ("vae", "text", "denoiser", "diffusion"),
-                "evaluator": ("evaluator",)}[name]
-    old, new = to_dict(old), to_dict(new)
-    watched = [(section, key) for section in ("data", *sections) for key in new[section]]
-    for section, key in [*watched, (f"train_{name}", "optimizer")]:
-        was, now = old[section][key], new[section][key]
-        if was != now and key not in ("workers", *SAMPLING):
-            raise SettingError(
-                f"{path} was trained with {section}.{key}={was}, now it is {now}: --resume goes on "
-                "with the same settings, --overwrite starts again, --name NAME puts the new run "
-                "elsewhere.")
-
-
 # --------------------------------------------------------------------------------------------------
 # The program
 
@@ -387,11 +421,6 @@ def build(run):
     """A fresh MLD for the run's dataset, weights drawn from the seed."""
     c, pack = run.config, run.pack
     torch.manual_seed(c.train.seed)
-    if c.denoiser.condition == "action":
-        c.denoiser.num_actions = c.denoiser.num_actions or len(pack.actions)
-        if len(pack.actions) != c.denoiser.num_actions:
-            raise SettingError(f"denoiser.num_actions is {c.denoiser.num_actions}, but {pack.path} "
-                               f"has {len(pack.actions)} actions.")
     encoder = None
     if c.denoiser.condition == "text" and c.train.stage != "vae":
         if c.text.kind == "clip":
@@ -400,17 +429,6 @@ def build(run):
             texts = (caption.text for i in pack.indices("train") for caption in pack.captions(i))
             encoder = WordEncoder(c.text, vocabulary_of(texts))
     return MLD(c, encoder, pack.mean, pack.std, pack.rest).to(run.device)
-
-
-def refuse_overwriting(run):
-    """SettingError if the folder holds a run already and nobody said what to do with it."""
-    own = {"diffusion": ("diffusion.pt",), "evaluator": ("evaluator.pt",)}
-    names = own.get(run.config.train.stage, ("vae.pt", "diffusion.pt"))
-    held = [name for name in names if os.path.exists(run.path(name))]
-    if held and not (run.options.resume or run.options.overwrite):
-        raise SettingError(
-            f"{run.folder} holds a run already ({', '.join(held)}): --resume goes on with it, "
-            "--overwrite starts again, --name NAME puts the new one elsewhere.")
 
 
 def million(network):
@@ -442,31 +460,30 @@ def train_model(run):
     if c.stage == "vae":
         return run.path("vae_best.pt")
     if model.vae and c.stage == "diffusion":
-        source = c.vae_checkpoint or run.path("vae_best.pt")
+        source = checkpoint.vae_of(run)
         if not os.path.exists(source):
             raise SettingError(f"{source} does not exist: train the VAE first (--stage vae) or "
                                "name one with --train.vae_checkpoint=FILE.")
         state = checkpoint.load(source)["model"]
         checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
                                     state.items() if name.startswith("vae.")}, source)
+    run.vae = checkpoint.weights_digest(model.vae) if model.vae else ""
     if not fit(run, DiffusionStage(run, model)):
         return None
     path = run.path("model.pt")
     if run.main:
-        checkpoint.save(path, run.config, model.state_dict(), actions=list(run.pack.actions),
-                        vocabulary=getattr(model.text_encoder, "vocabulary", None))
+        run.save(path, model.state_dict(), actions=list(run.pack.actions),
+                 vocabulary=getattr(model.text_encoder, "vocabulary", None))
     return path
 
 
 def train(config, options):
     run = Run(config, options)
-    if run.main:
-        os.makedirs(run.folder, exist_ok=True)
-        refuse_overwriting(run)
+    run.id, run.states = run.from_main(lambda: checkpoint.claim(run))
     if options.verbose:
         run.say(json.dumps(to_dict(config), indent=1))
-        run.say(f"{run.world} process(es) on {run.device}, {torch.get_num_threads()} thread(s) "
-                f"each, {config.train.precision}")
+        run.say(f"run {run.id}: {run.world} process(es) on {run.device}, "
+                f"{torch.get_num_threads()} thread(s) each, {config.train.precision}")
     path = train_evaluator(run) if config.train.stage == "evaluator" else train_model(run)
     if path and run.main:
         report = run.path("report.html")

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,72 +32,37 @@ SMALL = """
 """.split()
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A folder with data/made/made.pack: 40 short clips in two actions."""
-    folder = tmp_path_factory.mktemp("train")
+def clips_of(seed):
+    """40 short clips in two actions."""
     features = np.load(GOLDEN / "motion_features.npz")["t2m/features"].astype(np.float32)
-    rng = np.random.default_rng(0)
-    clips = []
+    rng = np.random.default_rng(seed)
     for i in range(40):
         action = ("walk", "jump")[i % 2]
-        motion = (
-            features[: int(rng.integers(40, 59))]
-            + rng.normal(size=(1, 263)).astype(np.float32) * 0.05
-        )
+        split = ("train", "train", "train", "val", "test")[i % 5]
+        frames = features[:int(rng.integers(40, 59))]
+        motion = frames + rng.normal(size=(1, 263)).astype(np.float32) * 0.05
         captions = [Caption(f"a man {action}s {word}") for word in ("once", "slowly", "here")]
-        clips.append(
-            Clip(
-                f"{i:03d}",
-                captions,
-                ("train", "train", "train", "val", "test")[i % 5],
-                action,
-                motion,
-            )
-        )
-    write_pack(
-        folder / "data" / "made" / "made.pack",
-        clips,
-        name="made",
-        skeleton="t2m",
-        fps=20.0,
-        actions=["walk", "jump"],
-    )
+        yield Clip(f"{i:03d}", captions, split, action, motion)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with data/made/made.pack."""
+    folder = tmp_path_factory.mktemp("train")
+    write_pack(folder / "data" / "made" / "made.pack", clips_of(0), name="made", skeleton="t2m",
+               fps=20.0, actions=["walk", "jump"])
     return folder
 
 
 def command(root, *flags, processes=1):
-    start = (
-        [sys.executable]
-        if processes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-        ]
-    )
-    return [
-        *start,
-        "train.py",
-        "--dataset=made",
-        f"--assets.data_root={root / 'data'}",
-        f"--out={root / 'out'}",
-        *SMALL,
-        *flags,
-    ]
+    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *many[:4 * (processes > 1)], "train.py", "--dataset=made",
+            f"--assets.data_root={root / 'data'}", f"--out={root / 'out'}", *SMALL, *flags]
 
 
 def run(root, *flags, processes=1, **options):
-    return subprocess.run(
-        command(root, *flags, processes=processes),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
-    )
+    return subprocess.run(command(root, *flags, processes=processes), cwd=ROOT, text=True,
+                          capture_output=True, timeout=300, **options)
 
 
 def log(root, name):
@@ -217,6 +183,99 @@ def test_killed_and_resumed_gives_the_same_numbers(root, whole, tmp_path, proces
         compare(log(root, name), log(root, "whole"), 1e-4)
         second = run(root, "--name=two-whole", processes=2)
         assert second.returncode == 0 and log(root, name) == log(root, "two-whole")
+
+
+VAE = ("--stage=vae", "--train.eval_every=100", "--train.sample_every=0")
+
+
+def test_an_overwritten_run_leaves_nothing_to_the_new_one(root, whole, tmp_path):
+    """Killed in its first stage, a run that overwrites another goes on alone."""
+    shutil.copytree(whole, root / "out" / "again")
+    killer = tmp_path / "killer.py"
+    killer.write_text(KILLER.format(root=str(ROOT), where="vae", count=5))
+    flags = ("--name=again", "--seed=7")
+    argv = [str(killer) if word == "train.py" else word
+            for word in command(root, *flags, "--overwrite")]
+    assert subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=120).returncode
+    left = os.listdir(root / "out" / "again")
+    assert "vae.pt" in left and not {"diffusion.pt", "model.pt", "vae_best.pt"} & set(left)
+    before = (whole / "model.pt").read_bytes()
+    assert (root / "out" / "again" / "previous" / "model.pt").read_bytes() == before
+    assert run(root, *flags, "--resume").returncode == 0
+    assert run(root, "--name=fresh", "--seed=7").returncode == 0
+    assert log(root, "again") == log(root, "fresh") != log(root, "whole")
+    files = ("vae.pt", "vae_best.pt", "diffusion.pt", "diffusion_best.pt", "model.pt")
+    ids = {checkpoint.load(root / "out" / "again" / name)["run"] for name in files}
+    assert len(ids) == 1 and ids != {checkpoint.load(whole / "model.pt")["run"]}
+
+
+def refused(root, words, *flags):
+    done = run(root, *flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert words in done.stderr, done.stderr[-800:]
+
+
+def test_nothing_of_another_run_is_taken(root, whole):
+    for name in ("other-vae", "mixed"):
+        assert run(root, f"--name={name}", *VAE, "--seed=8").returncode == 0
+    mixed = root / "out" / "mixed"
+    shutil.copy(whole / "diffusion.pt", mixed)
+    refused(root, "diffusion.pt is of another run than vae.pt beside it", "--name=mixed",
+            "--resume", "--seed=8")
+    shutil.copy(whole / "vae_best.pt", mixed)
+    refused(root, "vae_best.pt is of another run", "--name=mixed", "--resume", *VAE, "--seed=8")
+    shutil.copytree(whole, root / "out" / "on-others")
+    refused(root, "was trained on another VAE", "--name=on-others", "--stage=diffusion",
+            f"--train.vae_checkpoint={root / 'out' / 'other-vae' / 'vae_best.pt'}", "--resume")
+    refused(root, "more steps would change", "--name=on-others", "--resume",
+            "--train_vae.steps=14", "--allow-change=steps")
+
+
+def test_resume_refuses_changes_that_are_not_named(root):
+    assert run(root, "--name=changed", *VAE).returncode == 0
+    again = ("--name=changed", *VAE, "--resume")
+    for flag, words in (
+        ("--seed=5", "train.seed=1234, now it is 5"),
+        ("--train_vae.batch_size=4", "train_vae.batch_size=8, now it is 4"),
+        ("--train_vae.schedule=constant", "train_vae.schedule=cosine, now it is constant"),
+        ("--train_vae.ema=0.5", "if you add --allow-change train_vae.ema"),
+        ("--precision=bf16", "train.precision=float32, now it is bf16"),
+        ("--data.min_length=44", "data.min_length=40, now it is 44"),
+        ("--vae.lambda_kl=0.1", "vae.lambda_kl=0.0001, now it is 0.1"),
+        ("--allow-change=lr,stepps", "unknown setting 'stepps'. Did you mean steps?"),
+        ("--overwrite", "give one of the two"),
+    ):
+        refused(root, words, *again, flag)
+    refused(root, "vae.pt does not fit: it has weights of other shapes", *again,
+            "--vae.ff_size=12", "--allow-change=vae.ff_size")
+    refused(root, "train_vae.optimizer=muon, now it is adamw", *again,
+            "--train_vae.optimizer=adamw", "--allow-change=optimizer")
+    pack = root / "data" / "made" / "made.pack"
+    whole = pack.read_bytes()
+    try:
+        write_pack(pack, clips_of(1), name="made", skeleton="t2m", fps=20.0,
+                   actions=["walk", "jump"])
+        refused(root, "data.dataset=made packed as ", *again)
+    finally:
+        pack.write_bytes(whole)
+
+
+def test_a_change_that_is_named_is_made(root):
+    """More steps at another rate: the log says what was asked for, after the old lines."""
+    flags = ("--name=longer", *VAE)
+    assert run(root, *flags).returncode == 0
+    before = log(root, "longer")
+    more = ("--train_vae.steps=15", "--train_vae.lr=3e-4", "--train_vae.schedule=constant",
+            "--train_vae.weight_decay=0.5", "--train_vae.ema=0")
+    done = run(root, *flags, *more, "--resume",
+               "--allow-change=lr,steps,train_vae.schedule,weight_decay,ema")
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = log(root, "longer")
+    assert {key: after[key] for key in before} == before and len(after) == 15
+    assert [after["vae", step]["lr"] for step in (13, 14, 15)] == [3e-4] * 3
+    state = checkpoint.load(root / "out" / "longer" / "vae.pt")
+    groups = [group for one in state["optimizers"] for group in one["param_groups"]]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0} and state["ema"] == []
 
 
 def compare(a, b, tolerance):
@@ -345,8 +404,8 @@ def test_a_full_disk_leaves_the_checkpoint_intact(root, whole):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
     done = run(root, "--name=full", "--stage=vae", "--overwrite", preexec_fn=limit)
     assert done.returncode == 1 and "error: cannot write" in done.stderr, done.stderr[-1500:]
-    assert (root / "out" / "full" / "vae.pt").read_bytes() == before
-    assert not [name for name in os.listdir(root / "out" / "full") if name.endswith(".part")]
+    assert (root / "out" / "full" / "previous" / "vae.pt").read_bytes() == before
+    assert not list((root / "out" / "full").rglob("*.part"))
 
 
 def test_bad_commands_say_what_is_wrong(root):
