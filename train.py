@@ -244,7 +244,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(enabled=run.config.train.precision == "fp16")
         self.ema = [p.detach().clone() for p in self.params] if self.s.ema else []
         self.step, self.best = 0, math.inf
-        self.count, self.sums, self.frames, self.seconds = 0, {}, 0, 0.0  # since the last log line
+        self.since = fresh()
         if self.name in run.states:
             self.restore(run.states.pop(self.name))
         if run.main:
@@ -271,6 +271,7 @@ class Loop:
             ema = state["ema"] or self.params
             self.ema = [e.detach().clone().to(self.run.device) for e in ema]
         self.step, self.best = state["step"], state["best"]
+        self.since = state.get("since") or fresh()
         self.run.say(f"{self.name}: going on from step {self.step} of {self.last}")
 
     def save(self):
@@ -278,7 +279,7 @@ class Loop:
             self.run.save(
                 self.last, self.stage.state_dict(), step=self.step, best=self.best, ema=self.ema,
                 optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-                scaler=self.scaler.state_dict(), vae=self.run.vae)
+                scaler=self.scaler.state_dict(), since=self.since, vae=self.run.vae)
         if self.run.world > 1:
             dist.barrier()
 
@@ -311,10 +312,12 @@ class Loop:
             decay = min(self.s.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
         self.step += 1
-        self.count += 1
-        self.sums = {key: self.sums.get(key, 0.0) + value for key, value in losses.items()}
-        self.frames += batch["global_frames"]
-        self.seconds += time.time() - self.started
+        since, sums = self.since, self.since["sums"]
+        since["steps"] += 1
+        since["frames"] += batch["global_frames"]
+        since["seconds"] += time.time() - self.started
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + value
         self.bar.update()
 
     def backward(self, batch):
@@ -351,12 +354,12 @@ class Loop:
         return losses
 
     def log(self):
-        means = {key: value / self.count for key, value in self.sums.items()}
-        speed = round(self.frames / max(self.seconds, 1e-9))
+        means = {key: value / self.since["steps"] for key, value in self.since["sums"].items()}
+        speed = round(self.since["frames"] / max(self.since["seconds"], 1e-9))
         self.bar.set_postfix(loss=f"{means['loss']:.4f}", frames=f"{speed}/s")
         self.run.log(stage=self.name, step=self.step, lr=self.rate, grad_norm=float(self.norm),
                      frames_per_s=speed, **self.stage.summary(means))
-        self.count, self.sums, self.frames, self.seconds = 0, {}, 0, 0.0
+        self.since = fresh()
 
     def validate(self):
         """Losses over val with the averaged weights, which are kept if they are the best so far;
@@ -384,6 +387,11 @@ class Loop:
         if self.run.main:
             with self.run.autocast():
                 self.stage.show(self.step)
+
+
+def fresh():
+    """What is counted from one line of the log to the next."""
+    return {"steps": 0, "sums": {}, "frames": 0, "seconds": 0.0}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 """train.py as a program on a small dataset: each stage, exact resume, two processes, bad ends."""
+import contextlib
 import json
 import os
 import pathlib
@@ -183,6 +184,68 @@ def test_killed_and_resumed_gives_the_same_numbers(root, whole, tmp_path, proces
         compare(log(root, name), log(root, "whole"), 1e-4)
         second = run(root, "--name=two-whole", processes=2)
         assert second.returncode == 0 and log(root, name) == log(root, "two-whole")
+
+
+def forked(flags, root, hook=None):
+    """train.py in a child of this process, which has everything imported; returns its status."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+            if hook:
+                hook()
+            train.main(command(root, *flags)[2:])
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+STEPS = 23
+
+
+def dies(point, how):
+    """A hook that ends a training at its step `point`, counted over both stages: a SIGKILL after
+    the step, one after the next line of the log, or Ctrl-C."""
+    def hook():
+        update, write = train.Loop.update, train.Run.log
+
+        def reached(stage, step):
+            return step + STEPS * (stage == "diffusion") >= point
+
+        def updated(self, batch):
+            update(self, batch)
+            if how != "in log" and reached(self.name, self.step):
+                os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGINT)
+
+        def logged(self, **values):
+            write(self, **values)
+            if how == "in log" and reached(values["stage"], values["step"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train.Loop.update, train.Run.log = updated, logged
+    return hook
+
+
+def test_twenty_kills_leave_every_line_of_the_log_as_it_is(root):
+    """The intervals of log, validation and checkpoint are coprime, so that kills and Ctrl-C fall
+    between all of them."""
+    flags = (f"--train_vae.steps={STEPS}", f"--train_diffusion.steps={STEPS}",
+             "--train.log_every=5", "--train.save_every=3", "--train.eval_every=7",
+             "--train.sample_every=0")
+    assert forked((*flags, "--name=unkilled"), root) == 0
+    expected, rng = log(root, "unkilled"), np.random.default_rng(0)
+    assert [step for stage, step in expected if stage == "vae"] == [5, 7, 10, 14, 15, 20, 21, 23]
+    for name in ("killed-0", "killed-1", "killed-2", "killed-3"):
+        points = sorted(rng.choice(np.arange(1, 2 * STEPS - 2), 5, replace=False).tolist())
+        for i, point in enumerate(points):
+            how = ("kill", "in log", "ctrl-c")[rng.integers(3)]
+            ended = forked((*flags, f"--name={name}", *["--resume"] * (i > 0)), root,
+                           dies(point, how))
+            assert (ended == 0) == (how == "ctrl-c"), (name, point, how, ended)
+            assert not (root / "out" / name / "model.pt").exists()
+        assert forked((*flags, f"--name={name}", "--resume"), root) == 0
+        assert log(root, name) == expected, points
 
 
 VAE = ("--stage=vae", "--train.eval_every=100", "--train.sample_every=0")
