@@ -180,6 +180,8 @@ def main(argv):
         run(args, read_prompts(args))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

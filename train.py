@@ -22,9 +22,10 @@ out/NAME, holds
     log.jsonl, report.html          every logged number; curves, settings and example motions
     previous/                       the run that was here before --overwrite
 
-Each .pt file names its run, and nothing of another run is ever taken. --resume refuses settings
-that change the numbers unless --allow-change names them, as in the example above; the sizes of a
-network and its optimiser must stay.
+Ctrl-C and SIGTERM save and stop after the step at hand, on all processes; a second one stops at
+once. Each .pt file names its run, and nothing of another run is ever taken. --resume refuses
+settings that change the numbers unless --allow-change names them, as in the example above; the
+sizes of a network and its optimiser must stay.
 """
 import contextlib
 import ctypes
@@ -94,13 +95,19 @@ class Run:
         self.count_actions()
         self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
         self.folder = os.path.join(config.train.out, config.train.name or config.data.dataset)
-        self.stopping, self.board = False, None  # TensorBoard's writer, where that is installed
-        signal.signal(signal.SIGINT, self.stop)
+        self.board = None  # TensorBoard's writer, where that is installed
+        self.asked, self.stopping = None, False  # when this process was told to stop; all agreed
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.stop)
 
-    def stop(self, *_):
-        if self.stopping:  # a second Ctrl-C does not wait for the step's end
-            raise KeyboardInterrupt
-        self.stopping = True
+    def stop(self, number, frame):
+        """On Ctrl-C, or SIGTERM as clusters send it: save after this step. A second one ends the
+        process at once."""
+        now = time.monotonic()
+        if self.asked is None:
+            self.asked, self.stopping = now, self.world == 1
+        elif self.world == 1 or now - self.asked > 2:  # torchrun repeats the terminal's Ctrl-C
+            os._exit(128 + number)
 
     def count_actions(self):
         c, pack = self.config.denoiser, self.pack
@@ -170,11 +177,14 @@ class Run:
 
     def mean(self, values):
         """{name: value weighted by this process' share} -> sums over all processes, as floats."""
+        asked = float(self.asked is not None)  # all stop after the same step, or none
         numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device)
-                               .detach() for value in values.values()])
+                               .detach() for value in (*values.values(), asked)])
         if self.world > 1:
             dist.all_reduce(numbers)
-        return dict(zip(values, numbers.tolist()))
+        *numbers, asked = numbers.tolist()
+        self.stopping = self.stopping or asked > 0
+        return dict(zip(values, numbers))
 
     def from_main(self, make):
         """What make() returns on the first process, which alone calls it, on every process. Its
@@ -208,7 +218,7 @@ class Run:
 
 def fit(run, stage):
     """Train `stage` for its number of steps and leave it with its best weights. Returns whether it
-    is finished: if not, Ctrl-C asked to stop, and the state is saved."""
+    is finished: if not, it was told to stop, and the state is saved."""
     train, steps, loop = run.config.train, stage.settings.steps, Loop(run, stage)
 
     def due(every):
@@ -284,7 +294,7 @@ class Loop:
             dist.barrier()
 
     def batches(self):
-        """The batches of the steps that are left, until Ctrl-C."""
+        """The batches of the steps that are left, until the run is told to stop."""
         batches, workers, epoch = self.stage.batches, self.run.config.data.workers, None
         while self.step < self.s.steps and not self.run.stopping:
             self.started = time.time()
@@ -513,6 +523,8 @@ def main(argv):
     except OSError as error:
         sys.exit(f"error: cannot write or read {error.filename or 'a file'} ({error.strerror}); "
                  "checkpoints written before are intact.")
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(130)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

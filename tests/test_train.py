@@ -6,6 +6,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -348,22 +349,82 @@ def compare(a, b, tolerance):
             assert a[key][name] == pytest.approx(b[key][name], rel=tolerance, abs=1e-6), (key, name)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(root, whole):
-    running = subprocess.Popen(
-        command(root, "--name=stopped", "--train.save_every=1000"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    path = root / "out" / "stopped" / "log.jsonl"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(root, whole, number):
+    name = f"stopped-{number}"
+    running = subprocess.Popen(command(root, f"--name={name}", "--train.save_every=1000"), cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    path = root / "out" / name / "log.jsonl"
     while running.poll() is None and not (path.exists() and '"step": 2' in path.read_text()):
         time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out = running.communicate(timeout=100)[0]
     assert running.returncode == 0 and "--resume goes on from here" in out, out[-2000:]
-    assert run(root, "--name=stopped", "--resume").returncode == 0
-    assert log(root, "stopped") == log(root, "whole")
+    assert run(root, f"--name={name}", "--resume").returncode == 0
+    assert log(root, name) == log(root, "whole")
+
+
+HOOKED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import train
+update = train.Loop.update
+
+def updated(self, batch):
+    update(self, batch)
+    {then}
+
+train.Loop.update = updated
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_and_without_a_traceback(root, tmp_path, number):
+    script = tmp_path / "slow.py"
+    script.write_text(HOOKED.format(root=str(ROOT), then="print('in a step', flush=True); "
+                                    "[time.sleep(1) for _ in range(60)]"))
+    argv = [str(script) if word == "train.py" else word
+            for word in command(root, f"--name=twice-{number}", *VAE)]
+    running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    while running.stdout.readline().strip() not in ("in a step", ""):
+        pass
+    for _ in range(2):
+        running.send_signal(number)
+        time.sleep(0.3)
+    _, errors = running.communicate(timeout=10)
+    assert running.returncode == 128 + number and "Traceback" not in errors, errors[-2000:]
+
+
+def two_processes(root, script, *flags, other=()):
+    """Two processes that share nothing but a port, the second with flags of its own. Returns their
+    exit codes and what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running = []
+    for rank in (0, 1):
+        argv = [str(script) if word == "train.py" else word
+                for word in command(root, *flags, *(other if rank else ()))]
+        env = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        running.append(subprocess.Popen(argv, cwd=ROOT, env=env, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    out = [one.communicate(timeout=200)[0] for one in running]
+    return [one.returncode for one in running], out
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_of_two_stops_both_after_the_same_step(root, whole, tmp_path, rank):
+    script, name = tmp_path / "signalled.py", f"one-of-two-{rank}"
+    script.write_text(HOOKED.format(root=str(ROOT), then=f"if (self.run.rank, self.step) == "
+                                    f"({rank}, 5): os.kill(os.getpid(), signal.SIGTERM)"))
+    codes, out = two_processes(root, script, f"--name={name}", "--train.save_every=1000")
+    assert codes == [0, 0] and "stopped at step 6 of vae" in out[0], out
+    codes, out = two_processes(root, "train.py", f"--name={name}", "--resume")
+    assert codes == [0, 0], out
+    compare(log(root, name), log(root, "whole"), 1e-4)
 
 
 @pytest.mark.parametrize(
