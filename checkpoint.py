@@ -228,8 +228,9 @@ def vae_of(run):
 
 def identity(run):
     """The name of a new run, of all that its numbers depend on: equal runs have equal names."""
-    known = [portable(run.config), pack_digest(run.pack), torch.__version__, str(run.device)]
-    return hashlib.sha256(json.dumps([*known, run.world]).encode()).hexdigest()[:16]
+    known = [portable(run.config), pack_digest(run.pack), torch.__version__, run.device.type,
+             run.world]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def pack_digest(pack):

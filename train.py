@@ -12,6 +12,9 @@
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \\
         --rdzv_endpoint=HOST:29500 train.py --dataset humanml3d        two machines
 
+Each machine needs the packed dataset (and CLIP's weights); the run's folder is the first process'
+alone, which sends what the others need.
+
 Everything random is a pure function of (seed, stage, step, clip). So a resumed run continues
 exactly, and several processes see together what one alone would have seen. The folder of a run,
 out/NAME, holds
@@ -33,6 +36,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -76,6 +80,14 @@ def keep_freed_memory(keep=True):
         libc.mallopt(-1, 2**31 - 1 if keep else 2**26)  # M_TRIM_THRESHOLD
 
 
+def attempt(make):
+    """[what make() returns, None], or [None, its error]"""
+    try:
+        return [make(), None]
+    except (ValueError, OSError) as error:
+        return [None, error]
+
+
 class Run:
     def __init__(self, config, options):
         self.config, self.options = config, options
@@ -83,6 +95,7 @@ class Run:
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device = checkpoint.find_device(config.train.device,
                                              int(os.environ.get("LOCAL_RANK", 0)))
+        self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
         if self.device.type == "cpu" and config.train.precision == "fp16":
             raise SettingError("train.precision fp16 needs a GPU; on the CPU use float32 or bf16.")
         if config.train.threads:
@@ -90,9 +103,8 @@ class Run:
         keep_freed_memory()
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
-        self.pack = data.open_pack(config)
-        self.count_actions()
+        self.pack = self.together(lambda: data.open_pack(config))
+        self.together(self.count_actions)
         self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
         self.folder = os.path.join(config.train.out, config.train.name or config.data.dataset)
         self.board = None  # TensorBoard's writer, where that is installed
@@ -191,16 +203,34 @@ class Run:
         error is everybody's, too, so that none waits for another."""
         if self.world == 1:
             return make()
-        result = [None, None]
-        if self.main:
-            try:
-                result[0] = make()
-            except (ValueError, OSError) as error:
-                result[1] = error
+        result = attempt(make) if self.main else [None, None]
         dist.broadcast_object_list(result)
         if result[1] is not None:
             raise result[1]
         return result[0]
+
+    def together(self, make):
+        """make() on every process, with the first one's error, if any has one, on all of them."""
+        if self.world == 1:
+            return make()
+        value, error = attempt(make)
+        errors = [None] * self.world
+        dist.all_gather_object(errors, error)
+        for rank, error in enumerate(errors):
+            if error is not None:
+                raise error if rank == 0 else type(error)(f"Process {rank}: {error}")
+        return value
+
+    def check_alike(self):
+        """SettingError if a process was started with other settings or data than the first."""
+        names = [None] * self.world
+        if self.world > 1:
+            dist.all_gather_object(names, checkpoint.identity(self))
+        for rank, name in enumerate(names):
+            if name != names[0]:
+                raise SettingError(
+                    f"Process {rank} has other settings, another pack or another torch than the "
+                    "first; start the same command on copies of one dataset.")
 
     def show(self, name, motions):
         """Write motions, a list of (joints (T, J, 3) in metres, caption), as a player."""
@@ -285,13 +315,11 @@ class Loop:
         self.run.say(f"{self.name}: going on from step {self.step} of {self.last}")
 
     def save(self):
-        if self.run.main:
-            self.run.save(
-                self.last, self.stage.state_dict(), step=self.step, best=self.best, ema=self.ema,
-                optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-                scaler=self.scaler.state_dict(), since=self.since, vae=self.run.vae)
-        if self.run.world > 1:
-            dist.barrier()
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        self.run.from_main(lambda: self.run.save(
+            self.last, self.stage.state_dict(), step=self.step, best=self.best, ema=self.ema,
+            optimizers=optimizers, scaler=self.scaler.state_dict(), since=self.since,
+            vae=self.run.vae))
 
     def batches(self):
         """The batches of the steps that are left, until the run is told to stop."""
@@ -380,10 +408,10 @@ class Loop:
             values = self.stage.validate()
             if values["loss"] < self.best:
                 self.best = values["loss"]
-                if run.main:
-                    run.save(self.best_file, self.stage.state_dict(), step=self.step)
-            if run.main and every and self.step % every == 0 and self.step < self.s.steps:
-                self.stage.show(self.step)
+                run.from_main(lambda: run.save(self.best_file, self.stage.state_dict(),
+                                               step=self.step))
+            if every and self.step % every == 0 and self.step < self.s.steps:
+                run.from_main(lambda: self.stage.show(self.step))
         self.stage.train()
         words = ", ".join(f"val {key} {value:.4g}" for key, value in values.items())
         run.say(f"{self.name} step {self.step}: {words}")
@@ -392,11 +420,11 @@ class Loop:
 
     def finish(self):
         """Take the best weights, and show what they do."""
-        self.stage.load_state_dict(checkpoint.load(self.best_file)["model"])
+        best = self.run.from_main(lambda: checkpoint.load(self.best_file)["model"])
+        checkpoint.fill(self.stage, best, self.best_file)
         self.stage.eval()
-        if self.run.main:
-            with self.run.autocast():
-                self.stage.show(self.step)
+        with self.run.autocast():
+            self.run.from_main(lambda: self.stage.show(self.step))
 
 
 def fresh():
@@ -467,9 +495,16 @@ def train_evaluator(run):
     return path
 
 
+def trained_vae(path):
+    if not os.path.exists(path):
+        raise SettingError(f"{path} does not exist: train the VAE first (--stage vae) or name one "
+                           "with --train.vae_checkpoint=FILE.")
+    return checkpoint.load(path)["model"]
+
+
 def train_model(run):
     """Train the VAE and the diffusion, or one of them; returns the finished file, or None."""
-    model, c = build(run), run.config.train
+    model, c = run.together(lambda: build(run)), run.config.train
     parts = {name: getattr(model, name) for name in ("vae", "denoiser", "text_encoder")}
     run.say(f"{run.folder}: " + "; ".join(f"{name} {million(part)}"
                                           for name, part in parts.items() if part))
@@ -479,24 +514,22 @@ def train_model(run):
         return run.path("vae_best.pt")
     if model.vae and c.stage == "diffusion":
         source = checkpoint.vae_of(run)
-        if not os.path.exists(source):
-            raise SettingError(f"{source} does not exist: train the VAE first (--stage vae) or "
-                               "name one with --train.vae_checkpoint=FILE.")
-        state = checkpoint.load(source)["model"]
+        state = run.from_main(lambda: trained_vae(source))
         checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
                                     state.items() if name.startswith("vae.")}, source)
     run.vae = checkpoint.weights_digest(model.vae) if model.vae else ""
     if not fit(run, DiffusionStage(run, model)):
         return None
     path = run.path("model.pt")
-    if run.main:
-        run.save(path, model.state_dict(), actions=list(run.pack.actions),
-                 vocabulary=getattr(model.text_encoder, "vocabulary", None))
+    run.from_main(lambda: run.save(
+        path, model.state_dict(), actions=list(run.pack.actions),
+        vocabulary=getattr(model.text_encoder, "vocabulary", None)))
     return path
 
 
 def train(config, options):
     run = Run(config, options)
+    run.check_alike()
     run.id, run.states = run.from_main(lambda: checkpoint.claim(run))
     if options.verbose:
         run.say(json.dumps(to_dict(config), indent=1))
@@ -523,6 +556,11 @@ def main(argv):
     except OSError as error:
         sys.exit(f"error: cannot write or read {error.filename or 'a file'} ({error.strerror}); "
                  "checkpoints written before are intact.")
+    except RuntimeError as error:
+        if not dist.is_initialized() or not re.search("gloo|NCCL|[Cc]onnection|peer", str(error)):
+            raise
+        sys.exit("error: another process of this training has ended or cannot be reached; what it "
+                 "said comes before this. --resume goes on from the last checkpoint.")
     except KeyboardInterrupt:  # before there was anything to save
         sys.exit(130)
     finally:

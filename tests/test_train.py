@@ -364,6 +364,34 @@ def test_a_signal_saves_and_says_how_to_go_on(root, whole, number):
     assert log(root, name) == log(root, "whole")
 
 
+def test_two_machines_need_not_share_a_disk(root, whole, tmp_path):
+    """The second process has a folder of its own, and nothing is read from there or written."""
+    other = (f"--out={tmp_path / 'elsewhere'}",)
+    script = tmp_path / "signalled.py"
+    script.write_text(HOOKED.format(root=str(ROOT), then="if (self.run.rank, self.name, self.step) "
+                                    "== (0, 'diffusion', 4): os.kill(os.getpid(), 2)"))
+    codes, out = two_processes(root, script, "--name=apart", other=other)
+    assert codes == [0, 0] and "stopped at step 5 of diffusion" in out[0], out
+    codes, out = two_processes(root, "train.py", "--name=apart", "--resume", other=other)
+    assert codes == [0, 0] and not (tmp_path / "elsewhere").exists(), out
+    compare(log(root, "apart"), log(root, "whole"), 1e-4)
+    # what one process finds wrong ends both, each with the sentence
+    data = tmp_path / "data" / "made" / "made.pack"
+    for flags, words in (
+        (("--train_vae.lr=1e-5",), "Process 1 has other settings"),
+        ((f"--assets.data_root={tmp_path / 'data'}",), "Process 1 has other settings, another"),
+        (("--device=cpu", "--data.fps=30"), "Process 1: "),
+    ):
+        data.parent.mkdir(parents=True, exist_ok=True)
+        write_pack(data, clips_of(1), name="made", skeleton="t2m", fps=20.0,
+                   actions=["walk", "jump"])
+        codes, out = two_processes(root, "train.py", "--name=unalike", other=flags)
+        assert codes == [1, 1] and all(words in one for one in out), out
+        assert not any("Traceback" in one for one in out), out
+    codes, out = two_processes(root, "train.py", "--name=apart", other=other)
+    assert codes == [1, 1] and all("holds a run already" in one for one in out), out
+
+
 HOOKED = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
