@@ -21,7 +21,7 @@ import torch
 
 from clip import WordEncoder, load_clip
 from config import (FIELDS, SAMPLING, SettingError, atomic_write, from_dict, get_value, nearest,
-                    to_dict)
+                    remove_parts, to_dict)
 from formats.safe_pickle import load_torch
 from mld import MLD
 from published import check_names, norms, read_published
@@ -189,6 +189,9 @@ def claim(run):
     if options.resume and options.overwrite or options.allow_change and not options.resume:
         raise SettingError("--resume goes on, with what --allow-change names, --overwrite starts "
                            "again: give one of the two.")
+    os.makedirs(run.folder, exist_ok=True)
+    run.lock()
+    remove_parts(run.folder)
     trained = ("vae", "diffusion") if c.train.stage == "all" else (c.train.stage,)
     stages = ("vae", "diffusion") if "vae" in trained else trained  # a denoiser goes with its VAE
     held = [name for stage in stages for name in FILES[stage] if os.path.exists(run.path(name))]
@@ -196,7 +199,6 @@ def claim(run):
         raise SettingError(
             f"{run.folder} holds a run already ({held[0]}): --resume goes on with it, --overwrite "
             "starts again, --name NAME puts the new one elsewhere.")
-    os.makedirs(run.folder, exist_ok=True)
     if options.overwrite:
         set_aside(run, stages)
         held = []

@@ -449,6 +449,31 @@ def from_dict(data):
     return validate(config)
 
 
+def lock(file, wait=False):
+    """Whether this process now holds the lock of an open file, until it closes it or dies. True,
+    too, where there are no locks: on some network drives, and on Windows."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
+
+
+def remove_parts(folder):
+    """Remove what killed processes left of files that they were writing. A living writer holds a
+    lock on its own."""
+    for name in os.listdir(folder) if os.name == "posix" else ():
+        if name.endswith(PART):
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as file:
+                if lock(file):
+                    os.unlink(file.name)
+
+
+PART, SWEPT = ".nanomld.part", set()  # SWEPT: folders where this process has looked for such files
+
+
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
     """`with atomic_write(path) as file`: the file appears under its name whole, or not at all, in
@@ -457,9 +482,17 @@ def atomic_write(path, mode="wb"):
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
     os.makedirs(folder, exist_ok=True)
-    handle, part = tempfile.mkstemp(".part", os.path.basename(path) + ".", folder)
+    if folder not in SWEPT:
+        SWEPT.add(folder)
+        remove_parts(folder)
+    links = 0
+    while not links:  # until it is ours: somebody who looks for left parts may be faster
+        handle, part = tempfile.mkstemp(PART, os.path.basename(path) + ".", folder)
+        file = os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
+        lock(file, wait=True)
+        links = os.fstat(handle).st_nlink
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -50,7 +50,7 @@ import checkpoint
 import data
 import kernels
 from clip import WordEncoder, load_clip, vocabulary_of
-from config import SettingError, atomic_write, parse_args, to_dict
+from config import SettingError, atomic_write, lock, parse_args, to_dict
 from data import to_device
 from judge.evaluators import EvaluatorStage
 from mld import MLD
@@ -129,6 +129,14 @@ class Run:
                 raise SettingError(f"denoiser.num_actions is {c.num_actions}, but {pack.path} has "
                                    f"{len(pack.actions)} actions.")
 
+    def lock(self):
+        """Hold the folder as long as this process lives."""
+        self.held = open(self.path(".lock"), "w")
+        if not lock(self.held):
+            raise SettingError(f"Another process is training in {self.folder}: wait for it or stop "
+                               "it; --name NAME puts the new run elsewhere.")
+        os.register_at_fork(after_in_child=self.held.close)  # not held by workers that live on
+
     def path(self, name):
         return os.path.join(self.folder, name)
 
@@ -142,16 +150,22 @@ class Run:
             return
         with open(self.path("log.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-        if self.board is None:
-            try:
+        self.board_log(**values)
+
+    def board_log(self, stage, step, **values):
+        """The same to TensorBoard, where that is installed: if it is broken, training goes on."""
+        try:
+            if self.board is None:
                 from torch.utils.tensorboard import SummaryWriter
                 self.board = SummaryWriter(self.folder)
-            except ImportError:
-                self.board = False
-        if self.board:
-            stage, step = values.pop("stage"), values.pop("step")
-            for key, value in values.items():
+            for key, value in values.items() if self.board else ():
                 self.board.add_scalar(f"{stage}/{key}", value, step)
+        except Exception as error:
+            self.board = False
+            if getattr(error, "name", "") != "tensorboard":  # not just absent
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+                self.say(f"warning: TensorBoard is broken here ({reason}); training goes on "
+                         "without it")
 
     def save(self, path, model, **state):
         """checkpoint.save, with the run's identity and the data's."""
@@ -325,7 +339,7 @@ class Loop:
         """The batches of the steps that are left, until the run is told to stop."""
         batches, workers, epoch = self.stage.batches, self.run.config.data.workers, None
         while self.step < self.s.steps and not self.run.stopping:
-            self.started = time.time()
+            self.started = time.perf_counter()
             now, first = divmod(self.step, len(batches))
             if now != epoch:
                 epoch, source = now, batches.epoch(now, first, workers)
@@ -353,7 +367,7 @@ class Loop:
         since, sums = self.since, self.since["sums"]
         since["steps"] += 1
         since["frames"] += batch["global_frames"]
-        since["seconds"] += time.time() - self.started
+        since["seconds"] += time.perf_counter() - self.started
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + value
         self.bar.update()

@@ -255,6 +255,35 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file.bin"]
 
 
+WRITER = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from config import atomic_write
+with atomic_write({path!r}) as file:
+    file.write(b"half")
+    file.flush()
+    {then}
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    def writer(name, then):
+        script = WRITER.format(root=str(ROOT), path=str(tmp_path / name), then=then)
+        return subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, text=True)
+
+    (tmp_path / "a stranger's.part").touch()
+    alive = writer("alive", "print('writing', flush=True); input()")
+    alive.stdout.readline()
+    writer("dead", "os.kill(os.getpid(), signal.SIGKILL)").communicate()
+    assert len(list(tmp_path.glob("*" + config.PART))) == 2
+    with atomic_write(tmp_path / "new") as file:
+        file.write(b"whole")
+    assert [path.name[:6] for path in tmp_path.glob("*" + config.PART)] == ["alive."]
+    alive.communicate("\n")
+    assert sorted(os.listdir(tmp_path)) == ["a stranger's.part", "alive", "new"]
+
+
 def test_as_a_program():
     run = lambda *argv: subprocess.run(
         [sys.executable, "config.py", *argv], cwd=ROOT, capture_output=True, text=True

@@ -17,7 +17,7 @@ import torch
 
 import checkpoint
 import train
-from config import parse_args
+from config import PART, parse_args
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, write_pack
 from stages import DiffusionStage
@@ -390,6 +390,51 @@ def test_two_machines_need_not_share_a_disk(root, whole, tmp_path):
         assert not any("Traceback" in one for one in out), out
     codes, out = two_processes(root, "train.py", "--name=apart", other=other)
     assert codes == [1, 1] and all("holds a run already" in one for one in out), out
+
+
+def test_two_trainings_in_one_folder_are_refused(root, whole, tmp_path):
+    """And the lock of the first one ends with it, however it ends; so does what it left half."""
+    script = tmp_path / "waits.py"
+    script.write_text(HOOKED.format(root=str(ROOT), then="print('in a step', flush=True); "
+                                    "time.sleep(60)"))
+    flags = ("--name=twice", "--data.workers=1")
+    argv = [str(script) if word == "train.py" else word for word in command(root, *flags)]
+    running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while running.stdout.readline().strip() not in ("in a step", ""):
+        pass
+    for more in ((), ("--resume",), ("--overwrite",)):
+        refused(root, "Another process is training in", *flags, *more)
+    folder = root / "out" / "twice"
+    (folder / f"vae.pt.abcd{PART}").write_bytes(b"half of a checkpoint")
+    running.kill()
+    running.wait()
+    running.stdout.close()
+    done = run(root, *flags, "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert log(root, "twice") == log(root, "whole") and not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("fault", ["raise TypeError('Descriptors cannot be created')",
+                                   "raise ImportError('libprotobuf.so: no such file')"])
+def test_a_broken_tensorboard_costs_one_warning(root, tmp_path, fault):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").write_text(fault)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run(root, "--name=board", *VAE, "--overwrite", env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (done.stdout + done.stderr).count("warning: TensorBoard is broken") == 1
+
+
+def test_a_wall_clock_that_stands_still_or_goes_back_harms_nothing(root):
+    clock = iter(range(10**9, 0, -1))
+
+    def hook():
+        time.time = lambda: float(next(clock) // 1000)
+
+    assert forked(("--name=clock", *VAE), root, hook) == 0
+    lines = (root / "out" / "clock" / "log.jsonl").read_text().splitlines()
+    speeds = [entry["frames_per_s"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert len(speeds) == 12 and all(0 < speed < 1e7 for speed in speeds)
 
 
 HOOKED = """
