@@ -23,6 +23,7 @@ import argparse
 import bisect
 import dataclasses
 import difflib
+import functools
 import math
 from collections import namedtuple
 
@@ -90,9 +91,15 @@ def make_schedule(
     return Schedule(betas, torch.cumprod(1 - betas, 0), prediction_type)
 
 
+@functools.lru_cache(maxsize=16)
+def on_device(table, device):
+    """A small table, copied to each device once."""
+    return table.to(device)
+
+
 def levels_of(schedule, t, like):
     """a, s of levels t (B,), shaped to multiply `like` (B, ...)."""
-    abar = schedule.alphas_cumprod.to(like.device)[t].view(-1, *[1] * (like.dim() - 1))
+    abar = on_device(schedule.alphas_cumprod, like.device)[t].view(-1, *[1] * (like.dim() - 1))
     return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
 
 

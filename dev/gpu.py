@@ -57,16 +57,16 @@ TYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16
 
 # (MLD_KERNELS, MLD_GRAPH, precision); "baseline" stands for dev/baseline.py. In this order.
 SAMPLERS = [
-    ("torch", "0", "float32"), ("baseline", "0", "float32"), ("triton", "0", "float32"),
-    ("triton", "1", "float32"), ("triton", "1", "bf16"), ("torch", "1", "float32"),
-    ("triton", "1", "tf32"), ("torch", "1", "tf32"), ("triton", "0", "bf16"),
-    ("torch", "1", "bf16"), ("torch", "0", "tf32"), ("baseline", "0", "tf32"),
+    ("auto", "1", "float32"), ("auto", "1", "bf16"), ("baseline", "0", "float32"),
+    ("torch", "0", "float32"), ("torch", "1", "float32"), ("auto", "1", "tf32"),
+    ("torch", "1", "bf16"), ("triton", "1", "float32"), ("triton", "0", "bf16"),
+    ("baseline", "0", "tf32"),
 ]
-# (stage, MLD_KERNELS, precision, torch.compile)
+# (stage, MLD_KERNELS, precision, how): how is eager, compiled or graphed
 TRAINERS = [(stage, *rest) for rest in [
-    ("triton", "bf16", False), ("torch", "bf16", False), ("triton", "float32", False),
-    ("torch", "float32", False), ("triton", "tf32", False), ("torch", "tf32", False),
-    ("triton", "bf16", True), ("torch", "bf16", True)] for stage in ("vae", "diffusion")]
+    ("auto", "bf16", "graphed"), ("torch", "bf16", "graphed"), ("auto", "bf16", "eager"),
+    ("torch", "bf16", "eager"), ("auto", "float32", "graphed"), ("torch", "float32", "eager"),
+    ("auto", "tf32", "graphed"), ("torch", "bf16", "compiled")] for stage in ("vae", "diffusion")]
 
 # --------------------------------------------------------------------------------------------------
 # Jobs and rows
@@ -132,7 +132,7 @@ def settings(mode, graph="0", precision="float32"):
     """MLD_KERNELS, MLD_GRAPH and tf32 as given; mode "baseline" changes nothing of ours."""
     with contextlib.ExitStack() as stack:
         if mode != "baseline":
-            if mode == "triton" and not TRITON:
+            if mode in ("auto", "triton") and not TRITON:
                 raise RuntimeError(backend.WHY_NOT or "Triton needs a GPU or its interpreter")
             stack.enter_context(mock.patch.object(backend, "MODE", mode))
         stack.enter_context(mock.patch.object(graphs, "MODE", graph))
@@ -263,7 +263,7 @@ def steps():
 
 
 def in_float64(model):
-    exact = copy.deepcopy(model).cpu().double()
+    exact = copy.deepcopy(model).double()
     exact.dtype = torch.float64
     return exact
 
@@ -287,14 +287,14 @@ def correctness():
         commands = {logs[0]: [*pytest, "-n", "0", "-k", "no_gradients"]}
         if not ARGS.dry:  # a recording that fails on purpose spoils its process: apart
             commands = {logs[0]: [*pytest, "tests/test_kernels_models.py", "-n", "12"],
-                        logs[1]: [*pytest[:-1], "tests/test_fast.py", "-n", "0", "-k", "graph or "
-                                  "recorded"]}
-        for phase in ("sampling", "training", "kernels") if CUDA else ():
+                        logs[1]: [*pytest[:-1], "tests/test_fast.py", "-n", "0"]}
+        for phase in ("sampling", "training") if CUDA else ():
             commands[os.path.join(SCRATCH, f"warm-{phase}.txt")] = [
                 sys.executable, "-m", "dev.gpu", phase, "--warm", "--seconds", f"{left() - 5:.0f}"]
         for path, words in commands.items():
             with open(path, "w", encoding="utf-8") as out:
-                begun.append(subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT))
+                begun.append(subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT,
+                                              env=os.environ | {"OMP_NUM_THREADS": "1"}))
         with open(os.path.join(SCRATCH, "pids"), "w", encoding="utf-8") as file:
             file.write(" ".join(str(process.pid) for process in begun))  # gpu.sh ends what is left
 
@@ -327,13 +327,13 @@ def correctness():
 
 
 def check_sampler():
-    """The whole sampler, guided, for two lengths, against float64 on the CPU."""
+    """The whole sampler, guided, for two lengths, against float64 in plain torch on the same device."""
     sides = make_sides()
     model, T, n = sides.model, sides.frames, 2 if ARGS.dry else 8
     texts, lengths = prompts(n), [T, T // 2] * (n // 2)  # padding, too
     x_T, exact = sides.noise(n), in_float64(model)
     with settings("torch"):
-        expected = exact.generate(texts, lengths=lengths, x_T=x_T.double().cpu(), **steps())
+        expected = exact.generate(texts, lengths=lengths, x_T=x_T.double(), **steps())
     wrong = []
     for mode, graph, precision in SAMPLERS:
         if mode == "baseline" or ARGS.dry and (graph != "0" or precision != "float32"):
@@ -342,8 +342,7 @@ def check_sampler():
         try:
             used = copy.deepcopy(model).to_precision("bf16") if precision == "bf16" else model
             before = copy.copy(kernels.calls)
-            with (settings(mode, graph, precision), poisoned(), kernels.expect(mode),
-                  replays() as played):
+            with settings(mode, graph, precision), poisoned(), replays() as played:
                 for _ in range(1 if graph == "0" else 2):  # recorded, then replayed
                     found = used.generate(texts, lengths=lengths, x_T=x_T, **steps())
                 count = played()
@@ -375,7 +374,7 @@ def loss_of(model, stage, inputs):
 
 
 def check_step(stage):
-    """Loss and gradients of one training step against float64 on the CPU."""
+    """Loss and gradients of one training step against float64 in plain torch on the same device."""
     sides = make_sides(dropout=0.0)
     model, c, B = sides.model, sides.model.config.vae, 2 if ARGS.dry else 6
     lengths = draw_lengths(B, sides.frames)
@@ -398,7 +397,7 @@ def check_step(stage):
 
     with settings("torch"):
         loss, expected = gradients(
-            in_float64(model), lambda x: x.double() if x.is_floating_point() else x)
+            in_float64(model), lambda x: (x.double() if x.is_floating_point() else x).to(DEVICE))
     fine = True
     for mode, precision in itertools.product(("torch", "triton"), TYPES):
         if ARGS.dry and precision != "float32":
@@ -406,7 +405,7 @@ def check_step(stage):
         with settings(mode, precision=precision), poisoned(), kernels.expect(mode):
             found = gradients(model, lambda x: x.to(DEVICE), precision)
         for part, a, b in zip(("loss", "gradients"), found, (loss, expected)):
-            bound = {"float32": 1e-4, "tf32": 1e-2, "bf16": 1e-1}[precision]
+            bound = {"float32": 1e-4, "tf32": 3e-2, "bf16": 1e-1}[precision]
             fine &= accept(error_of(a, b), bound, phase="correctness", job=f"{stage} step",
                            what=f"{mode}, {precision}: {part}")
     assert fine, "an error is above its bound"
@@ -749,7 +748,7 @@ def sampling():
                    ms=taken * 1e3, frames_s=B * sides.frames / taken, peak_gb=peak, replays=count,
                    first_s=round(first, 2))
 
-    order = [v for v in SAMPLERS if not ARGS.warm or v[0] == "triton"]
+    order = [v for v in SAMPLERS if not ARGS.warm or v[0] in ("auto", "triton")]
     if ARGS.dry:  # the interpreter has had its turn in the first phase
         order = order[:2]
     jobs = {", ".join(v): lambda v=v: job(*v) for v in order}
@@ -786,31 +785,51 @@ def profile(phase, what, run, times=3, count=15):
 # 4. Training
 
 
-def make_step(sides, stage, precision, compiled):
+def make_step(sides, stage, precision, how):
     """-> function(features, lengths): a training step of random weights as train.py does it."""
     model = copy.deepcopy(sides.model)
     net = model.vae if stage == "vae" else model.denoiser
     net.train()
     model.text_encoder = Remembered(model.text_encoder)
-    if compiled:
+    if how == "compiled":
         for part in ("encode", "decode") if stage == "vae" else ("forward",):
             setattr(net, part, torch.compile(getattr(net, part), dynamic=True))
     params = list(net.parameters())
-    optimizer = torch.optim.AdamW(params, lr=1e-4)
+    optimizer = torch.optim.AdamW(params, lr=1e-4, fused=CUDA)
     average, c = [p.detach().clone() for p in params], model.config.vae
     B = 2 if ARGS.dry else 64
     texts, shape = prompts(B), (B, c.latent_size, c.latent_dim)
     posterior = [torch.randn(shape, device=DEVICE) for _ in range(2)]
 
+    graph = None
+    if how == "graphed":
+        fixed = model.condition.encode(model, texts, B)  # looking texts up is not recorded
+
+        def recorded_loss(*tensors):
+            names = ("features", "lengths", "eps") if stage == "vae" else ("x0",)
+            inputs = dict.fromkeys(("texts", "dropped", "eps", "t")) | dict(zip(names, tensors))
+            inputs["texts"] = texts
+            with autocast(precision), mock.patch.object(
+                    model.condition, "encode", lambda *_, **__: fixed):
+                return {"loss": loss_of(model, stage, inputs)}
+        graph = graphs.TrainingGraph(recorded_loss, params)
+
     def step(features, lengths):
+        if how == "graphed":  # a graph for every multiple of 28 frames
+            features = F.pad(features, (0, 0, 0, -features.shape[1] % 28))
         inputs = {"features": features, "lengths": lengths, "texts": texts, "dropped": None,
                   "eps": torch.randn(shape, device=DEVICE) if stage == "vae" else None, "t": None}
         if stage != "vae":
             inputs["x0"] = reparameterize(*posterior)
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(precision):
-            loss = loss_of(model, stage, inputs)
-        loss.backward()
+            if how == "graphed":
+                inputs = {"x0": inputs["x0"]}
+        if graph is not None:
+            loss = graph(*(v for v in inputs.values() if torch.is_tensor(v)))["loss"]
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(precision):
+                loss = loss_of(model, stage, inputs)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in params], 0.001)
@@ -829,9 +848,10 @@ def training():
             n = parts[i].to(DEVICE)
             yield zero_padding(torch.randn(B, int(n.max()), 263, device=DEVICE), n), n
 
-    def job(stage, mode, precision, compiled):
-        step, batches = make_step(sides, stage, precision, compiled), list(clips())
+    def job(stage, mode, precision, how):
+        batches = list(clips())
         with settings(mode, precision=precision):
+            step = make_step(sides, stage, precision, how)
             start = time.perf_counter()
             losses = [step(*batch) for batch in batches]
             synchronize()
@@ -840,21 +860,21 @@ def training():
             each = [events(lambda b=b: step(*b), 1 if ARGS.warm else 10) for b in batches]
         assert all(loss.isfinite() for loss in losses), "a loss is not finite"
         total = sum(int(n.sum()) for _, n in batches)
-        record(phase="training", job=f"{stage}, {mode}, {precision}{', compiled' * compiled}",
+        record(phase="training", job=f"{stage}, {mode}, {precision}, {how}",
                batch=B, ms=1e3 * statistics.mean(each), frames_s=total / sum(each), peak_gb=peak,
                first_s=round(first, 1))
 
     order = TRAINERS
     if ARGS.dry:
-        order = [v for v in TRAINERS if v[1:] == ("torch", "float32", False)]
+        order = [v for v in TRAINERS if v[1:] == ("torch", "float32", "eager")]
     if ARGS.warm:  # what takes longest to compile goes first
         order = order[::-1]
     jobs = {" ".join(map(str, v)): lambda v=v: job(*v) for v in order}
     if not ARGS.warm:
         def longest():
-            step = make_step(sides, "vae", "float32" if ARGS.dry else "bf16", False)
+            step = make_step(sides, "vae", "float32" if ARGS.dry else "bf16", "eager")
             batch = next(clips())
-            with settings("triton" if CUDA else "torch"):
+            with settings("auto" if CUDA else "torch"):
                 profile("training", "a VAE step, bf16", lambda: step(*batch))
         jobs = dict(list(jobs.items())[:4]) | {"longest kernels": longest} | jobs
     run_jobs("training", jobs)

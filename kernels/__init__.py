@@ -41,6 +41,10 @@ def attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
     probabilities that is dropped, below 1 (0 outside training). Returns (B, H, Lq, D) whose
     memory is (B, Lq, H, D): `.transpose(1, 2).reshape(B, Lq, H * D)` is free. A query without any
     key gives 0."""
+    exact = q.dtype == torch.float32 and q.is_cuda and backend.MODE == "auto"
+    if exact:  # measured on an H100 (docs/gpu.md): torch's is 2 times as fast, its backward 7 times
+        calls["attention", "torch"] += not torch.compiler.is_compiling()
+        return attention_kernels.torch_attention(q, k, v, lengths, causal, dropout_p)
     if path("attention", q, attention_kernels.unsupported, k, v, lengths) == "torch":
         return attention_kernels.torch_attention(q, k, v, lengths, causal, dropout_p)
     return operators.attention(
@@ -94,13 +98,25 @@ def few_tokens(stack, x, first=None, causal=False):
     if torch.compiler.is_compiling():
         return None
     triton = backend.MODE != "torch" and not backend.WHY_NOT and (x.is_cuda or backend.INTERPRETED)
-    if triton and not causal and not denoiser_layer.unsupported(x, stack):
+    if triton and not causal and not denoiser_layer.unsupported(x, stack) and pays(x, stack):
         with launched("denoiser_layers", x):
             return denoiser_layer.denoiser_layers(x, stack)[:, :first]
     if few_rows.unsupported(x, stack, first):
         return None
     calls["few_rows", "c"] += 1
     return few_rows.run(x, stack, first, causal)
+
+
+def pays(x, stack):
+    """Whether denoiser_layer.py is faster than the stack's own operations, as measured on an H100
+    (docs/gpu.md): with 16-bit weights, up to 1,024 rows at width 256; with float32 ones only where
+    no CUDA graph saves the launches."""
+    if backend.INTERPRETED:
+        return True
+    rows = x.shape[0] * x.shape[1]
+    if next(stack.parameters()).dtype == torch.float32:
+        return graphs.MODE == "0" and rows <= 384
+    return x.shape[2] < 256 or rows <= 1024
 
 
 # --------------------------------------------------------------------------------------------------

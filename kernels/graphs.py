@@ -21,7 +21,6 @@ MODE = os.environ.get("MLD_GRAPH", "auto")
 BOUND = 32  # recordings kept; the one that was not used for longest goes first
 recorded = OrderedDict()  # key -> Recording; SEEN after one call; None where recording failed
 SEEN = "seen once"
-pools = {}  # device -> memory shared by its graphs, which never run at the same time
 
 
 class Recording:
@@ -29,29 +28,7 @@ class Recording:
 
     def __init__(self, function, tensors):
         self.inputs = [t.clone() for t in tensors]
-        device, before = tensors[0].device, torch.cuda.current_stream()
-        generator = torch.cuda.default_generators[device.index]
-        state = generator.clone_state()
-        cached = torch.is_autocast_cache_enabled()
-        # the cached 16-bit copies of weights die with the autocast context; a graph outlives it
-        torch.set_autocast_cache_enabled(False)
-        try:
-            side = torch.cuda.Stream()
-            side.wait_stream(before)
-            with torch.cuda.stream(side):  # compiles kernels, sets up cuBLAS: not while recording
-                for _ in range(2):
-                    function(*self.inputs)
-            before.wait_stream(side)
-            pool = pools.setdefault(device, torch.cuda.graph_pool_handle())
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-                self.outputs = function(*self.inputs)
-        except BaseException:  # torch leaves its stream and its generator as they were in between
-            torch.cuda.set_stream(before)
-            generator.graphsafe_set_state(state)
-            raise
-        finally:
-            torch.set_autocast_cache_enabled(cached)
+        self.graph, self.outputs = capture(lambda: function(*self.inputs), tensors[0].device)
 
     def __call__(self, *tensors):
         for held, given in zip(self.inputs, tensors):
@@ -60,6 +37,76 @@ class Recording:
         if torch.is_tensor(self.outputs):
             return self.outputs.clone()  # the next replay of any graph may write over them
         return tuple(t.clone() for t in self.outputs)
+
+
+def capture(run, device, warm_ups=2, pool=None):
+    """-> a graph of what run() launches, and what it returned while it was recorded."""
+    before = torch.cuda.current_stream()
+    generator = torch.cuda.default_generators[device.index]
+    state = generator.clone_state()
+    cached = torch.is_autocast_cache_enabled()
+    # the cached 16-bit copies of weights die with the autocast context; a graph outlives it
+    torch.set_autocast_cache_enabled(False)
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(before)
+        with torch.cuda.stream(side):  # compiles kernels, sets up cuBLAS: not while recording
+            for _ in range(warm_ups):
+                run()
+        before.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=shared_pool(device) if pool is None else pool,
+                              capture_error_mode="thread_local"):
+            outputs = run()
+        return graph, outputs
+    except BaseException:  # torch leaves its stream and its generator as they were in between
+        torch.cuda.set_stream(before)
+        generator.graphsafe_set_state(state)
+        raise
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
+def shared_pool(device):
+    """Memory of the living recordings on this device, which never run at the same time."""
+    for other in recorded.values():
+        if isinstance(other, Recording) and other.inputs[0].device == device:
+            return other.graph.pool()
+    return torch.cuda.graph_pool_handle()
+
+
+class TrainingGraph:
+    """loss_of(*tensors) -> dict of scalars with "loss", and its gradients, as a graph per shape.
+
+    A call leaves the gradients in the parameters' .grad, which must stay the tensors they are
+    (zero_grad(set_to_none=False) is not needed: they are zeroed here). The first call for a shape
+    records, so parameters and random numbers are used three times then, but nothing is updated."""
+
+    def __init__(self, loss_of, parameters):
+        self.loss_of, self.parameters = loss_of, [p for p in parameters if p.requires_grad]
+        self.recorded = {}
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+
+    def __call__(self, *tensors):
+        key = tuple((t.shape, t.dtype) for t in tensors)
+        if key not in self.recorded:
+            inputs, grads = [t.clone() for t in tensors], [p.grad for p in self.parameters]
+
+            def run():
+                torch._foreach_zero_(grads)
+                losses = self.loss_of(*inputs)
+                losses["loss"].backward()
+                return {name: value.detach() for name, value in losses.items()}
+
+            pool = next(iter(self.recorded.values()))[0].pool() if self.recorded else None
+            pool = torch.cuda.graph_pool_handle() if pool is None else pool
+            self.recorded[key] = *capture(run, tensors[0].device, pool=pool), inputs
+        graph, losses, inputs = self.recorded[key]
+        for held, given in zip(inputs, tensors):
+            held.copy_(given, non_blocking=True)
+        graph.replay()
+        return {name: value.clone() for name, value in losses.items()}
 
 
 def wanted(*tensors):
