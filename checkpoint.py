@@ -21,7 +21,8 @@ import sys
 import numpy as np
 import torch
 
-from clip import WordEncoder, load_clip
+from clip import WordEncoder
+from published_clip import load_clip
 from config import Config, SettingError, atomic_write, from_dict, pack_path, set_value, to_dict, validate
 from mld import MLD, Denoiser
 from formats.pack import Pack

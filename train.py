@@ -35,7 +35,8 @@ from tqdm import tqdm
 import checkpoint
 import data
 import kernels
-from clip import WordEncoder, load_clip, vocabulary_of
+from clip import WordEncoder, vocabulary_of
+from published_clip import load_clip
 from config import SAMPLING, SettingError, parse_args, atomic_write, to_dict
 from judge.evaluators import EvaluatorStage
 from mld import MLD

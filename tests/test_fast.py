@@ -119,9 +119,8 @@ def test_generate_with_and_without_every_shortcut(values, scale):
 # --------------------------------------------------------------------------------------------------
 # CUDA graphs
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="NOT RUN on a GPU, there is none: a CUDA graph needs one"
-)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(),
+                               reason="NOT RUN on a GPU, there is none: a CUDA graph needs one")
 
 
 def test_no_graph_without_a_gpu():
