@@ -1,26 +1,27 @@
-"""Packed datasets -> padded batches with lengths, grouped by length so that little padding is computed."""
+"""Packed datasets -> padded batches with lengths, in which clips of similar length are together."""
 import numpy as np
 import torch
 
 from config import pack_path
-from formats.pack import Caption, Clip, Pack, write_pack  # noqa: F401, the format lives there
+from formats.pack import Caption, Pack
 
-GROUP = 16  # batches that are sorted by length together: 7% padding instead of 51% on clips of 24 to 196 frames
+# Batches that are sorted by length together: 7% padding instead of 51% on clips of 24..196 frames
+GROUP = 16
 
 
 def open_pack(config):
-    """The Pack that a Config asks for, its index checked; ValueError if its skeleton or frame rate is not the one of the settings."""
-    pack = Pack.open(pack_path(config))
+    """The Pack that a Config names; ValueError if it is damaged or the settings don't fit it."""
+    pack, wanted = Pack.open(pack_path(config)), config.data
     pack.check_index()
-    if (pack.skeleton, pack.fps) != (config.data.skeleton, config.data.fps):
-        raise ValueError(f"{pack.path} holds the {pack.skeleton} skeleton at {pack.fps:g} fps, the settings say {config.data.skeleton} at "
-                         f"{config.data.fps:g}; pass --data.skeleton={pack.skeleton} --data.fps={pack.fps:g}.")
+    if (pack.skeleton, pack.fps) != (wanted.skeleton, wanted.fps):
+        raise ValueError(f"{pack.path} holds the {pack.skeleton} skeleton at {pack.fps:g} fps, the "
+                         f"settings say {wanted.skeleton} at {wanted.fps:g}; pass "
+                         f"--data.skeleton={pack.skeleton} --data.fps={pack.fps:g}.")
     return pack
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Random numbers that can be asked for one at a time
-
+# --------------------------------------------------------------------------------------------------
+# Random numbers, each of which can be had without the others
 
 def mixed(x):
     """x (...) uint64 -> uint64, the finaliser of SplitMix64: each bit depends on every bit of x."""
@@ -34,14 +35,14 @@ def keys_of(seed, count):
 
 
 def uniform(seed, items, count):
-    """(count, n) numbers in 0..1 for items (n,), each a pure function of seed (a tuple of ints) and item."""
+    """(count, n) numbers in 0..1 for items (n,), which depend on seed (tuple of ints) and item."""
     bits = mixed(mixed(items.astype(np.uint64) + keys_of(seed, 1)) + keys_of(seed, count))
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def permuted(positions, size, seed):
-    """Where a random permutation of 0..size-1 sends positions (n,), without the rest of it: a Feistel network of six rounds on
-    an even number of bits, applied again to what falls outside."""
+    """Where a random permutation of 0..size-1 sends positions (n,), without making all of it: a
+    Feistel network of six rounds on an even number of bits, applied again to results >= size."""
     half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
     low, keys = (np.uint64(1) << half) - np.uint64(1), keys_of(seed, 6)
     out, outside = positions.astype(np.uint64), np.ones(len(positions), bool)
@@ -54,63 +55,71 @@ def permuted(positions, size, seed):
     return out.astype(np.int64)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Batches
 
-
 class Batches:
-    """Batches of one split. Everything random is a pure function of its arguments, so that runs can be repeated, resumed and split:
+    """The batches of one split. Whatever is random depends only on a few numbers, so that a run can
+    be repeated, resumed, and split over processes:
 
-    the order of the items and of the batches, of (seed, epoch);
-    an item's crop and caption, of (seed, epoch, item), whichever batch or process it falls into;
-    the share of a process, of (rank, world): the shares of all ranks together are the batch that one process would have had.
+    - the order of items and batches, on (seed, epoch);
+    - an item's crop and caption, on (seed, epoch, item), in whatever batch or process it is;
+    - the share of a process, on (rank, world): together, the shares are one process's batch.
 
-    batch_size counts the items over all processes. An epoch has every item once, and sizes of batches differ by one at most;
-    balanced, the items of actions that are rarer than the mean come so many times that their action is about as frequent as the mean.
-    Crops are T2M's: with one chance in three one unit shorter than the most whole units that fit, at a random start. (A unit of 10
-    frames or more is never left out, so unit_length = max_frames = 60 gives the fixed 60 frames of the action datasets.)
-    """
+    batch_size counts the items over all processes. An epoch has every item once, in batches whose
+    sizes differ by at most one. `balanced` repeats the items of actions that are rarer than the
+    mean until these are about as frequent as the mean; `labelled` leaves out items without an
+    action. Crops are T2M's: as many whole units as fit, or one less with a chance of one in three,
+    from a random start. A unit of 10 frames or more is always kept, so that unit_length =
+    max_frames = 60 gives the fixed 60 frames of the action datasets."""
 
-    def __init__(self, pack, split, batch_size, *, seed=0, rank=0, world=1, by_length=True, min_length=1, max_length=10**9,
-                 max_frames=196, unit_length=4, motion=True, labelled=False, balanced=False):
+    def __init__(self, pack, split, batch_size, *, seed=0, rank=0, world=1, by_length=True,
+                 min_length=1, max_length=10**9, max_frames=196, unit_length=4, motion=True,
+                 labelled=False, balanced=False):
         self.pack, self.seed, self.rank, self.world = pack, seed, rank, world
-        self.by_length, self.max_frames, self.unit_length, self.motion = by_length, max_frames, unit_length, motion
+        self.by_length, self.max_frames, self.unit_length = by_length, max_frames, unit_length
+        self.motion = motion
         self.items = pack.indices(split, max(min_length, unit_length), max_length)
-        if labelled:  # those with an action alone
+        if labelled:
             self.items = self.items[pack.labels[self.items] >= 0]
         if balanced:
             labels = pack.labels[self.items]
-            counts = np.bincount(labels + 1, minlength=len(pack.actions) + 1)  # unlabelled ones first
+            counts = np.bincount(labels + 1, minlength=len(pack.actions) + 1)  # unlabelled first
             mean = counts[1:].sum() / max(1, np.count_nonzero(counts[1:]))
-            times = np.where(labels < 0, 1, np.maximum(1, np.round(mean / np.maximum(counts, 1)))[labels + 1])
-            self.items = np.repeat(self.items, times.astype(int))
+            times = np.maximum(1, np.round(mean / np.maximum(counts, 1)))
+            times[0] = 1
+            self.items = np.repeat(self.items, times[labels + 1].astype(int))
         if len(self.items) < world:
-            raise ValueError(f"{pack.path}: {len(self.items)} {split} items cannot be shared by {world} processes.")
+            raise ValueError(f"{pack.path}: {len(self.items)} {split} items cannot be shared by "
+                             f"{world} processes.")
         if batch_size < world:
             raise ValueError(f"A batch of {batch_size} cannot be shared by {world} processes.")
         self.steps = max(1, min(-(-len(self.items) // batch_size), len(self.items) // world))
-        self._group = None, []  # the last one drawn
+        self._group = None, []  # the group of batches that was drawn last
 
     def __len__(self):
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return self.steps
 
     def crops(self, epoch, items):
         """(starts, lengths, caption draws in 0..1) of some items, each (n,)."""
-        draws = uniform((self.seed, epoch, 0), items, 3)
+        shorten, start, caption = uniform((self.seed, epoch, 0), items, 3)
         whole = self.pack.lengths[items].astype(np.int64)
         units = np.minimum(whole, self.max_frames) // self.unit_length
-        shorter = (draws[0] < 1 / 3) & (units > 1) & (self.unit_length < 10)
-        lengths = (units - shorter) * self.unit_length
-        return (draws[1] * (whole - lengths + 1)).astype(np.int64), lengths, draws[2]
+        units -= (shorten < 1 / 3) & (units > 1) & (self.unit_length < 10)
+        lengths = units * self.unit_length
+        return (start * (whole - lengths + 1)).astype(np.int64), lengths, caption
 
     def items_of(self, epoch, step):
-        """The items of one batch, over all ranks. No order of the whole epoch is made: the first batch of a million clips comes at once."""
+        """The items of one batch, over all ranks. Only the order of its group is drawn, so that the
+        first batch of a million clips comes at once."""
         first = step // GROUP * GROUP
         if self._group[0] != (epoch, first):
-            cuts = [round(n * len(self.items) / self.steps) for n in range(first, min(first + GROUP, self.steps) + 1)]
-            items = self.items[permuted(np.arange(cuts[0], cuts[-1]), len(self.items), (self.seed, epoch, 1))]
-            if self.by_length:  # sort by length within groups of batches: little padding, yet batches stay mixed
+            cuts = [round(n * len(self.items) / self.steps)
+                    for n in range(first, min(first + GROUP, self.steps) + 1)]
+            places = np.arange(cuts[0], cuts[-1])
+            items = self.items[permuted(places, len(self.items), (self.seed, epoch, 1))]
+            if self.by_length:
                 items = items[np.argsort(self.crops(epoch, items)[1], kind="stable")]
             batches = np.split(items, np.subtract(cuts[1:-1], cuts[0]))
             order = np.random.default_rng([self.seed, epoch, 2, first]).permutation(len(batches))
@@ -120,49 +129,53 @@ class Batches:
     def batch(self, epoch, step):
         """The share of this rank in one batch:
 
-        features (B, T, F) float32, normalised, 0 on padding (absent with motion=False, for training on cached latents);
-        lengths (B,) int64; texts, tokens list[str]; actions (B,) int64, -1 = none;
-        ids list[str]; items (B,) int64, numbers in the pack; and of the batch over all ranks: global_size, global_frames, for means
-        that do not depend on the number of processes.
-        """
-        everyone = self.items_of(epoch, step)
+        features (B, T, F) float32, normalised, 0 on padding; not there if motion=False, for
+        training on cached latents. lengths (B,) int64; actions (B,) int64 ids, -1 for none; items
+        (B,) int64 numbers in the pack; texts, tokens, ids: list[str]. global_size, global_frames:
+        of the whole batch, for means that do not depend on the number of processes."""
+        everyone, pack = self.items_of(epoch, step), self.pack
         starts, lengths, draws = self.crops(epoch, everyone)
         global_frames, share = int(lengths.sum()), slice(self.rank, None, self.world)
         items, starts, lengths, draws = (x[share] for x in (everyone, starts, lengths, draws))
-        features = np.zeros((len(items), lengths.max(), self.pack.nfeats), np.float32) if self.motion else None
-        texts, tokens = [], []
-        for row, (i, start, length, draw) in enumerate(zip(*(x.tolist() for x in (items, starts, lengths, draws)))):
-            captions = self.pack.captions(i) or [Caption("")]
-            caption = captions[int(draw * len(captions))]
-            texts.append(caption.text)
-            tokens.append(caption.tokens)
-            if features is None:
+        features = np.zeros((len(items), lengths.max(), pack.nfeats), np.float32)
+        captions = []
+        drawn = zip(*(x.tolist() for x in (items, starts, lengths, draws)))
+        for row, (i, start, length, draw) in enumerate(drawn):
+            choices = pack.captions(i) or [Caption("")]
+            captions.append(choices[int(draw * len(choices))])
+            if not self.motion:
                 continue
-            frames = self.pack.features(i)[start:start + length]
-            if self.pack.skeleton == "smpl":  # the root's path counts from the first frame that is drawn
-                frames = frames - np.where(np.arange(self.pack.nfeats) < 144, 0, frames[0])
-            features[row, :length] = (frames - self.pack.mean) / self.pack.std
-        motion = {} if features is None else {"features": torch.from_numpy(features)}
-        return {**motion, "lengths": torch.from_numpy(lengths), "texts": texts, "tokens": tokens,
-                "actions": torch.from_numpy(self.pack.labels[items].astype(np.int64)), "ids": self.pack.ids_of(items),
-                "items": torch.from_numpy(items.astype(np.int64)), "global_size": len(everyone), "global_frames": global_frames}
+            frames = pack.features(i)[start:start + length]
+            if pack.skeleton == "smpl":  # the root's path starts at the first frame drawn
+                frames = frames - np.where(np.arange(pack.nfeats) < 144, 0, frames[0])
+            features[row, :length] = (frames - pack.mean) / pack.std
+        return {**({"features": torch.from_numpy(features)} if self.motion else {}),
+                "lengths": torch.from_numpy(lengths),
+                "texts": [caption.text for caption in captions],
+                "tokens": [caption.tokens for caption in captions],
+                "actions": torch.from_numpy(pack.labels[items].astype(np.int64)),
+                "ids": pack.ids_of(items), "items": torch.from_numpy(items.astype(np.int64)),
+                "global_size": len(everyone), "global_frames": global_frames}
 
     def __getitem__(self, key):
         return self.batch(*key)
 
     def epoch(self, epoch, first_step=0, workers=0):
-        """Iterate over the batches of an epoch from `first_step`; `workers` processes prepare them ahead (0: none)."""
-        if not workers:
-            return (self.batch(epoch, step) for step in range(first_step, self.steps))
+        """Iterate over an epoch's batches from `first_step`; `workers` processes prepare them."""
         keys = [(epoch, step) for step in range(first_step, self.steps)]
-        return iter(torch.utils.data.DataLoader(self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
-                                                generator=torch.Generator()))  # its own: the global one must not notice the workers
+        if not workers:
+            return (self.batch(*key) for key in keys)
+        return iter(torch.utils.data.DataLoader(
+            self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
+            generator=torch.Generator()))  # leaves the global random state alone
 
     def padded_share(self, epoch=0):
-        """Share of the frames of an epoch's batches (over all ranks together) that is padding."""
+        """The share of padding in the frames of an epoch's batches, over all ranks."""
         lengths = [self.crops(epoch, self.items_of(epoch, step))[1] for step in range(self.steps)]
         return 1 - sum(n.sum() for n in lengths) / sum(n.max() * len(n) for n in lengths)
 
 
 def to_device(batch, device):
-    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
+    """The batch with its tensors on `device`."""
+    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+            for key, value in batch.items()}

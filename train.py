@@ -38,7 +38,7 @@ import kernels
 from clip import WordEncoder, vocabulary_of
 from published_clip import load_clip
 from config import SAMPLING, SettingError, parse_args, atomic_write, to_dict
-from judge.evaluators import EvaluatorStage
+from judge.own import EvaluatorStage
 from mld import MLD
 from view.report import read_log, show_motions, write_report
 from data import to_device

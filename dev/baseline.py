@@ -130,7 +130,7 @@ class PlainVAE(nn.Module):
         return dist.permute(1, 0, 2).chunk(2, 1)
 
     def decode(self, z, lengths):
-        mask = torch.arange(int(max(lengths)), device=z.device)[None] < lengths[:, None]
+        mask = torch.arange(int(lengths.max()), device=z.device)[None] < lengths[:, None]
         queries = torch.zeros(mask.shape[1], len(z), z.shape[-1], device=z.device)
         x = self.decoder(queries + self.query_pos_decoder.pe[:len(queries), None], ~mask, z.permute(1, 0, 2))
         x = self.final_layer(x)

@@ -39,6 +39,7 @@ from kernels import backend
 from dev.measure import fast_bf16, floor, line, machine, peak_mb, row, seconds, spent, spent_line, take_turns
 from mld import MLD
 from dev.scaling import scale
+from formats import pack as packs
 from stages import Remembered
 from train import keep_freed_memory
 from transformer import zero_padding
@@ -175,10 +176,10 @@ def data_rows(quick, repeats):
     """Opening a dataset, and an epoch of batches: our pack beside a file per clip, all read when training starts."""
     with tempfile.TemporaryDirectory() as folder:
         rng, lengths = np.random.default_rng(0), draw_lengths(48 if quick else 1024, 24 if quick else 196).tolist()
-        clips = [data.Clip(f"{i:06}", [data.Caption(text, text)], features=rng.standard_normal((n, 263), np.float32))
+        clips = [packs.Clip(f"{i:06}", [packs.Caption(text, text)], features=rng.standard_normal((n, 263), np.float32))
                  for i, (n, text) in enumerate(zip(lengths, prompts(len(lengths))))]
         path = os.path.join(folder, "bench.pack")
-        data.write_pack(path, clips, name="bench", skeleton="t2m", fps=20.0)
+        packs.write_pack(path, clips, name="bench", skeleton="t2m", fps=20.0)
         for clip in clips:
             np.save(os.path.join(folder, clip.id), clip.features)
             with open(os.path.join(folder, clip.id + ".txt"), "w", encoding="utf-8") as file:
@@ -190,7 +191,7 @@ def data_rows(quick, repeats):
                 with open(os.path.join(folder, clip.id + ".txt"), encoding="utf-8") as file:
                     files[clip.id] = np.load(os.path.join(folder, clip.id + ".npy")), file.read().split("#")
             return files
-        files, pack = read(), data.Pack.open(path)
+        files, pack = read(), packs.Pack.open(path)
         batches = data.Batches(pack, "train", min(64, len(clips)), unit_length=4)
 
         def epoch():
@@ -201,7 +202,7 @@ def data_rows(quick, repeats):
                 batch = torch.zeros(len(items), max(map(len, items)), 263)
                 for out, item in zip(batch, items):
                     out[:len(item)] = item
-        times = take_turns({"ours": lambda: data.Pack.open(path), "baseline": read}, repeats)
+        times = take_turns({"ours": lambda: packs.Pack.open(path), "baseline": read}, repeats)
         yield row("data, opening", len(clips), times)
         epochs = count(1)
         times = take_turns({"ours": lambda: list(batches.epoch(next(epochs))), "baseline": epoch}, repeats)

@@ -16,15 +16,17 @@ import data
 from dev.baseline import Sides, prompts
 from config import HERE
 from dev.measure import row, take_turns
+from formats.pack import Caption, Clip, write_pack
 
 FRAMES, CLIP_FRAMES = 142, 4  # of HumanML3D's mean clip; of a synthetic one, so that a million of them fit on a disk
 OPEN = """
 import os, sys, time, numpy as np, data
+from formats.pack import Pack
 def resident(key):
     with open("/proc/self/status") as file:
         return next(int(l.split()[1]) / 1e3 for l in file if l.startswith(key))
 before, start = resident("RssAnon"), time.perf_counter()
-pack = data.Pack.open(sys.argv[1])
+pack = Pack.open(sys.argv[1])
 opened, batches = time.perf_counter() - start, data.Batches(pack, "train", 64, unit_length=4)
 batches.batch(0, 0)
 first = time.perf_counter() - start
@@ -89,8 +91,8 @@ def dataset_rows(quick):
     for count in (100, 1000) if quick else (1000, 10_000, 100_000, 1_000_000):
         with tempfile.TemporaryDirectory() as folder:
             path, text = os.path.join(folder, "big.pack"), prompts(1)
-            clips = (data.Clip(f"{i:07}", [data.Caption(text[0])], features=features) for i in range(count))
-            data.write_pack(path, clips, name="big", skeleton="t2m", fps=20.0)
+            clips = (Clip(f"{i:07}", [Caption(text[0])], features=features) for i in range(count))
+            write_pack(path, clips, name="big", skeleton="t2m", fps=20.0)
             size = os.path.getsize(path)
             command = [sys.executable, "-c", OPEN, path]
             out = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout

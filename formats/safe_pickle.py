@@ -1,13 +1,14 @@
-"""Reading other people's pickles, torch files and safetensors without running anything in them.
+"""Reads other people's pickles, torch files and safetensors without running anything in them.
 
-A pickle is a small program: its opcodes name any importable function and call it. Here every name is looked up in a
-short table of harmless builders (arrays, tensors, dicts); any other name becomes an inert `Foreign` placeholder
-(load_torch), or the file is refused (load_pickle). Nothing named by a file is ever imported or called.
+A pickle is a small program: its opcodes name any importable function and call it. Here every name
+is looked up in a short table of harmless builders (arrays, tensors, dicts). Any other name becomes
+an inert `Foreign` placeholder (load_torch), or the file is refused (load_pickle). Nothing that a
+file names is ever imported or called.
 
-    load_pickle("humanact12poses.pkl")     -> lists, dicts, strings, numbers, numpy arrays
-    load_torch("mld_humanml3d.ckpt")       -> the same with tensors, memory-mapped; the file's own classes are inert
-    named_tensors(load_torch("ViT-L-14.pt"))  -> {"transformer.resblocks.0.ln_1.weight": tensor, ...}
-    load_safetensors("model.safetensors")  -> {"text_model.final_layer_norm.weight": tensor, ...}, memory-mapped
+    load_pickle("humanact12poses.pkl")        lists, dicts, strings, numbers, numpy arrays
+    load_torch("mld_humanml3d.ckpt")          the same with tensors, memory-mapped
+    named_tensors(load_torch("ViT-L-14.pt"))  {"transformer.resblocks.0.ln_1.weight": tensor, ...}
+    load_safetensors("model.safetensors")     {"text_model.final_layer_norm.weight": tensor, ...}
 """
 import collections
 import json
@@ -22,40 +23,38 @@ import zlib
 import numpy as np
 import torch
 
-READ_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError,
-               LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+# What reading a broken or malicious file may raise.
+READ_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError,
+               ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
+               MemoryError)
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What a name in a pickle stands for
 
-
 class Foreign:
-    """Stands for an object of a class that is not ours to run: keeps what the pickle gave it, does nothing with it."""
+    """Stands for an object of a class that is not ours to run: keeps its state, does nothing."""
     name = ""  # module.class in the file, set on a subclass per name
 
     def __new__(cls, *args, **kwargs):
         self = object.__new__(cls)
-        self.args, self.state, self.items = args, {}, []
+        self.state = {}
         return self
-
-    def __init__(self, *args, **kwargs):
-        pass
 
     def __setstate__(self, state):
         self.state = state
 
-    def append(self, item):
-        self.items.append(item)
+    def append(self, item):  # as a list
+        pass
 
-    def __setitem__(self, key, value):
-        self.items.append((key, value))
+    def __setitem__(self, key, value):  # as a dict
+        pass
 
     def __repr__(self):
         return f"<{self.name}, not loaded>"
 
 
 class Builder:
-    """A function that a pickle may call and, unlike a bare function, whose attributes it cannot set."""
+    """A function that a pickle may call. A bare function would let it set attributes, too."""
     __slots__ = ("function",)
 
     def __init__(self, function):
@@ -65,14 +64,13 @@ class Builder:
         return self.function(*args)
 
     def __setattr__(self, *_):
-        raise pickle.UnpicklingError("an attribute of a builder was to be set")
+        raise pickle.UnpicklingError("it tries to set an attribute of a builder")
 
-    def __setstate__(self, state):
-        self.__setattr__()
+    __setstate__ = __setattr__
 
 
 class Dtype:
-    """numpy.dtype as pickles build it; only plain numbers, strings and objects, since a crafted one breaks memory."""
+    """numpy.dtype for numbers, strings and objects only: a crafted one could corrupt memory."""
 
     def __init__(self, code, *_):
         if not re.fullmatch(r"[<>|=]?(\?|[bhilqBHILQefdgFDO]|[biufcO]\d{1,2}|[SUa]\d{0,9})", code):
@@ -87,21 +85,22 @@ class Dtype:
 class Array(np.ndarray):
     def __setstate__(self, state):
         version, shape, dtype, fortran, data = state
-        # numpy reads as many objects as the shape says, past the end of a shorter list
+        # numpy reads as many objects as the shape says, past the end of a shorter list.
         if dtype.value.hasobject and (type(data) is not list or len(data) != math.prod(shape)):
-            raise pickle.UnpicklingError("an array of objects without its objects")
+            raise pickle.UnpicklingError("it holds an array of objects without its objects")
         super().__setstate__((version, shape, dtype.value, fortran, data))
 
 
 def numpy_scalar(dtype, data):
     if dtype.value.hasobject:
-        raise pickle.UnpicklingError("a numpy scalar that holds an object")
-    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.value, 1)[0]
+        raise pickle.UnpicklingError("it holds a numpy scalar that is an object")
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, dtype.value, 1)[0]
 
 
 def instance(cls, *_):
     if not (isinstance(cls, type) and issubclass(cls, Foreign)):
-        raise pickle.UnpicklingError(f"an instance of {cls!r} was to be made")
+        raise pickle.UnpicklingError(f"it tries to make an instance of {cls!r}")
     return cls()
 
 
@@ -109,78 +108,85 @@ def tensor(storage, offset, size, stride, *_):
     return storage.as_strided(size, stride, offset)
 
 
-PLAIN = {("collections", "OrderedDict"): collections.OrderedDict, ("collections", "defaultdict"): Builder(lambda *_: {}),
-         ("_codecs", "encode"): Builder(lambda text, coding="latin1": text.encode("latin1"))}
+PLAIN = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): Builder(lambda *_: {}),
+    ("_codecs", "encode"): Builder(lambda text, coding="latin1": text.encode("latin1")),
+    ("numpy", "ndarray"): Array, ("numpy", "dtype"): Dtype}
 for module in ("builtins", "__builtin__"):
-    PLAIN |= {(module, kind.__name__): kind for kind in (set, frozenset, list, dict, complex, object)}
+    for kind in (set, frozenset, list, dict, complex, object):
+        PLAIN[module, kind.__name__] = kind
     PLAIN[module, "bytes"] = Builder(lambda: b"")  # how old protocols write empty bytes
 for module in ("numpy.core", "numpy._core"):
-    PLAIN |= {(module + ".multiarray", "_reconstruct"): Builder(lambda *_: np.ndarray.__new__(Array, 0)),
-              (module + ".multiarray", "scalar"): Builder(numpy_scalar),
-              (module + ".numeric", "_frombuffer"): Builder(
-                  lambda data, dtype, shape, order: np.frombuffer(bytes(data), dtype.value).reshape(shape, order=order))}
-PLAIN |= {("numpy", "ndarray"): Array, ("numpy", "dtype"): Dtype}
+    PLAIN[module + ".multiarray", "_reconstruct"] = Builder(lambda *_: np.ndarray.__new__(Array, 0))
+    PLAIN[module + ".multiarray", "scalar"] = Builder(numpy_scalar)
+    PLAIN[module + ".numeric", "_frombuffer"] = Builder(
+        lambda data, kind, shape, order: np.frombuffer(bytes(data), kind.value).reshape(
+            shape, order=order))
 for module in ("copyreg", "copy_reg"):
-    PLAIN |= {(module, "_reconstructor"): Builder(instance), (module, "__newobj__"): Builder(instance)}
+    PLAIN[module, "_reconstructor"] = PLAIN[module, "__newobj__"] = Builder(instance)
 
-STORAGES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-            "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-            "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
+STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool}
 TENSORS = {("torch", name): dtype for name, dtype in STORAGES.items()}
 TENSORS |= {("torch", str(dtype).split(".")[1]): dtype for dtype in STORAGES.values()}
-TENSORS |= {("torch._utils", "_rebuild_tensor"): Builder(tensor), ("torch._utils", "_rebuild_tensor_v2"): Builder(tensor),
-            ("torch._utils", "_rebuild_parameter"): Builder(lambda data, *_: data), ("torch", "Size"): Builder(tuple)}
+TENSORS |= {
+    ("torch._utils", "_rebuild_tensor"): Builder(tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Builder(tensor),
+    ("torch._utils", "_rebuild_parameter"): Builder(lambda data, *_: data),
+    ("torch", "Size"): Builder(tuple)}
 
 
 class Reader(pickle.Unpickler):
-    def __init__(self, file, table, refuse_foreign, storage=None):
-        super().__init__(file, encoding="latin1")  # Python 2's strings
+    def __init__(self, file, table=PLAIN, refuse_foreign=True, storage=None):
+        super().__init__(file, encoding="latin1")  # for the strings of Python 2
         self.table, self.refuse_foreign, self.storage = table, refuse_foreign, storage
 
     def find_class(self, module, name):
         if (module, name) in self.table:
             return self.table[module, name]
-        # SMPL's own files keep arrays in these two packages' objects: harmless as placeholders, see `dense`
+        # SMPL's files hold arrays in objects of these two packages, see `dense`.
         if self.refuse_foreign and module.split(".")[0] not in ("scipy", "chumpy"):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data and is not run")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
         return type("Foreign", (Foreign,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid):
         if self.storage is None or not isinstance(pid, tuple) or pid[0] != "storage":
-            raise pickle.UnpicklingError("it refers to data outside itself")
+            raise pickle.UnpicklingError("it refers to data outside of itself")
         return self.storage(*pid[1:])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Plain pickles
-
 
 def load_pickle(path):
     """Read a pickle of plain data: dicts, lists, strings, numbers, numpy arrays (Python 2's too).
 
-    Objects of scipy and chumpy come out as Foreign placeholders. Raises ValueError, and runs nothing, if the file names
-    anything else or is no whole pickle.
-    """
+    Objects of scipy and chumpy come out as Foreign placeholders. ValueError, with nothing run, if
+    the file names anything else or is not a whole pickle."""
     with open(path, "rb") as file:
         try:
-            return base_arrays(Reader(file, PLAIN, True).load())
+            return base_arrays(Reader(file).load())
         except READ_ERRORS as error:
-            raise ValueError(f"{path} cannot be read as a pickle of plain data: {error or type(error).__name__}. "
-                             "Use the file as its authors published it.") from None
+            reason = error or type(error).__name__
+            raise ValueError(f"{path} is not a pickle of plain data: {reason}. Use the file as its "
+                             "authors published it.") from None
 
 
 def base_arrays(data, seen=None):
-    """The same data, changed in place, with plain ndarrays for the reader's own kind."""
+    """The same data, changed in place, with plain ndarrays in place of the reader's Array."""
     seen = {} if seen is None else seen
     if id(data) in seen:
         return seen[id(data)][0]
+    result = data
     if isinstance(data, Array):
         result = data.view(np.ndarray)
     elif isinstance(data, (tuple, frozenset)):
         result = type(data)(base_arrays(v, seen) for v in data)
-    else:
-        result = data
-    seen[id(data)] = result, data  # `data` is kept alive, for its id
+    seen[id(data)] = result, data  # keeps `data` alive, so that its id stays its own
     items = data.state if isinstance(data, Foreign) else result
     if isinstance(items, dict):
         for key in items:
@@ -193,39 +199,37 @@ def base_arrays(data, seen=None):
 
 
 def dense(value):
-    """An entry of an SMPL file as an array: an ndarray as it is, a chumpy object's value, a scipy csc matrix filled in."""
+    """An entry of an SMPL file as an array: an ndarray, a chumpy object or a scipy csc matrix."""
     if not isinstance(value, Foreign):
         return np.asarray(value)
     state = value.state
     if "x" in state:
         return np.asarray(state["x"])
     if "indptr" not in state or not value.name.rsplit(".", 1)[-1].startswith("csc"):
-        raise ValueError(f"A {value.name} object was found where an array was expected.")
+        raise ValueError(f"a {value.name} object was found where an array was expected")
     matrix = np.zeros(state.get("_shape", state.get("shape")), state["data"].dtype)
     columns = np.repeat(np.arange(matrix.shape[1]), np.diff(state["indptr"]))
     np.add.at(matrix, (state["indices"], columns), state["data"])
     return matrix
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Torch files
-
 
 def load_torch(path):
     """Read what torch.save wrote (zip, or the format before 1.6), or a TorchScript archive's data.
 
-    Tensors are on the CPU, of their stored type, and mapped from the file: what is not touched is not read; writing to
-    one does not change the file. Objects of classes other than torch's tensors and plain data are Foreign placeholders.
-    Raises ValueError if the file is of another kind or cut short.
+    Tensors are on the CPU, have their stored type and are mapped from the file: parts that are not
+    used are not read, and writing to a tensor does not change the file. Objects other than tensors
+    and plain data are Foreign placeholders. ValueError if it is another kind of file or cut short.
     """
     with open(path, "rb") as file:
         try:
-            # private mapping: the tensors may be written to, the file stays
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             return (read_zip if memory[:4] == b"PK\x03\x04" else read_legacy)(file, memory)
         except READ_ERRORS as error:
-            raise ValueError(f"{path} is not a whole torch file ({error or type(error).__name__}); it is of another "
-                             "kind or was cut short: get or write it again.") from None
+            raise ValueError(f"{path} is not a whole torch file ({error or type(error).__name__}); "
+                             "it is of another kind or was cut short: get it again.") from None
 
 
 def mapped(memory, start, numel, dtype):
@@ -233,7 +237,8 @@ def mapped(memory, start, numel, dtype):
     size = numel * dtype.itemsize
     if numel < 0 or start + size > len(memory):
         raise EOFError(f"{size} bytes of a tensor were expected at byte {start} of {len(memory)}")
-    return torch.frombuffer(memory, dtype=dtype, count=numel, offset=start) if numel else torch.empty(0, dtype=dtype)
+    numbers = torch.empty(0, dtype=dtype)
+    return torch.frombuffer(memory, dtype=dtype, count=numel, offset=start) if numel else numbers
 
 
 def read_zip(file, memory):
@@ -256,12 +261,13 @@ def read_zip(file, memory):
 
 
 def read_legacy(file, memory):
-    """Five pickles (magic, protocol, system, the object, the storages' keys), then of each storage its length and numbers."""
-    if Reader(file, PLAIN, True).load() != 0x1950a86a20f9469cfc6c:
+    """Five pickles (magic number, protocol, system, the object, the keys of its storages), then
+    the length and the numbers of each storage."""
+    if Reader(file).load() != 0x1950a86a20f9469cfc6c:
         raise ValueError("it has no torch header")
     for _ in range(2):
-        Reader(file, PLAIN, True).load()
-    # the numbers come behind the object that they belong to: read past it once, then read it with them
+        Reader(file).load()
+    # The numbers come after the object: read past it to find them, then read it with them.
     start, dtypes = file.tell(), {}
 
     def skip(dtype, key, location, numel, *_):
@@ -270,7 +276,7 @@ def read_legacy(file, memory):
 
     no_tensors = {key: Builder(lambda *_: None) for key in TENSORS if key[0] == "torch._utils"}
     Reader(file, TENSORS | PLAIN | no_tensors, False, skip).load()
-    keys, place, found = Reader(file, PLAIN, True).load(), file.tell(), {}
+    keys, place, found = Reader(file).load(), file.tell(), {}
     for key in keys:
         numel, = struct.unpack_from("<q", memory, place)
         found[key] = mapped(memory, place + 8, numel, dtypes[key])
@@ -278,7 +284,7 @@ def read_legacy(file, memory):
 
     def storage(dtype, key, location, numel, view=None):
         if view is not None:
-            raise ValueError("it has storages inside storages, which no torch since 0.4 has written")
+            raise ValueError("it has storages inside storages, as written by torch before 0.4")
         return found[key]
 
     file.seek(start)
@@ -286,7 +292,8 @@ def read_legacy(file, memory):
 
 
 def named_tensors(data, prefix=""):
-    """{dotted name: tensor} of every tensor in nested dicts and in placeholders' states (a TorchScript archive's modules)."""
+    """{dotted name: tensor} of every tensor in nested dicts and placeholders, such as the modules
+    of a TorchScript archive."""
     if isinstance(data, torch.Tensor):
         return {prefix: data}
     data = data.state if isinstance(data, Foreign) else data
@@ -296,16 +303,19 @@ def named_tensors(data, prefix=""):
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Safetensors
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool}
 
 
 def load_safetensors(path):
-    """{name: tensor} of a .safetensors file: 8 bytes with the length of a JSON header of types, shapes and places, the
-    header, the numbers. Mapped from the file, as in load_torch. ValueError if the file is of another kind or cut short."""
+    """{name: tensor} of a .safetensors file (8 bytes with the length of a JSON header, the header
+    with types, shapes and places, the numbers), mapped from the file as in load_torch. ValueError
+    if it is another kind of file or cut short."""
     with open(path, "rb") as file:
         try:
             memory, tensors = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), {}
@@ -313,12 +323,16 @@ def load_safetensors(path):
             if size > len(memory) - 8:
                 raise EOFError("its header is not whole")
             for name, entry in json.loads(memory[8:8 + size]).items():
-                if name != "__metadata__":
-                    dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-                    if start < 0 or end - start != math.prod(shape) * dtype.itemsize:
-                        raise ValueError(f"{name} has {end - start} bytes for the shape {shape}")
-                    tensors[name] = mapped(memory, 8 + size + start, math.prod(shape), dtype).view(shape)
+                if name == "__metadata__":
+                    continue
+                dtype, shape, (start, end) = (
+                    DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"])
+                if start < 0 or end - start != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"{name} has {end - start} bytes for the shape {shape}")
+                flat = mapped(memory, 8 + size + start, math.prod(shape), dtype)
+                tensors[name] = flat.view(shape)
             return tensors
         except READ_ERRORS as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error or type(error).__name__}); it is of another "
+            reason = error or type(error).__name__
+            raise ValueError(f"{path} is not a whole safetensors file ({reason}); it is of another "
                              "kind or was cut short: get it again.") from None

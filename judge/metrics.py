@@ -1,43 +1,47 @@
 """The field's numbers, as functions of numpy arrays; everything is computed in float64.
 
-| metric                 | of                               | section of the T2M paper (CVPR 2022), or what else |
-| ---------------------- | -------------------------------- | -------------------------------------------------- |
-| R-precision, MM-Dist   | text and motion embeddings       | 5.1: 1 true text among 32; distance to the true one |
-| FID                    | two sets of motion embeddings    | 5.1                                                |
-| Diversity              | motion embeddings                | 5.1: 300 pairs; ACTOR: 200, drawn with repetition  |
-| MultiModality          | embeddings of the same condition | 5.1: 10 pairs a text; ACTOR: 20 pairs an action    |
-| MPJPE, PA-MPJPE, ACCEL | joints, true and reconstructed   | MLD, appendix; millimetres                         |
-| physical quality       | joints                           | ours: the docstrings say what is measured          |
+| metric                 | of                               | where it is defined            |
+| ---------------------- | -------------------------------- | ------------------------------ |
+| R-precision, MM-Dist   | text and motion embeddings       | T2M (CVPR 2022), section 5.1   |
+| FID                    | two sets of motion embeddings    | T2M, section 5.1               |
+| Diversity              | motion embeddings                | T2M, section 5.1; ACTOR        |
+| MultiModality          | embeddings of the same condition | T2M, section 5.1; ACTOR        |
+| MPJPE, PA-MPJPE, ACCEL | joints, true and reconstructed   | MLD, appendix                  |
+| physical quality       | joints                           | here, in the docstrings        |
 
 Joints are (T, J, 3) in metres, Y up, the floor at 0.
 """
 import numpy as np
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Text against motion
 
 
 def matching(text, motion, group=32, top=3):
-    """R-precision and MM-Dist over consecutive groups of `group` rows (shuffle before); a smaller last one is left out.
+    """R-precision and MM-Dist: does each text find its own motion among `group` of them?
 
-    text, motion (N, D), row i of one belongs to row i of the other. Returns ((top,) shares of texts whose own motion is
-    among the k nearest of their group by Euclidean distance, mean distance to the own motion). Another motion at the
-    very same distance counts as nearer, so that embeddings that are all the same score nothing. ValueError for fewer
-    rows than one group.
+    text, motion  (N, D); row i of one belongs to row i of the other. Groups are consecutive rows,
+                  so shuffle first; a smaller last one is left out.
+
+    Returns (top,) shares of texts whose own motion is among the 1, 2, ... `top` nearest of their
+    group by Euclidean distance, and the mean distance to the own motion. Another motion at the very
+    same distance counts as nearer, so that embeddings that are all the same score nothing.
+    ValueError for fewer rows than one group.
     """
     text, motion = np.asarray(text, np.float64), np.asarray(motion, np.float64)
     n = len(text) // group * group
     if not n:
-        raise ValueError(f"R-precision is over groups of {group} pairs, found {len(text)}; evaluate more clips or set "
-                         "a smaller eval.group.")
+        raise ValueError(f"R-precision is over groups of {group} pairs, found {len(text)}; "
+                         "evaluate more clips or set a smaller eval.group.")
     text, motion = (x[:n].reshape(-1, group, x.shape[-1]) for x in (text, motion))
-    distance = np.stack([np.linalg.norm(t[:, None] - m, axis=-1) for t, m in zip(text, motion)])  # (groups, text, mot.)
+    distance = np.stack([np.linalg.norm(t[:, None] - m, axis=-1)
+                         for t, m in zip(text, motion)])  # (groups, text, motion)
     own = np.diagonal(distance, axis1=1, axis2=2)  # (groups, text)
-    rank = (~(distance > own[..., None])).sum(-1)  # 1 = the own motion is the nearest; NaN is far from all
+    rank = (~(distance > own[..., None])).sum(-1)  # 1 = the nearest; NaN is far from all
     return np.array([(rank <= k).mean() for k in range(1, top + 1)]), own.mean()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sets of embeddings
 
 
@@ -46,26 +50,30 @@ def fid(a, b):
 
         |mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), which is symmetric:
-    they are real, and those within rounding of zero are zero. So there is no imaginary part, and rank-deficient
-    covariances (fewer rows than numbers) give no NaN; such values depend on the sample size, and are not comparable.
+    The trace of the root is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2).
+    That matrix is symmetric, so they are real, and those within rounding of zero are taken as zero.
+    Thus there is no imaginary part, and no NaN where there are fewer rows than dimensions; but then
+    the value depends on the number of rows, and compares only with values for as many.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
 
     def roots(values):
-        return np.sqrt(np.where(values > len(values) * np.finfo(np.float64).eps * values.max(), values, 0))
+        rounding = len(values) * np.finfo(np.float64).eps * values.max()
+        return np.sqrt(np.where(values > rounding, values, 0))
 
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * roots(values)) @ vectors.T
     middle = root @ cov_b @ root
     cross = roots(np.linalg.eigvalsh((middle + middle.T) / 2)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    shift = np.square(a.mean(0) - b.mean(0)).sum()
+    return float(shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
 def mean_distance(a, b):
     """Mean Euclidean distance of the rows of a and b (..., D)."""
-    return float(np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64), axis=-1).mean())
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(np.linalg.norm(difference, axis=-1).mean())
 
 
 def diversity(x, first, second):
@@ -74,45 +82,58 @@ def diversity(x, first, second):
 
 
 def multimodality(x, first, second):
-    """Mean distance within a text: x (texts, samples, D), first and second the drawn samples, the same for any text."""
+    """Mean distance between motions of the same text.
+
+    x (texts, samples, D); first, second: the drawn samples, the same for every text.
+    """
     return mean_distance(x[:, first], x[:, second])
 
 
 def draw_pairs(rng, n, pairs):
-    """T2M's pairs of Diversity and MultiModality: two lists of `pairs` of n rows, neither with repetitions; n of them
-    if there are no more."""
+    """T2M's pairs for Diversity and MultiModality: two lists of `pairs` of n rows.
+
+    Neither list repeats a row, so there are n pairs at most.
+    """
     return tuple(rng.choice(n, min(n, pairs), replace=False) for _ in range(2))
 
 
 def draw_action_pairs(rng, labels, pairs):
-    """ACTOR's pairs of MultiModality: for every label that occurs, `pairs` pairs of its rows, with repetition."""
+    """ACTOR's pairs for MultiModality: `pairs` pairs of rows of each label, with repetition."""
     drawn = [rng.choice(np.flatnonzero(labels == label), (2, pairs)) for label in np.unique(labels)]
     return np.concatenate(drawn, axis=1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Reconstruction: true joints against those that came out of the VAE, in millimetres
+# --------------------------------------------------------------------------------------------------
+# Reconstruction: true joints against those that the VAE decodes
 
 
 def reconstruction_errors(true, made):
     """true, made (T, J, 3) metres -> {name: mm}, the mean over frames and joints:
 
-    mpjpe     distance of the joints, both roots at the origin in every frame
-    pampjpe   the same after the best rotation, scale and shift of every frame
-    global    the same as the joints lie, paths included
-    accel     difference of the accelerations x_{t-1} - 2 x_t + x_{t+1}, mm per frame^2; NaN for fewer than three frames
+    mpjpe    distance of the joints when both roots are at the origin in every frame
+    pampjpe  the same after the best rotation, scale and shift of every frame
+    global   distance of the joints where they are, paths included
+    accel    difference of the accelerations x_{t-1} - 2 x_t + x_{t+1}, mm per frame^2;
+             NaN for fewer than three frames
     """
     true, made = np.asarray(true, np.float64), np.asarray(made, np.float64)
 
     def mm(difference):
-        return 1000 * float(np.linalg.norm(difference, axis=-1).mean()) if difference.size else np.nan
+        if not difference.size:
+            return np.nan
+        return 1000 * float(np.linalg.norm(difference, axis=-1).mean())
 
-    return {"mpjpe": mm((true - true[:, :1]) - (made - made[:, :1])), "pampjpe": mm(true - procrustes(made, true)),
-            "global": mm(true - made), "accel": mm(np.diff(true, 2, axis=0) - np.diff(made, 2, axis=0))}
+    return {"mpjpe": mm((true - true[:, :1]) - (made - made[:, :1])),
+            "pampjpe": mm(true - procrustes(made, true)),
+            "global": mm(true - made),
+            "accel": mm(np.diff(true, 2, axis=0) - np.diff(made, 2, axis=0))}
 
 
 def procrustes(x, target):
-    """x (T, J, 3) rotated, scaled and shifted, frame by frame, to lie as near to target as it can (no mirroring)."""
+    """Rotate, scale and shift each frame of x (T, J, 3) to be as near as it can to the target's.
+
+    Frames are not mirrored.
+    """
     mean_x, mean_target = x.mean(1, keepdims=True), target.mean(1, keepdims=True)
     a, b = x - mean_x, target - mean_target
     u, s, vt = np.linalg.svd(a.swapaxes(1, 2) @ b)  # (T, 3, 3)
@@ -123,18 +144,21 @@ def procrustes(x, target):
     return scale[:, None, None] * (a @ rotation) + mean_target
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Physical quality of one motion
 
 CONTACT = 0.05  # metres over the floor below which a toe counts as standing
 
 
 def foot_skating(joints, toes, fps):
-    """Mean speed over the ground, cm/s, of toes that stay within 5 cm of the floor from one frame to the next; NaN if
-    none ever does. toes: their joint numbers."""
+    """Mean speed over the ground, cm/s, of toes that stay within 5 cm of the floor.
+
+    toes: their joint numbers. NaN if none stays there from one frame to the next.
+    """
     feet = np.asarray(joints, np.float64)[:, list(toes)]  # (T, toes, 3)
     low = feet[..., 1] < CONTACT
-    speed = 100 * fps * np.linalg.norm(np.diff(feet[..., [0, 2]], axis=0), axis=-1)[low[1:] & low[:-1]]
+    step = np.linalg.norm(np.diff(feet[..., [0, 2]], axis=0), axis=-1)
+    speed = 100 * fps * step[low[1:] & low[:-1]]
     return float(speed.mean()) if speed.size else np.nan
 
 
@@ -150,7 +174,7 @@ def jerk(joints, fps):
 
 
 def bone_drift(joints, parents):
-    """How far bones are from their mean length over the motion, mm, the mean over frames and bones. parents (J,)."""
+    """How far bones are from their mean length, mm, the mean over frames and bones. parents (J,)"""
     bones = [(j, p) for j, p in enumerate(parents) if p >= 0]
     child, parent = zip(*bones)
     joints = np.asarray(joints, np.float64)
@@ -158,10 +182,11 @@ def bone_drift(joints, parents):
     return 1000 * float(np.abs(length - length.mean(0)).mean())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def interval(values):
-    """Replications of a number -> (mean, half of its 95% confidence interval, 1.96 sigma / sqrt(n), None for n = 1)."""
+    """Replications of a number -> their mean, and half of its 95% confidence interval.
+
+    The half is 1.96 sigma / sqrt(n), and None for a single replication.
+    """
     values = np.asarray(values, np.float64)
-    return float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values))) if len(values) > 1 else None
+    half = float(1.96 * values.std() / np.sqrt(len(values))) if len(values) > 1 else None
+    return float(values.mean()), half

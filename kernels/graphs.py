@@ -1,68 +1,97 @@
-"""CUDA graphs: a function of tensors is recorded once and replayed, so that it costs one launch.
+"""CUDA graphs: what a function of tensors launches is recorded once and replayed as one launch.
 
-    MLD_GRAPH=auto   record where it pays: CUDA tensors, no random draws or callbacks inside
-    MLD_GRAPH=1      the same, and an error where recording fails
+    MLD_GRAPH=auto   record what is asked for a second time: a single call would not pay for it
+    MLD_GRAPH=1      record at the first call, and raise where recording fails
     MLD_GRAPH=0      never
 
-A graph replays what was launched, with the same addresses: inputs are copied into tensors of its
-own, and the caller's key has to name everything else that the launches depend on (settings, and
-where the weights lie: `addresses`). Recorded code must not wait for the GPU or copy to it from
-pageable memory. """
+A graph repeats its launches with the same addresses. Inputs are copied into tensors of its own, and
+the caller's key has to name everything else that the launches depend on: settings, and where the
+weights lie (`addresses`). A recorded function must not wait for the GPU, and must not copy to it
+from memory that is not pinned.
+"""
 import os
 import warnings
 from collections import OrderedDict
 
 import torch
 
+from kernels import backend
+
 MODE = os.environ.get("MLD_GRAPH", "auto")
-BOUND = 32  # graphs kept; the least recently used one goes first
-recorded = OrderedDict()  # key -> Recording, or None where recording failed
+BOUND = 32  # recordings kept; the one that was not used for longest goes first
+recorded = OrderedDict()  # key -> Recording; SEEN after one call; None where recording failed
+SEEN = "seen once"
+pools = {}  # device -> memory shared by its graphs, which never run at the same time
 
 
 class Recording:
-    """A graph, the tensors that it reads its inputs from, and what it leaves its results in."""
+    """A graph, the tensors that it reads its inputs from, and those that it leaves results in."""
 
     def __init__(self, function, tensors):
         self.inputs = [t.clone() for t in tensors]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compiles kernels, sets up cuBLAS: not while recording
-            for _ in range(2):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = function(*self.inputs)
+        device, before = tensors[0].device, torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[device.index]
+        state = generator.clone_state()
+        cached = torch.is_autocast_cache_enabled()
+        # the cached 16-bit copies of weights die with the autocast context; a graph outlives it
+        torch.set_autocast_cache_enabled(False)
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(before)
+            with torch.cuda.stream(side):  # compiles kernels, sets up cuBLAS: not while recording
+                for _ in range(2):
+                    function(*self.inputs)
+            before.wait_stream(side)
+            pool = pools.setdefault(device, torch.cuda.graph_pool_handle())
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+                self.outputs = function(*self.inputs)
+        except BaseException:  # torch leaves its stream and its generator as they were in between
+            torch.cuda.set_stream(before)
+            generator.graphsafe_set_state(state)
+            raise
+        finally:
+            torch.set_autocast_cache_enabled(cached)
 
     def __call__(self, *tensors):
         for held, given in zip(self.inputs, tensors):
             held.copy_(given)
         self.graph.replay()
         if torch.is_tensor(self.outputs):
-            return self.outputs.clone()
+            return self.outputs.clone()  # the next replay of any graph may write over them
         return tuple(t.clone() for t in self.outputs)
 
 
 def wanted(*tensors):
-    """Whether a function of these tensors may be recorded: all of them lie on one GPU."""
+    """Whether a function of these tensors may be recorded: all of them lie on a GPU."""
     if MODE not in ("auto", "0", "1"):
         raise ValueError(f"MLD_GRAPH must be auto, 0 or 1, not {MODE!r}.")
     return (MODE != "0" and all(t.is_cuda for t in tensors) and torch.version.cuda is not None
-            and not torch.compiler.is_compiling() and not torch.cuda.is_current_stream_capturing())
+            and not torch.compiler.is_compiling()
+            and not torch.cuda.is_current_stream_capturing())
 
 
 @torch.inference_mode()
 def replay(function, key, *tensors):
-    """function(*tensors) -> tensor or tuple of tensors, by a graph for this key and these
-    shapes."""
-    key = (key, *((t.shape, t.dtype, t.device) for t in tensors))
+    """function(*tensors) -> tensor or tuple of tensors, by a graph for this key and these shapes."""
+    key = (key, backend.MODE, torch.get_float32_matmul_precision(),
+           *((t.shape, t.dtype, t.device) for t in tensors))
     with torch.cuda.device_of(tensors[0]):
-        if key not in recorded:
-            recorded[key] = record(function, tensors)
-            while len(recorded) > BOUND:
-                recorded.popitem(last=False)
+        found = recorded.get(key)
+        if key not in recorded and MODE == "auto":
+            found = recorded[key] = SEEN
+            keep_few()
+            return function(*tensors)
+        if key not in recorded or found is SEEN:
+            found = recorded[key] = record(function, tensors)
+            keep_few()
         recorded.move_to_end(key)
-        return (recorded[key] or function)(*tensors)
+        return (found or function)(*tensors)
+
+
+def keep_few():
+    while len(recorded) > BOUND:
+        recorded.popitem(last=False)
 
 
 def record(function, tensors):

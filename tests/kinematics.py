@@ -1,5 +1,4 @@
-"""What a motion does, told from its joints by plain kinematics: the toy set and the weights that
-ship are held against it."""
+"""What a motion does, told from its joints by plain kinematics: for test_toy, test_weights."""
 import numpy as np
 
 PELVIS, L_KNEE, R_KNEE, L_ANKLE, R_ANKLE, L_TOE, R_TOE, NECK, HEAD = 0, 4, 5, 7, 8, 10, 11, 12, 15

@@ -1,5 +1,4 @@
-"""The presets of HumanAct12 and UESTC, from files of the published form to the table, with the
-programs as a user runs them."""
+"""HumanAct12 and UESTC work from published files to the table, by the programs alone."""
 import json
 import subprocess
 import sys

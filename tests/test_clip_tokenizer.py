@@ -1,5 +1,4 @@
-"""CLIP's tokenizer: equal to the published one on awkward texts; truncation, batches, decoding,
-bad input."""
+"""CLIP's tokenizer equals the published one, even on awkward texts; batches, bad input, help."""
 import json
 import os
 import pathlib
@@ -77,12 +76,17 @@ def test_what_is_no_text_is_refused(tokenizer):
         tokenizer("a man jumps")
 
 
-def test_as_a_program():
-    out = subprocess.run(
-        [sys.executable, "clip_tokenizer.py", "a man"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-    )
-    assert out.stdout.strip() == "[(320, 'a</w>'), (786, 'man</w>')]"
+def program(argument, folder):
+    command = [sys.executable, str(ROOT / "clip_tokenizer.py"), argument]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env).stdout
+
+
+def test_as_a_program(tmp_path):
+    assert program("a man", tmp_path).strip() == "[(320, 'a</w>'), (786, 'man</w>')]"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_help(tmp_path, flag):
+    shown = program(flag, tmp_path)
+    assert shown.startswith("usage: clip_tokenizer.py") and "clip_tokenizer.py bench" in shown

@@ -1,5 +1,4 @@
-"""The pack: what goes in comes out, and nothing else is accepted. The batches: who gets what,
-when, and how it is cut."""
+"""A pack gives back what went in and refuses all else; batches have the right items and crops."""
 import os
 import pickle
 
@@ -9,9 +8,10 @@ import torch
 
 import data
 import motion
-from formats import pack as packs
 from config import Config
-from data import Batches, Caption, Clip, Pack, write_pack
+from data import Batches
+from formats import pack as packs
+from formats.pack import Caption, Clip, Pack, write_pack
 
 
 def clips_of(lengths, nfeats=263, dtype=np.float32, splits=("train",)):
@@ -228,9 +228,9 @@ def test_a_large_index_that_cannot_be_read_is_said_to_be_damaged(pack, tmp_path,
 @pytest.mark.parametrize(
     "harm, sentence",
     [
-        (lambda b: b[:-1], "cut off or grown"),
-        (lambda b: b[: len(b) // 2], "cut off or grown"),
-        (lambda b: b + b"x", "cut off or grown"),
+        (lambda b: b[:-1], "cut off or has grown"),
+        (lambda b: b[: len(b) // 2], "cut off or has grown"),
+        (lambda b: b + b"x", "cut off or has grown"),
         (lambda b: b[:40], "cut off"),
         (lambda b: b"", "not a packed dataset"),
         (lambda b: b"PK\x03\x04" + b[4:], "not a packed dataset"),
@@ -291,7 +291,7 @@ def changed(**values):
         (changed(features=np.zeros((0, 263), np.float32)), "clip 000000: expected features"),
         (changed(split="dev"), "split must be one of train, val, test"),
         (changed(action="fly"), "action 'fly' is not one of"),
-        (changed(features=np.zeros((50, 263), np.float16)), "one type"),
+        (changed(features=np.zeros((50, 263), np.float16)), "of one type"),
         (changed(id="first"), "clip first is there twice"),
     ],
 )
@@ -338,7 +338,8 @@ def test_settings_of_another_skeleton_are_refused(tmp_path):
     config.data.fps = 12.5
     with pytest.raises(
         ValueError,
-        match="t2m skeleton at 20 fps, the settings say t2m at 12.5; pass --data.skeleton=t2m --data.fps=20",
+        match="t2m skeleton at 20 fps, the settings say t2m at 12.5; "
+        "pass --data.skeleton=t2m --data.fps=20",
     ):
         data.open_pack(config)
 

@@ -1,5 +1,4 @@
-"""eval.py on small models with random weights: its numbers, its files, the gate, and every kind
-of model."""
+"""eval.py's numbers, files, gate and refusals, on small models of every kind."""
 import json
 import os
 import pathlib
@@ -12,15 +11,16 @@ import pytest
 import torch
 
 import checkpoint
+import data
 import eval as program
-from judge import evaluators
-from judge import metrics
+import motion
 from clip import WordEncoder, vocabulary_of
-from config import Config, set_value
+from config import ACTION, NOVAE, TOY, Config, set_value
 from conftest import GOLDEN
-from mld import MLD
 from formats.pack import Caption, Clip, Pack, write_pack
-from config import ACTION, NOVAE, TOY
+from judge import evaluators, metrics, protocol, published
+from judge.own import OwnJudge
+from mld import MLD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = {
@@ -40,14 +40,8 @@ SIZES = {
     "evaluator.layers": 1,
     "evaluator.embed_dim": 8,
 }
-QUICK = [
-    "--eval.replications=2",
-    "--eval.batch_size=8",
-    "--eval.group=8",
-    "--eval.mm_texts=3",
-    "--eval.mm_samples=4",
-    "--eval.mm_pairs=3",
-]
+QUICK = ["--eval.replications=2", "--eval.batch_size=8", "--eval.group=8", "--eval.mm_texts=3",
+         "--eval.mm_samples=4", "--eval.mm_pairs=3"]
 
 
 def settings(**changes):
@@ -78,7 +72,7 @@ def root(tmp_path_factory):
     pack = Pack.open(str(folder / "made" / "made.pack"))
     words = vocabulary_of(clip.captions[0].text for clip in clips)
     torch.manual_seed(0)
-    judge = evaluators.OwnJudge(settings(), pack.mean, pack.std, words, actions)
+    judge = OwnJudge(settings(), pack.mean, pack.std, words, actions)
     checkpoint.save(
         folder / "judge.pt",
         settings(),
@@ -154,20 +148,18 @@ def test_text_model_whole(root, capsys):
         assert result["parts"][part]["parameters"] == sum(p.numel() for p in net.parameters())
         assert result["parts"][part]["GFLOPs"] > 0
     shown = capsys.readouterr().out
-    assert (
-        "compare with no published table" in shown
-        and "FID is of 20 clips" not in shown
-        and "AITS" in shown
-    )
+    assert "compare with no published table" in shown and "AITS" in shown
+    assert "FID is of 20 clips" not in shown
+    assert "GFLOPs" not in shown, "sizes are on the page; the screen has them with --verbose"
     assert f"{rows['generated']['FID'][0]:.3f}+-" in shown and "Diversity is of 20 pairs" in shown
     page, players = (
         (root / "out" / name).read_text() for name in ("eval.html", "eval-examples.html")
     )
-    assert (
-        "eval-examples.html" in page
-        and f"{rows['generated']['FID'][0]:.3f}+-" in page
-        and "<svg" in page
-    )
+    assert "eval-examples.html" in page and "<svg" in page
+    assert f"<td>{rows['generated']['FID'][0]:.3f} ± " in page, "tables are tables"
+    for name in rows["VAE reconstruction"]:  # each is explained in its row
+        cells = re.search(rf"<tr><td>{name}</td>(.*?)</tr>", page)[1].split("<td>")
+        assert len(cells) == 5 and cells[-1].count(" ") > 4, name
     assert (
         all(f'"{word}: a man' in players for word in ("best", "median", "worst"))
         and str(root) not in page
@@ -175,28 +167,13 @@ def test_text_model_whole(root, capsys):
 
 
 def test_the_same_again_other_seeds_and_two_processes(root):
-    one, again, other = (
-        run(root, "text")["rows"],
-        run(root, "text")["rows"],
-        run(root, "text", "--eval.seed=7")["rows"],
-    )
+    one, again = run(root, "text")["rows"], run(root, "text")["rows"]
+    other = run(root, "text", "--eval.seed=7")["rows"]
     assert one == again and one["generated"]["FID"] != other["generated"]["FID"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "eval.py",
-        "--ckpt",
-        str(root / "text.pt"),
-        "--evaluator",
-        str(root / "judge.pt"),
-        f"--assets.data_root={root}",
-        "--out",
-        str(root / "two"),
-        *QUICK,
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node=2", "eval.py", "--ckpt", str(root / "text.pt"),
+               "--evaluator", str(root / "judge.pt"), f"--assets.data_root={root}",
+               "--out", str(root / "two"), *QUICK]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count("AITS") == 1, done.stderr[-2000:]
     two = json.loads((root / "two" / "eval.json").read_text())["rows"]
@@ -205,8 +182,9 @@ def test_the_same_again_other_seeds_and_two_processes(root):
             assert two[name][key] == pytest.approx(value, rel=1e-5, abs=1e-6), (name, key)
 
 
-def test_actions_nothing_and_frames(root):
-    result = run(root, "action")
+def test_actions_nothing_and_frames(root, capsys):
+    result = run(root, "action", "--verbose")
+    assert re.search(r"denoiser +[0-9.]+ M +[0-9.]", capsys.readouterr().out)
     action = result["rows"]["generated"]
     notes = " ".join(note for note in result["notes"] if "recognised in less than half" in note)
     poor = [
@@ -242,10 +220,10 @@ def test_a_model_that_returns_the_clips_scores_as_they_do(root, monkeypatch):
         for row, text, n in zip(found, texts, lengths.tolist()):
             i = next(i for i in range(len(pack)) if pack.captions(i)[0].text == text)
             row[:n] = torch.from_numpy(pack.features(i)[:n].copy())
-        return found, lengths, seeds, program.motion.to_metres(found, "t2m")
+        return found, lengths, seeds, motion.to_metres(found, "t2m")
 
-    monkeypatch.setattr(program.Evaluation, "generate", cheat)
-    monkeypatch.setattr(program.data.Batches, "crops", whole_clips)
+    monkeypatch.setattr(protocol.Evaluation, "generate", cheat)
+    monkeypatch.setattr(data.Batches, "crops", whole_clips)
     rows = run(root, "text", out="cheat")["rows"]
     for key in RETRIEVAL | PHYSICAL | ACCURACY | {"Diversity"}:
         assert rows["generated"][key] == pytest.approx(
@@ -275,26 +253,26 @@ class Gated:
 
 @pytest.mark.parametrize("dataset", ["humanml3d", "kit"])
 def test_gate(dataset):
-    right = {key: (mean, half) for key, (mean, half) in program.KNOWN[dataset].items()}
-    assert program.gate(Gated(dataset=dataset), right) is None
+    right = {key: (mean, half) for key, (mean, half) in protocol.KNOWN[dataset].items()}
+    assert protocol.gate(Gated(dataset=dataset), right) is None
     few = Gated(dataset=dataset)
     few.config.eval.replications, half = 1, right["R@1"][1]
     # 2.2 standard deviations of a single replication
     once = right | {"R@1": (right["R@1"][0] + 5 * half, None)}
-    assert program.gate(few, once) is None and program.gate(Gated(dataset=dataset), once)
+    assert protocol.gate(few, once) is None and protocol.gate(Gated(dataset=dataset), once)
     near = right | {"R@1": (right["R@1"][0] + 0.0049, 0.003)}
-    assert program.gate(Gated(dataset=dataset), near) is None, "the intervals overlap"
-    text = program.gate(
+    assert protocol.gate(Gated(dataset=dataset), near) is None, "the intervals overlap"
+    text = protocol.gate(
         Gated(dataset=dataset), right | {"R@1": (0.3, 0.003), "MM-Dist": (5.0, 0.01)}
     )
     assert "R@1 0.300 instead of" in text and "part-of-speech tokens" in text and "our_vab" in text
-    motion = program.gate(
+    motion = protocol.gate(
         Gated(dataset=dataset), right | {"Diversity": (8.0, 0.01), "R@1": (0.2, 0.0)}
     )
     assert "finest.tar" in motion and "4648 test clips" in motion
-    own = program.gate(Gated(1.0, dataset), right | {"Diversity": (8.0, 0.01)})
+    own = protocol.gate(Gated(1.0, dataset), right | {"Diversity": (8.0, 0.01)})
     assert "meta: its std should be 25 times smaller" in own and "it is 1 times" in own
-    assert program.gate(
+    assert protocol.gate(
         Gated(dataset=dataset), right | {"R@1": (float("nan"), 0.0)}
     ), "NaN does not pass"
 
@@ -313,11 +291,11 @@ def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
         for part in ("movement_encoder", "motion_encoder", "text_encoder")
     }
     number = {word: i for i, word in enumerate(("sos", "eos", "unk", "a", "man"))}
-    judge = evaluators.T2MJudge(states, np.zeros(263), np.ones(263), np.eye(5, 30), number)
+    judge = published.T2MJudge(states, np.zeros(263), np.ones(263), np.eye(5, 30), number)
     judge.files = FILES
     monkeypatch.setattr(evaluators, "find", lambda *_: judge.eval().requires_grad_(False))
-    monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
-    monkeypatch.setattr(program.Evaluation, "made", None)
+    monkeypatch.setitem(protocol.KNOWN, "made", protocol.KNOWN["humanml3d"])
+    monkeypatch.setattr(protocol.Evaluation, "made", None)
     with pytest.raises(
         SystemExit, match="Real motion does not score as published.*--no-gate goes on"
     ):
@@ -325,7 +303,7 @@ def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
     assert not (root / "gate").exists()
     monkeypatch.undo()
     monkeypatch.setattr(evaluators, "find", lambda *_: judge)
-    monkeypatch.setitem(program.KNOWN, "made", program.KNOWN["humanml3d"])
+    monkeypatch.setitem(protocol.KNOWN, "made", protocol.KNOWN["humanml3d"])
     assert any(
         "GATE NOT PASSED" in note for note in run(root, "text", "--no-gate", out="gate")["notes"]
     )
@@ -336,19 +314,8 @@ def test_the_gate_stops_before_the_model(root, monkeypatch, capsys):
 def test_few_replications_and_other_splits(root, capsys):
     """One replication has no interval; the trained clips are called so; half precision and a
     flag's other form work."""
-    result = run(
-        root,
-        "text",
-        "--eval.replications",
-        "1",
-        "--eval.split",
-        "train",
-        "--precision",
-        "bf16",
-        "--device",
-        "cpu",
-        out="one",
-    )
+    flags = "--eval.replications 1 --eval.split train --precision bf16 --device cpu".split()
+    result = run(root, "text", *flags, out="one")
     assert all(half is None for row in result["rows"].values() for _, half in row.values())
     assert (result["split"], result["precision"]) == ("train", "bf16")
     assert f"{result['rows']['generated']['FID'][0]:.3f}  " in capsys.readouterr().out
@@ -432,12 +399,12 @@ def test_published_action_datasets(tmp_path, name, actions, split):
         tmp_path / "model.pt", config, model.state_dict(), actions=[str(k) for k in range(actions)]
     )
     state = (
-        {"model": evaluators.ActionGRU().state_dict()}
+        {"model": published.ActionGRU().state_dict()}
         if name == "humanact12"
-        else evaluators.STGCN().state_dict()
+        else published.STGCN().state_dict()
     )
     (tmp_path / "act").mkdir()
-    torch.save(state, tmp_path / "act" / evaluators.CLASSIFIERS[name])
+    torch.save(state, tmp_path / "act" / published.CLASSIFIERS[name])
     program.main(["--ckpt", str(tmp_path / "model.pt"), f"--assets.data_root={tmp_path}",
                   f"--assets.classifier_path={tmp_path / 'act'}", *QUICK])
     result = json.loads((tmp_path / "eval.json").read_text())
@@ -467,7 +434,7 @@ def test_published_action_datasets(tmp_path, name, actions, split):
         (["--ckpt", "CKPT", "--evaluator", "JUDGE", "--evaluator.kind", "t2m"], "Which judge"),
         (
             ["--ckpt", "CKPT", "--denoiser.length_token=0"],
-            "--denoiser.length_token is a matter of training",
+            "--denoiser.length_token was settled by training",
         ),
         (["--ckpt", "CKPT", "--eval.seed"], "eval.seed must be a whole number"),
         (["--ckpt", "CKPT", "--cfg_assets", "none.py"], "Assets file none.py cannot be read"),

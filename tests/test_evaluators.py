@@ -1,5 +1,4 @@
-"""The judges: equal to the published ones, read from files of their form, and our own, which must
-see damage."""
+"""The judges equal the published ones, read their files, and our own sees damage."""
 import dataclasses
 import json
 import pathlib
@@ -16,7 +15,9 @@ import motion
 from config import Config, set_value
 from conftest import GOLDEN
 from data import Batches
-from judge.evaluators import STGCN, ActionGRU, EvaluatorStage, OwnJudge, T2MJudge, find, partitions
+from judge.evaluators import find
+from judge.own import EvaluatorStage, OwnJudge
+from judge.published import STGCN, ActionGRU, T2MJudge, partitions
 from formats.pack import Caption, Clip, Pack, write_pack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -261,35 +262,17 @@ def made_pack(folder, clips=160):
     return Pack.open(str(folder / "made" / "made.pack"))
 
 
-SMALL = [
-    "--evaluator.width=32",
-    "--evaluator.layers=1",
-    "--evaluator.embed_dim=16",
-    "--train_evaluator.steps=200",
-    "--train_evaluator.batch_size=32",
-    "--train_evaluator.lr=3e-3",
-    "--train_evaluator.warmup=5",
-    "--train_evaluator.ema=0",
-    "--train.eval_every=100",
-    "--train.save_every=200",
-    "--train.log_every=100",
-    "--train.threads=1",
-    "--stage=evaluator",
-    "--dataset=made",
-]
+SMALL = ("--evaluator.width=32 --evaluator.layers=1 --evaluator.embed_dim=16 "
+         "--train_evaluator.steps=200 --train_evaluator.batch_size=32 --train_evaluator.lr=3e-3 "
+         "--train_evaluator.warmup=5 --train_evaluator.ema=0 --train.eval_every=100 "
+         "--train.save_every=200 --train.log_every=100 --train.threads=1 --stage=evaluator "
+         "--dataset=made").split()
 
 
 def train(folder, *flags, processes=1):
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [
-        sys.executable,
-        *many[: 4 * (processes > 1)],
-        "train.py",
-        *SMALL,
-        f"--assets.data_root={folder}",
-        f"--out={folder / 'out'}",
-        *flags,
-    ]
+    command = [sys.executable, *many[: 4 * (processes > 1)], "train.py", *SMALL,
+               f"--assets.data_root={folder}", f"--out={folder / 'out'}", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -356,9 +339,8 @@ def test_the_evaluator_that_ships_ranks_real_motion_and_sees_damage():
         str(ROOT / "data" / "toy" / "toy.pack")
     )
     if not path.exists():
-        pytest.skip(
-            f"NOT TESTED: {path} is absent; python train.py --dataset toy --stage evaluator makes it"
-        )
+        pytest.skip(f"NOT TESTED: {path} is absent; "
+                    "python train.py --dataset toy --stage evaluator makes it")
     judge, rng = find(config_for(ROOT, "toy"), pack, str(path)), np.random.default_rng(0)
     real = table(judge, pack)
     assert real["accuracy"] > 0.98 and real["R@3"] > 0.95
@@ -429,16 +411,8 @@ def test_captions_that_say_the_same_are_no_negatives(own):
     for i in range(B):
         by_text = [j for j in range(B) if j == i or batch["texts"][j] not in said[i]]
         by_motion = [j for j in range(B) if j == i or batch["texts"][i] not in said[j]]
-        loss += (
-            (
-                torch.logsumexp(s[i, by_text], 0)
-                - s[i, i]
-                + torch.logsumexp(s[by_motion, i], 0)
-                - s[i, i]
-            )
-            / 2
-            / B
-        )
+        both = torch.logsumexp(s[i, by_text], 0) + torch.logsumexp(s[by_motion, i], 0)
+        loss += (both - 2 * s[i, i]) / 2 / B
         assert len(by_text) < B, "in this set many captions are the same"
     torch.testing.assert_close(got, loss, rtol=1e-4, atol=1e-5)
 

@@ -137,8 +137,14 @@ def test_no_graph_without_a_gpu():
     assert torch.equal(fast.replayed(lambda x: x + 1, "key", torch.zeros(1)), torch.ones(1))
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Recorded at the first call, and an error where that fails."""
+    monkeypatch.setattr(graphs, "MODE", "1")
+
+
 @needs_gpu
-def test_a_function_as_a_graph():
+def test_a_function_as_a_graph(at_once):
     def function(x, y):
         return x @ y, x + 1
     for size in (2, 2, 3):
@@ -149,7 +155,7 @@ def test_a_function_as_a_graph():
 
 
 @needs_gpu
-def test_graphs_are_few():
+def test_graphs_are_few(at_once):
     for i in range(graphs.BOUND + 3):
         graphs.replay(torch.neg, ("few", i), torch.zeros(1, device="cuda"))
     assert len(graphs.recorded) <= graphs.BOUND
@@ -157,7 +163,7 @@ def test_graphs_are_few():
 
 @needs_gpu
 @pytest.mark.parametrize("values", KINDS, ids=str)
-def test_the_loop_as_a_graph(values):
+def test_the_loop_as_a_graph(values, at_once):
     """The first call records, the second replays with other noise; weights changed in place are
     seen, weights that moved are recorded anew."""
     model = make(**values).cuda()
@@ -184,8 +190,24 @@ def test_the_loop_as_a_graph(values):
 def test_what_cannot_be_recorded_runs_all_the_same(monkeypatch):
     def function(x):
         return x * float(x.sum())  # waits for the GPU
+    monkeypatch.setattr(graphs, "MODE", "auto")
+    graphs.replay(function, "waits", torch.ones(2, device="cuda"))  # seen once, not recorded
     with pytest.warns(UserWarning, match="CUDA graphs are not used"):
         assert graphs.replay(function, "waits", torch.ones(2, device="cuda")).tolist() == [2, 2]
     monkeypatch.setattr(graphs, "MODE", "1")
     with pytest.raises(RuntimeError):
         graphs.replay(function, "waits, too", torch.ones(2, device="cuda"))
+    torch.rand(2, device="cuda")  # random draws work after a failure
+
+
+@needs_gpu
+def test_a_graph_recorded_under_autocast_outlives_it(at_once):
+    """Autocast's cached 16-bit weights are freed with its context; a replay must not read them."""
+    layer = torch.nn.Linear(64, 64).cuda().requires_grad_()
+    x = torch.randn(3, 64, device="cuda")
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            found = graphs.replay(lambda x: layer(layer(x)), ("autocast", id(layer)), x)
+            with torch.no_grad():
+                torch.testing.assert_close(found, layer(layer(x)))
+        [torch.randn(64, 64, device="cuda").bfloat16() for _ in range(50)]  # over freed memory

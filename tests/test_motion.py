@@ -1,5 +1,4 @@
-"""motion.py against the published feature code's numbers, against itself (there and back,
-mirrored), and on bad input."""
+"""motion.py has the published features' numbers, inverts and mirrors them, refuses bad input."""
 import dataclasses
 import io
 import re

@@ -1,4 +1,4 @@
-"""prepare.py: each dataset's own form into a pack, and every bad input into one sentence."""
+"""prepare.py packs every kind of dataset right, and answers bad input with one sentence."""
 import hashlib
 import os
 import pickle
@@ -12,15 +12,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from formats import bvh
 import motion
 import prepare
-from formats import datasets
-from view import render
 from conftest import ROOT
+from formats import bvh, datasets
 from formats.pack import Clip, Pack
 from test_data import walking
 from toy import motions as toy_motions
+from view import render
 
 
 def run(capsys, *argv):
@@ -59,7 +58,9 @@ def layout(tmp_path):
                 rng.normal(size=(lengths.get(id, 120), 263)).astype(np.float32),
             )
             (folder / "texts" / f"{id}.txt").write_text(
-                f"a man # {id} walks.#a/DET man/NOUN walk/VERB#0.0#0.0\nhe stops#he/PRON stop/VERB#nan#nan\nhe turns#he/PRON turn/VERB#1.5#4.0\n"
+                f"a man # {id} walks.#a/DET man/NOUN walk/VERB#0.0#0.0\n"
+                "he stops#he/PRON stop/VERB#nan#nan\n"
+                "he turns#he/PRON turn/VERB#1.5#4.0\n"
             )
     for id in ("007975", "M007975"):
         np.save(folder / "new_joint_vecs" / f"{id}.npy", np.full((50, 263), np.nan, np.float32))
@@ -134,7 +135,7 @@ def test_action_labels_from_a_file(layout, tmp_path, capsys):
         "000006": "walk/tired",
     }
     labels.write_text("id,file\n" + "".join(f"{i:06d},file{i}\n" for i in range(20)))
-    assert "20 different labels for 20 clips are no actions" in refused(
+    assert "20 labels are too many for 20 clips" in refused(
         capsys, tmp_path, "humanml3d", layout, "--actions", labels
     )
     labels.write_text("id,content\n000001\n")
@@ -209,7 +210,8 @@ CLIP = "new_joint_vecs/000001.npy"
         (spoil("Mean.npy", np.full(263, np.nan)), "Mean.npy: number 0 is nan"),
         (
             spoil(CLIP, np.zeros((120, 251), np.float32)),
-            "000001.npy: expected frames x 263 floating-point numbers, found float32 of shape (120, 251)",
+            "000001.npy: expected frames x 263 floating-point numbers, found float32 of shape "
+            "(120, 251)",
         ),
         (spoil(CLIP, np.zeros((120, 22, 3))), "expected frames x 263 floating-point numbers"),
         (spoil(CLIP, np.array([{"a": 1}], object)), "000001.npy is not a readable .npy file"),
@@ -219,7 +221,8 @@ CLIP = "new_joint_vecs/000001.npy"
         (spoil(CLIP, b"\x93NUMPY\x01\x00\x02\x00{\n"), "000001.npy is not a readable .npy file"),
         (
             spoil("texts/000001.txt", b"a man walks.\n"),
-            "000001.txt, line 1: expected `caption#word/TAG word/TAG#from#to`, found 'a man walks.'",
+            "000001.txt, line 1: expected `caption#word/TAG word/TAG#from#to`, "
+            "found 'a man walks.'",
         ),
         (spoil("texts/000001.txt", b"\na man#a/DET#zero#0.0\n"), "000001.txt, line 2: expected"),
         (
@@ -229,7 +232,7 @@ CLIP = "new_joint_vecs/000001.npy"
         (spoil("test.txt", b"000006\n000001\n"), "test.txt: id 000001 is also in train.txt"),
         (
             lambda f: [spoil(f"{s}.txt", b"")(f) for s in ("train", "val", "test")],
-            "name no clip; the dataset is empty",
+            "test.txt name no clip",
         ),
         (lambda f: [p.unlink() for p in (f / "new_joint_vecs").iterdir()], "no clip to pack"),
     ],
@@ -248,7 +251,7 @@ def test_lengths_that_contradict_each_other_are_refused(layout, tmp_path, capsys
 def test_a_name_that_leads_elsewhere_and_an_output_that_is_a_folder_are_refused(
     layout, tmp_path, capsys
 ):
-    assert "--name must be a plain word, got '../toy'" in refused(
+    assert "--name must be a plain word, found '../toy'" in refused(
         capsys, tmp_path, "humanml3d", layout, "--name", "../toy"
     )
     code, _, error = run(capsys, "humanml3d", layout, "--out", tmp_path)
@@ -471,10 +474,10 @@ class Trap:
     [
         ({"poses": []}, "has no joints3D; expected a pickled dict with poses, joints3D"),
         ([1, 2], "has no poses, joints3D"),
-        (humanact12(()), "should be lists of one length, found 0, 0"),
+        (humanact12(()), "should be lists of the same length, found 0, 0"),
         (humanact12(y=[0]), "y should be 3 actions of 0..11, found 1"),
         (humanact12(y=5), "y should be 3 actions of 0..11, found 0"),
-        (humanact12(poses=None), "should be lists of one length, found 0, 3"),
+        (humanact12(poses=None), "should be lists of the same length, found 0, 3"),
         (
             humanact12(poses=[np.zeros((t, 2, 72)) for t in (40, 60, 95)]),
             "poses[0] should be some frames of (72,) numbers, found (40, 2, 72)",
@@ -648,7 +651,8 @@ def test_sides_are_swapped_in_captions():
     [
         (
             "a man walks\n",
-            "captions.txt, line 1: expected `file name: caption` or `file name<TAB>caption`, found 'a man walks'",
+            "captions.txt, line 1: expected `file name: caption` or `file name<TAB>caption`, "
+            "found 'a man walks'",
         ),
         ("walk:\n", "captions.txt, line 1: expected"),
         ("# nothing\n\n", "captions.txt holds no caption"),
@@ -786,7 +790,10 @@ def test_show_check_and_time(layout, tmp_path, capsys, monkeypatch):
         and first["contacts"].shape == (120, 4)
     )
     assert first["joints"][..., 1].min() == 0
-    assert run(capsys, "check", path) == (0, f"{path}: 10 items, checksum right\n", "")
+    run(capsys, "show", path, "--out", page)  # without ids: the first four
+    titles = [entry["title"] for entry in shown["motions"]]
+    assert titles == [f"humanml3d {id}" for id in Pack.open(str(path)).ids[:4]]
+    assert run(capsys, "check", path) == (0, f"{path}: 10 items, the checksum is right\n", "")
     code, printed, _ = run(capsys, "time", path, layout)
     assert (
         code == 0
@@ -819,7 +826,23 @@ def test_show_check_and_time(layout, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_the_program_itself_exits_with_a_sentence(argv, code, sentence):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "prepare.py"), *argv], capture_output=True, text=True
-    )
+    done = program(*argv)
     assert done.returncode == code and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def program(*argv, **options):
+    command = [sys.executable, str(ROOT / "prepare.py"), *argv]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_the_program_runs_from_another_folder(tmp_path):
+    done = program("show", "toy", cwd=tmp_path)
+    page = os.path.join("out", "toy.html")
+    assert (done.returncode, done.stdout) == (0, f"wrote {page}\n"), done.stderr
+    assert (tmp_path / page).stat().st_size > 10_000
+
+
+def test_help_shows_the_commands_and_their_options():
+    assert "python prepare.py bvh DIR --captions FILE" in program("--help").stdout
+    done = program("kit", "--help")
+    assert "--min-length" in done.stdout and "(24)" in done.stdout and done.returncode == 0

@@ -1,4 +1,4 @@
-"""The player's file, and the player itself in a Chromium without a window: every control is
+"""The player's file, and the player itself in a Chromium without a window, where every control is
 really clicked; GIF and npy."""
 import base64
 import html.parser
@@ -6,16 +6,19 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import browser
+from formats.pack import Pack
 from view import render
 from motion import KIT, SMPL_PARENTS, T2M, T2M_OFFSETS, axis_angle_to_matrix, forward_kinematics
 from view.render import write_gif, write_npy, write_player
 
-NASTY = "</script><script>document.title='broken'</script> <b>a man</b> & \"quotes\" 'here' \\u003c 🤸 à %DATA% %TITLE%"
+NASTY = ("</script><script>document.title='broken'</script> <b>a man</b> & \"quotes\" 'here' "
+         "\\u003c 🤸 à %DATA% %TITLE%")
 
 
 def walk(frames=60, parents=T2M.parents, offsets=T2M_OFFSETS, seed=0):
@@ -25,6 +28,12 @@ def walk(frames=60, parents=T2M.parents, offsets=T2M_OFFSETS, seed=0):
     angles[:, 0] = time[:, None] * np.array([0, 0.3, 0])
     root = np.stack([np.sin(time * 0.8), 0.95 + 0 * time, time * 1.1], axis=-1)
     return forward_kinematics(axis_angle_to_matrix(angles), root, offsets, parents)
+
+
+def toy(action):
+    """A clip of the toy set with this action: joints (T, J, 3)."""
+    pack = Pack.open(str(Path(__file__).resolve().parent.parent / "data" / "toy" / "toy.pack"))
+    return pack.joints(next(i for i in range(len(pack)) if pack.action(i) == action))
 
 
 def motions(count, frames=60):
@@ -195,6 +204,25 @@ def test_gif(tmp_path, theme):
         assert near[:, :160].any() and near[:, 160:].any(), name
 
 
+def test_a_gif_shows_the_whole_body_and_how_far_it_is(tmp_path, capsys):
+    image_module = pytest.importorskip(
+        "PIL.Image", reason="NOT TESTED: GIFs need pip install pillow"
+    )
+    joints = toy("crawl")[:40:5]
+    turned = joints[..., [2, 1, 0]] * (1, 1, -1)
+    write_gif(tmp_path / "a.gif", [{"joints": joints}, {"joints": turned}], size=(120, 260))
+    said = capsys.readouterr()
+    assert said.out == "" and "a.gif" in said.err and "/8 [" in said.err
+    gif = image_module.open(tmp_path / "a.gif")
+    for t in range(gif.n_frames):
+        gif.seek(t)
+        frame = np.asarray(gif.convert("RGB")).astype(int)
+        limbs = np.abs(frame - render._theme("light")["left"]).sum(-1) < 90
+        assert limbs.sum() > 50
+        for cell in (limbs[:, :120], limbs[:, 120:]):  # nobody touches the edge of a cell
+            assert not (cell[:, :3].any() or cell[:, -3:].any() or cell[-3:].any())
+
+
 def test_gif_without_pillow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match="a.gif: .*pip install pillow"):
@@ -272,13 +300,15 @@ def test_it_plays_and_every_control_works(show):
     assert clock()["time"] == pytest.approx(2.95)
 
     x, y, width = page.js(
-        "(r => [r.x, r.y + r.height / 2, r.width])(document.querySelector('#scrub').getBoundingClientRect())"
+        "(r => [r.x, r.y + r.height / 2, r.width])"
+        "(document.querySelector('#scrub').getBoundingClientRect())"
     )
     page.drag((x + width * 0.2, y), (x + width / 2, y))
     assert clock()["time"] == pytest.approx(1.475, abs=0.06)
 
     page.js(
-        "s = document.querySelector('#speed'); s.value = '0.5'; s.dispatchEvent(new Event('change'))"
+        "s = document.querySelector('#speed'); s.value = '0.5';"
+        "s.dispatchEvent(new Event('change'))"
     )
     assert clock()["speed"] == 0.5
 
@@ -441,3 +471,92 @@ def test_other_bodies_and_single_frames(show, mode):
     ) == "frame 1 of 1" and not page.js("player.clock.playing")
     page.key("ArrowRight"), page.key(" ")
     assert page.js("player.clock.time") == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# What the camera sees
+
+PROJECT = """(motion, aspect, head) => {
+  const seen = [];  // x, y of every joint in every frame, where a cell ends at -1 and 1
+  for (let t = 0; t < motion.frames; t++) {
+    posePerson(motion, t / motion.fps);
+    const m = look(motion, aspect, head).matrix;
+    for (let j = 0; j < motion.size; j += 3) {
+      const p = [...motion.pose.slice(j, j + 3), 1];
+      const [x, y, , w] = [0, 1, 2, 3].map(k => p.reduce((sum, v, i) => sum + v * m[4 * i + k], 0));
+      seen.push([x / w, w > 0 ? y / w : 9]);
+    }
+  }
+  return seen;
+}"""
+
+
+def seen(page, n, aspect, head=0.0, **view):
+    """Joints of motion n -> (T, J, 2) in the cell, which ends at -1 and 1; the caption ends at
+    1 - 2 head."""
+    page.js(f"clock.playing = false; Object.assign(view, {json.dumps(view)})")
+    points = np.array(page.js(f"({PROJECT})(motions[{n}], {aspect}, {head})"))
+    return points.reshape(page.js(f"motions[{n}].frames"), -1, 2)
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_the_whole_body_is_in_view_and_in_the_middle(show, follow):
+    actions = ["crawl", "run", "jump", "cartwheel", "roll", "walk"]
+    page = show([{"joints": toy(action)[::4], "fps": 5} for action in actions])
+    for n, aspect, yaw, pitch in [(n, a, y, p) for n in range(6) for a in (0.4, 1.0, 2.5)
+                                  for y, p in ((0.55, 0.2), (0, 0.2), (1.6, 0), (4, 1.5))]:
+        points = seen(page, n, aspect, 0.2, follow=follow, yaw=yaw, pitch=pitch)
+        assert np.abs(points).max() < 1 and points[..., 1].max() < 0.6, (actions[n], aspect, yaw)
+    for n, action in enumerate(actions):
+        points = seen(page, n, 1.5, follow=follow, yaw=0.55, pitch=0.2)
+        middle = (points.max((0, 1)) + points.min((0, 1))) / 2
+        assert np.abs(middle).max() < 0.2, action
+
+
+def test_a_run_is_not_tiny_without_follow(show):
+    """The path of 11 m fills the cell, and the runner is as large as that allows."""
+    page = show([{"joints": toy("run")[::4], "fps": 5}])
+    for aspect, yaw, least in ((0.4, 0.55, 0.1), (1.0, 0.55, 0.23), (2.5, 0.55, 0.26),
+                               (2.5, 1.6, 0.34)):
+        points = seen(page, 0, aspect, follow=False, yaw=yaw, pitch=0.2)
+        assert max(np.ptp(points, (0, 1))) / 2 > 0.65
+        assert min(np.ptp(points[..., 1], 1)) / 2 > least  # the share of the cell's height
+
+
+def test_a_walk_is_seen_as_large_as_ever_and_zoom_still_works(show):
+    page = show([{"joints": walk()}, {"joints": walk()[:, ::-1] * 0 + walk() * 0.3}])
+    home = {"follow": True, "yaw": 0.55, "pitch": 0.2}
+    tall, small = (np.ptp(seen(page, n, 1.5, **home, zoom=1)[20, :22, 1]) for n in (0, 1))
+    metres = np.ptp(walk()[20, :, 1])
+    assert tall == pytest.approx(metres / 2.3 * 2, rel=0.12)  # 2.3 m fill the cell
+    assert small == pytest.approx(0.3 * tall, rel=0.1)  # a child is small
+    far = np.ptp(seen(page, 0, 1.5, **home, zoom=2)[20, :22, 1])
+    assert far == pytest.approx(tall / 2, rel=0.12)
+
+
+@pytest.mark.parametrize("mode", ["#2d", "#gl"])
+def test_it_is_drawn_at_once(page, tmp_path, mode):
+    """A page that never gets an animation frame shows the person after loading and resizing."""
+    image_module = pytest.importorskip(
+        "PIL.Image", reason="NOT TESTED: screenshots are compared with pillow"
+    )
+
+    def limbs():
+        data = page.screenshot(settle=False)
+        shot = np.asarray(image_module.open(io.BytesIO(data)).convert("RGB")).astype(int)
+        return (shot[80:300, :, 0] - shot[80:300, :, 2] > 50).sum()
+
+    write_player(tmp_path / "a.html", motions(2))
+    script = page("Page.addScriptToEvaluateOnNewDocument",
+                  source="window.requestAnimationFrame = () => 0")["identifier"]
+    try:
+        page.open((tmp_path / "a.html").as_uri() + mode, width=800, height=480)
+        if page.js("player.fast") != (mode == "#gl"):
+            pytest.skip("NOT TESTED with WebGL: this Chromium has none")
+        assert limbs() > 300
+        assert page.js("document.querySelector('#frame').textContent") == "frame 1 of 60"
+        page.resize(700, 440)
+        page.wait("document.querySelector('canvas').width == 700")
+        assert limbs() > 300
+    finally:
+        page("Page.removeScriptToEvaluateOnNewDocument", identifier=script)

@@ -98,9 +98,9 @@ def test_plot(tmp_path):
     assert xs == sorted(xs)
 
 
-def test_the_ends_of_an_axis_are_told_apart():
+def test_an_axis_has_numbers_and_a_name():
     drawn = curve("R@3", {"10 steps": [(1, 0.9781), (7.5, 0.9826)]}, unit="guidance")
-    assert ">0.978<" in drawn and ">0.983<" in drawn and "guidance 7.5" in drawn
+    assert ">0<" in drawn and ">1<" in drawn and ">6<" in drawn and ">guidance<" in drawn
 
 
 def test_bad_input(tmp_path):

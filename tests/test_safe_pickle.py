@@ -1,4 +1,4 @@
-"""Pickles and torch files: what is data comes back, what would run does not."""
+"""Data in pickles and torch files comes back, and nothing in them is run."""
 import collections
 import gc
 import io
@@ -70,7 +70,8 @@ def test_python_2_pickle(tmp_path):
     # what Python 2's cPickle wrote for {'a': numpy.array([1., 2.])}: strings of bytes, modules
     # under their old names
     body = (
-        b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp5\n(I1\n(I2\ntcnumpy\ndtype\n"
+        b"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n"
+        b"(I0\ntS'b'\ntRp5\n(I1\n(I2\ntcnumpy\ndtype\n"
         b"p6\n(S'f8'\nI0\nI1\ntRp7\n(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS"
         + repr(np.array([1.0, 2.0]).tobytes())[1:].encode()
         + b"\ntbs."
@@ -121,9 +122,11 @@ def test_nothing_in_a_pickle_runs(tmp_path, protocol):
         b"ccopyreg\n_reconstructor\n(cbuiltins\nlist\ncbuiltins\nobject\nNtR.",
         # raw bytes as an object's address
         b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\ntRS'12345678'\ntR.",
-        b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'O'\ntRI00\nS'12345678'\ntb.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'O'\ntRI00\n"
+        b"S'12345678'\ntb.",
         # nine objects, of which none is there
-        b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I9\ntcnumpy\ndtype\n(S'O'\ntRI00\n(ltb.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(I0\ntR(I1\n(I9\ntcnumpy\ndtype\n(S'O'\ntRI00\n"
+        b"(ltb.",
         b"Pid\n.",
         b"",
         b"garbage",

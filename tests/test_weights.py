@@ -1,5 +1,4 @@
-"""The weights that ship, asked for motions in words that training never saw: do they come, and do
-they move as people do?
+"""The weights that ship do what they are told, in words that training never saw, as people would.
 
     python tests/test_weights.py        prints the table that the README shows
 """
@@ -205,7 +204,8 @@ def table():
     model, pack = shipped(), toy()
     made, real = generate(model), training_clips(pack)
     print(
-        "| asked for | samples that do it | foot skating, cm/s (data) | jerk, m/s^3 (data) | spread of seeds, cm (data) |\n"
+        "| asked for | samples that do it | foot skating, cm/s (data) | jerk, m/s^3 (data) "
+        "| spread of seeds, cm (data) |\n"
         "| --- | --- | --- | --- | --- |"
     )
     shares = passed(made)
@@ -215,7 +215,8 @@ def table():
               f"{spread(made[action]):.1f} ({spread(real[action][:SEEDS]):.1f}) |")
     (a, b), (c, d) = overall(made), overall(real)
     print(
-        f"| **all** | {np.mean(list(shares.values())):.1%} | {a:.1f} ({c:.1f}) | {b:.0f} ({d:.0f}) | |\n"
+        f"| **all** | {np.mean(list(shares.values())):.1%} | {a:.1f} ({c:.1f}) "
+        f"| {b:.0f} ({d:.0f}) | |\n"
     )
     print(
         "VAE on test clips: {:.0f} mm, roots put together; {:.0f} mm as the joints lie".format(
