@@ -118,7 +118,8 @@ class CLIPTextEncoder(nn.Module):
         ids = F.pad(ids[:, :L], (0, max(0, L - ids.shape[1])))
         ids = ids.to(tower.positional_embedding.device)
         key = "text", graphs.addresses(tower)
-        return fast.replayed(lambda ids: tower.pooled(ids, end), key, ids)[:, None]
+        found = fast.replayed(lambda ids: tower.pooled(ids, end), key, ids)
+        return found[:, None].clone()  # a graph gives inference tensors, which autograd refuses
 
 
 # --------------------------------------------------------------------------------------------------
