@@ -1,19 +1,21 @@
-"""Every setting of nanoMLD as plain dataclasses, one per part, and the checks on their values.
+"""Every setting of nanoMLD, the presets, and the command line that changes them.
 
-The comment behind each field is its help text. Values must have the field's type; an unknown key, a wrong type or an
-impossible combination is refused with one sentence (SettingError) before any file is opened. 
+The settings are plain dataclasses, one per part; the comment beside or above a field is its help
+text. An unknown key, a value of the wrong type or an impossible combination is refused in one
+sentence (SettingError) before any file is opened. Each of four layers wins over those above it:
 
-Four layers, each winning over the one before it:
+    the default in the dataclass
+    a preset                      --config NAME, --dataset NAME, --modules NAME, --recipe NAME
+    an assets file                --cfg_assets FILE
+    the command line              --section.key=value
 
-    the default in the dataclass  <  a preset        <  an assets file     <  the command line
-                                     --config NAME      --cfg_assets FILE     --section.key=value
-
-    python train.py --dataset humanml3d                         the preset that goes with a dataset
-    python train.py --config vae_kit --vae.latent_size=7        a preset by name, one number changed
-    python train.py --dataset toy --modules novae               other network parts, as one set
-    python train.py --dataset toy --recipe paper                the paper's optimiser settings, not ours
-    python train.py --help                                      every setting, its default, its meaning
-    python config.py [the same flags]                           print the resolved settings and stop
+    python train.py --dataset humanml3d                   the preset that goes with a dataset
+    python train.py --config vae_kit --vae.latent_size=7  a preset by name, with one number changed
+    python train.py --dataset toy --modules novae         other network parts, swapped as a set
+    python train.py --dataset toy --recipe paper          the paper's optimiser settings, not ours
+    python train.py --dataset kit --help                  KIT's values of the settings changed most
+    python train.py --dataset kit --help all              its values of every setting
+    python config.py [the same flags]                     print the resolved settings and stop
 """
 import ast
 import contextlib
@@ -33,35 +35,35 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used; the message is one sentence that says which, why, and what is valid."""
+    """A setting that cannot be used; the message says in one sentence which, why, and what is."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The settings, one dataclass per part
 
 
 @dataclass
 class AssetsConfig:
-    data_root: str = os.path.join(HERE, "data")  # folder of the packed datasets: data_root/NAME/NAME.pack
-    clip_path: str = "deps/clip-vit-large-patch14"  # CLIP text tower: Hugging Face folder, .safetensors, .bin or ViT-L-14.pt
-    t2m_path: str = "deps/t2m"  # published T2M evaluators: t2m_path/t2m/text_mot_match/model/finest.tar, and kit/
-    glove_path: str = "deps/glove"  # GloVe vectors of the T2M text encoder: our_vab_data.npy, our_vab_words.pkl, our_vab_idx.pkl
-    classifier_path: str = "deps/actionrecognition"  # published action classifiers for HumanAct12 and UESTC
-    smpl_path: str = "deps/smpl/SMPL_NEUTRAL.pkl"  # SMPL body model (.pkl or .npz): rest skeleton of published action models, if it is there
+    data_root: str = os.path.join(HERE, "data")  # folder of packed datasets, NAME/NAME.pack in it
+    clip_path: str = "deps/clip-vit-large-patch14"  # CLIP: hub folder, .safetensors, .bin, .pt
+    t2m_path: str = "deps/t2m"  # T2M evaluators: t2m_path/(t2m|kit)/text_mot_match/model/finest.tar
+    glove_path: str = "deps/glove"  # GloVe of the T2M text encoder: our_vab_{data.npy,words.pkl,..}
+    classifier_path: str = "deps/actionrecognition"  # published classifiers: HumanAct12, UESTC
+    smpl_path: str = "deps/smpl/SMPL_NEUTRAL.pkl"  # optional SMPL body (.pkl or .npz): rest pose
 
 
 @dataclass
 class DataConfig:
-    dataset: str = "toy"  # toy, humanml3d, kit, humanact12, uestc, or the name under which prepare.py packed your own
-    skeleton: Literal["t2m", "kit", "smpl"] = "t2m"  # 22 joints (263 features), 21 joints (251), 24 SMPL rotations (150)
-    fps: float = 20.0  # frames a second
+    dataset: str = "toy"  # a published one, or the name that prepare.py packed your own under
+    skeleton: Literal["t2m", "kit", "smpl"] = "t2m"  # 263, 251 or 150 features per frame
+    fps: float = 20.0  # frames per second
     min_length: int = 40  # clips with fewer frames are skipped
-    max_length: int = 200  # clips with this many frames or more are skipped (HumanML3D keeps 40..199)
+    max_length: int = 200  # clips with this many frames or more are skipped
     max_frames: int = 196  # longest crop given to the networks
     unit_length: int = 4  # crops are cut to a multiple of this
-    balance_actions: bool = False  # stage diffusion of an action model: clips of rare actions come more than once an epoch
-    batch_by_length: bool = True  # put clips of similar length into one batch, so that little padding is computed
-    workers: int = 0  # processes that prepare batches ahead; 0 = in the training process (the pack is memory-mapped)
+    balance_actions: bool = False  # action models: repeat clips of rare actions within an epoch
+    batch_by_length: bool = True  # batches of clips of similar length: little padding
+    workers: int = 0  # processes that prepare batches ahead; 0 = the training process does it
 
     @property
     def nfeats(self):
@@ -69,90 +71,85 @@ class DataConfig:
 
 
 @dataclass
-class VAEConfig:
-    arch: Literal["encoder_decoder", "all_encoder", "actor", "none"] = "encoder_decoder"  # none = diffusion on frames
-    latent_size: int = 1  # N, number of latent tokens
+class StackConfig:  # what the VAE and the denoiser have in common
     latent_dim: int = 256  # D, width of the network and of each latent token
     ff_size: int = 1024  # width of the feed-forward layers
-    num_layers: int = 9  # layers of the encoder, and of the decoder; odd, because of the skip connections
+    num_layers: int = 9  # layers (of the VAE's encoder and decoder each); odd if skip-connected
     num_heads: int = 4  # attention heads
-    dropout: float = 0.1  # dropout in every layer while the VAE trains
-    attention_dropout: float = 0.1  # dropout on attention probabilities; 0 keeps the fast attention path
+    dropout: float = 0.1  # dropout in every layer in training
+    attention_dropout: float = 0.1  # dropout on attention probabilities; 0 keeps fast attention
     activation: Literal["gelu", "relu"] = "gelu"  # of the feed-forward layers
-    normalize_before: bool = False  # pre-norm layers (the published ones are post-norm)
-    position_embedding: Literal["learned", "sine"] = "learned"  # positions of frames
-    max_positions: int = 500  # rows of the position table: frames plus two latent sets
-    mlp_dist: bool = False  # mean and log-variance from one token through a Linear, instead of two sets of tokens
-    logvar_bias: float = 0.0  # start of that Linear's log-variance half; -4 starts the posterior narrow
-    cosines: int = 0  # > 0: a linear path from frames to latent and back beside the stacks, through that many cosines over time
-    cosine_span: int = 200  # frames in the slowest cosine's half period
-    recons_loss: Literal["smooth_l1", "mse"] = "smooth_l1"  # reconstruction loss: the code's, or the paper's wording
-    joints_loss: Literal["same", "distance"] = "same"  # for joints: that loss too, or their mean distance, which stays steep to the end
+    normalize_before: bool = False  # pre-norm layers; the published ones are post-norm
+    position_embedding: Literal["learned", "sine"] = "learned"  # positions of frames and tokens
+    max_positions: int = 500  # rows of the position table
+
+
+@dataclass
+class VAEConfig(StackConfig):
+    arch: Literal["encoder_decoder", "all_encoder", "actor", "none"] = "encoder_decoder"  # or none
+    latent_size: int = 1  # N, number of latent tokens
+    mlp_dist: bool = False  # mu and logvar from one token through a Linear, not from two tokens
+    logvar_bias: float = 0.0  # start of that Linear's logvar; -4 starts with a narrow posterior
+    cosines: int = 0  # > 0: a linear path from frames to latent and back through so many cosines
+    cosine_span: int = 200  # half period of the slowest cosine, in frames
+    recons_loss: Literal["smooth_l1", "mse"] = "smooth_l1"  # the published code's, or the paper's
+    joints_loss: Literal["same", "distance"] = "same"  # as on features, or distance in metres
     lambda_rec: float = 1.0  # weight of the loss on features
-    lambda_joint: float = 1.0  # weight of the same loss on joints recovered from them
-    lambda_velocity: float = 0.0  # weight of the mean distance of the joints' steps from frame to frame: still feet, no jitter
+    lambda_joint: float = 1.0  # weight of the loss on the joints recovered from them
+    lambda_velocity: float = 0.0  # weight of the loss on joint velocities: still feet, no jitter
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
 
 
 @dataclass
 class TextEncoderConfig:
-    kind: Literal["clip", "scratch"] = "clip"  # the frozen CLIP tower at assets.clip_path, or a small one trained here
-    last_hidden_state: bool = False  # condition on every token's hidden state instead of the pooled one
+    kind: Literal["clip", "scratch"] = "clip"  # CLIP, frozen, or a small tower trained here
+    last_hidden_state: bool = False  # condition on every token, not on the pooled feature
     width: int = 128  # width of the small tower
     layers: int = 2  # layers of the small tower
     heads: int = 4  # attention heads of the small tower
-    context_length: int = 77  # longest prompt in tokens, start and end tokens included
-    word_dropout: float = 0.1  # share of words that training replaces by the unknown word, so that new words do no harm
+    context_length: int = 77  # longest prompt in tokens, with the start and end tokens
+    word_dropout: float = 0.1  # share of words that training makes unknown
 
 
 @dataclass
-class DenoiserConfig:
+class DenoiserConfig(StackConfig):
     condition: Literal["text", "action", "none"] = "text"  # what guides the diffusion
-    arch: Literal["trans_enc", "trans_dec"] = "trans_enc"  # condition as tokens beside the latent, or through cross-attention
+    arch: Literal["trans_enc", "trans_dec"] = "trans_enc"  # condition: tokens, cross-attention
     skip_connect: bool = True  # long skip connections between mirrored layers
-    latent_dim: int = 256  # width; the VAE's latent_dim, where there is a VAE
-    ff_size: int = 1024  # width of the feed-forward layers
-    num_layers: int = 9  # odd with skip connections
-    num_heads: int = 4  # attention heads
-    dropout: float = 0.1  # dropout in every layer
-    attention_dropout: float = 0.1  # dropout on attention probabilities
-    activation: Literal["gelu", "relu"] = "gelu"  # of the feed-forward layers
-    normalize_before: bool = False  # pre-norm layers (the published ones are post-norm)
-    position_embedding: Literal["learned", "sine"] = "learned"  # positions of tokens
-    max_positions: int = 500  # rows of the position table
-    text_encoded_dim: int = 768  # width of the text encoder's output (768 for CLIP ViT-L/14)
+    text_encoded_dim: int = 768  # width of the text encoder's output; 768 for CLIP ViT-L/14
     num_actions: int = 0  # number of action labels; 0 = as many as the dataset has
-    condition_dropout: float = 0.1  # share of training samples whose condition is dropped (classifier-free guidance)
+    condition_dropout: float = 0.1  # share of samples trained without condition, for guidance
     flip_sin_to_cos: bool = True  # order of the timestep embedding's halves
     freq_shift: float = 0.0  # shift of the timestep embedding's frequencies
     normalize_latents: bool = False  # diffuse latents normalised by the training set's mean and std
-    final_linear: bool = False  # a Linear after the last layer norm, which alone cannot change its output's size
-    length_token: bool = False  # a token tells the denoiser how long the motion is (the published one is not told)
-    mask_padding: bool = True  # diffusion on frames: padded frames are no attention keys (the published code lets them be)
+    final_linear: bool = False  # a Linear after the last layer norm, so that outputs can be scaled
+    length_token: bool = False  # a token tells the motion's length; the paper has none
+    mask_padding: bool = True  # without a VAE: mask padded frames (the published code did not)
 
 
 @dataclass
 class DiffusionConfig:
-    num_train_timesteps: int = 1000  # T, noise levels
+    num_train_timesteps: int = 1000  # T, number of noise levels
     beta_start: float = 0.00085  # variance of the first noise step
     beta_end: float = 0.012  # variance of the last noise step
-    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"  # how it grows in between
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"  # what the denoiser predicts: noise, x0, or v
-    sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim"  # DPM-Solver++(2M) is dpm++
+    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"  # in between
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"  # noise, x0 or v
+    sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim"  # dpm++ is DPM-Solver++(2M)
     num_inference_steps: int = 50  # denoising steps of a sample
-    eta: float = 0.0  # noise put back in each DDIM step, 0 = deterministic, 1 = as much as DDPM
+    eta: float = 0.0  # noise added in each DDIM step: 0 = deterministic, 1 = as much as DDPM
     guidance_scale: float = 7.5  # s of classifier-free guidance; 1 = off
-    guidance_rescale: float = 0.0  # share of the guided prediction's std that is set back to the conditional one's
-    clip_sample: bool = False  # clip the predicted x0 to -1..1 in each step (published for HumanAct12 only)
+    guidance_rescale: float = 0.0  # how far the guided std is set back to the conditional one, 0..1
+    clip_sample: bool = False  # clip the predicted x0 to -1..1; published for HumanAct12 only
 
 
-SAMPLING = ("sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_rescale")  # of DiffusionConfig, may differ from training
+# of DiffusionConfig: may be changed once the model is trained
+SAMPLING = ("sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_rescale")
 
 
 @dataclass
 class EvaluatorConfig:
-    kind: Literal["auto", "t2m", "own"] = "auto"  # published T2M evaluator, one trained here, or whichever is present
-    embed_dim: int = 512  # width of the shared text-motion space
+    kind: Literal["auto", "t2m", "own"] = "auto"  # what is present, the published one, or ours
+    embed_dim: int = 512  # width of the space that texts and motions share
     width: int = 256  # width of our own evaluator
     layers: int = 4  # layers of our own evaluator
 
@@ -160,42 +157,42 @@ class EvaluatorConfig:
 @dataclass
 class StageConfig:
     steps: int = 100_000  # optimiser steps
-    batch_size: int = 64  # clips per step over all processes
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: matrices by orthogonalised momentum, everything else by AdamW
+    batch_size: int = 64  # clips per step, over all processes
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, with AdamW for the rest
     lr: float = 2e-4  # peak learning rate
-    min_lr_ratio: float = 0.01  # end of the cosine, as a share of lr
+    min_lr_ratio: float = 0.01  # learning rate at the end of the cosine, as a share of lr
     warmup: int = 1000  # steps of linear warm-up
-    schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after warm-up
-    weight_decay: float = 0.01  # AdamW's, on matrices only
+    schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after the warm-up
+    weight_decay: float = 0.01  # of matrices only
     beta2: float = 0.999  # AdamW's second-moment decay
     grad_clip: float = 1.0  # largest gradient norm; 0 = no clipping
     accumulate: int = 1  # micro-batches per step
-    ema: float = 0.999  # decay of the weights' moving average, which is what gets sampled; 0 = none
+    ema: float = 0.999  # decay of the moving average of weights, which is what samples; 0 = none
 
 
 @dataclass
 class TrainConfig:
-    stage: Literal["all", "vae", "diffusion", "evaluator"] = "all"  # which part to train
-    out: str = "out"  # folder for checkpoints, logs and the report: out/NAME
-    name: str = ""  # name of the run; empty = the dataset's
-    vae_checkpoint: str = ""  # trained VAE for stage diffusion; empty = the one that stage vae left in the run's folder
+    stage: Literal["all", "vae", "diffusion", "evaluator"] = "all"  # what to train
+    out: str = "out"  # folder for runs; each has its own folder in it
+    name: str = ""  # name of the run and its folder; empty = the dataset's
+    vae_checkpoint: str = ""  # trained VAE for stage diffusion; empty = that of the run's folder
     seed: int = 1234  # seed of weights, order of clips, crops and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads per process; 0 = torch's choice
-    precision: Literal["float32", "bf16", "fp16"] = "float32"  # autocast type; fp16 (with loss scaling) on GPUs only
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # autocast type; fp16 on GPUs only
     compile: bool = False  # torch.compile the training step
-    cache_latents: int = 4  # stage diffusion: crops per clip whose posteriors are encoded once; 0 = encode every batch
+    cache_latents: int = 4  # crops of a clip encoded once, before diffusion; 0 = each time
     log_every: int = 10  # steps between lines of log.jsonl
-    eval_every: int = 500  # steps between validations (and checks of the sampled latents)
+    eval_every: int = 500  # steps between validations
     save_every: int = 500  # steps between checkpoints
-    sample_every: int = 2000  # steps between sample motions rendered to the player; 0 = at the end only
+    sample_every: int = 2000  # steps between example motions; 0 = only those of the final model
 
 
 @dataclass
 class EvalConfig:
     replications: int = 20  # repetitions behind each confidence interval
     batch_size: int = 32  # motions generated at once
-    group: int = 32  # motions among which R-precision ranks a text's own
+    group: int = 32  # number of motions among which R-precision looks for a text's own
     diversity_pairs: int = 300  # pairs behind Diversity
     mm_texts: int = 100  # texts behind MultiModality
     mm_samples: int = 30  # motions per text
@@ -222,209 +219,62 @@ class Config:
 
 
 SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads", "cache_latents", "sample_every")  # whole numbers
-ANY_SIGN = ("logvar_bias", "freq_shift")  # no other number may be negative
+FIELDS = {f"{section}.{f.name}": f for section, cls in SECTIONS.items()
+          for f in dataclasses.fields(cls)}
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Changing and checking settings
-
-
-def convert(value, kind, name):
-    """Turn `value` (text from the command line, or a Python literal) into type `kind`; raise SettingError if it is not one."""
-    wrong = SettingError(f"{name} must be {describe(kind)}, got {value!r}.")
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise wrong
-        return value
-    if kind is bool:
-        table = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if str(value).lower() not in table:
-            raise wrong
-        return table[str(value).lower()]
-    if kind is str:
-        if not isinstance(value, str):
-            raise wrong
-        return value
-    if isinstance(value, bool):
-        raise wrong
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise wrong from None
-    if not math.isfinite(number) or (kind is int and number != int(number)):
-        raise wrong
-    return kind(number)
-
-
-def describe(kind):
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-
-
-def set_value(config, key, value):
-    """Set `section.key` of `config` to `value`, checked against the field's type."""
-    section, _, name = key.partition(".")
-    known = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.endswith("." + (name or key))]
-        raise SettingError(f"Unknown setting {key!r}." + (f" Did you mean {near[0]}?" if near else " See --help for all of them."))
-    part = getattr(config, section)
-    setattr(part, name, convert(value, inspect.get_annotations(type(part))[name], key))
-
-
-def pack_path(config):
-    """Where the packed dataset of this config lies: data_root/NAME/NAME.pack."""
-    return os.path.join(config.assets.data_root, config.data.dataset, config.data.dataset + ".pack")
-
-
-def validate(config):
-    """Raise SettingError for combinations that cannot work; return the config."""
-    c = config
-
-    def need(condition, text):
-        if not condition:
-            raise SettingError(text)
-
-    for section, part in vars(c).items():
-        for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
-            if f.type in (int, float) and f.name not in ANY_SIGN:
-                need(value > 0 or value == 0 and (f.type is float or f.name in MAY_BE_ZERO),
-                     f"{section}.{f.name} must {'not be negative' if value < 0 else 'be positive'}, got {value}.")
-    tokens = 2  # of the denoiser, beside the latent: noise level and condition
-    if c.text.last_hidden_state and c.denoiser.condition == "text":
-        tokens = 1 + (77 if c.text.kind == "clip" else c.text.context_length)
-    tokens += c.denoiser.length_token
-    rows = tokens + (c.vae.latent_size if c.vae.arch != "none" else c.data.max_frames)
-    need(rows <= c.denoiser.max_positions,
-         f"denoiser.max_positions ({c.denoiser.max_positions}) must hold {tokens} tokens and "
-         f"{'vae.latent_size' if c.vae.arch != 'none' else 'data.max_frames'}: {rows} or more.")
-    need(c.text.context_length > 2, f"text.context_length must be at least 3, got {c.text.context_length}.")
-    stacks = [("denoiser", c.denoiser, c.denoiser.skip_connect)]
-    if c.vae.arch != "none":
-        stacks.append(("vae", c.vae, c.vae.arch != "actor"))
-        need(c.denoiser.latent_dim == c.vae.latent_dim or c.train.stage == "vae",
-             f"denoiser.latent_dim is {c.denoiser.latent_dim} but vae.latent_dim is {c.vae.latent_dim}; they must be equal.")
-        need(c.vae.latent_size <= 10, f"vae.latent_size must be 1 to 10, got {c.vae.latent_size}.")
-        need(c.vae.arch != "actor" or c.vae.latent_size == 1, "The ACTOR-style VAE has one latent token; set vae.latent_size=1.")
-        need(c.data.max_frames + 2 * c.vae.latent_size <= c.vae.max_positions,
-             f"vae.max_positions ({c.vae.max_positions}) must hold data.max_frames ({c.data.max_frames}) and 2 x vae.latent_size.")
-        need(not c.vae.cosines or c.data.max_frames <= c.vae.cosine_span,
-             f"vae.cosine_span ({c.vae.cosine_span}) must hold data.max_frames ({c.data.max_frames}).")
-    else:
-        need(c.train.stage != "vae", "train.stage is vae, but vae.arch is none: there is no VAE to train.")
-        need(not c.train.cache_latents, "train.cache_latents needs a VAE; set train.cache_latents=0 with vae.arch none.")
-    for name, part, skips in stacks:
-        need(not skips or part.num_layers % 2 == 1, f"{name}.num_layers must be odd for the skip connections, got {part.num_layers}.")
-        need(part.latent_dim % part.num_heads == 0, f"{name}.num_heads ({part.num_heads}) must divide {name}.latent_dim ({part.latent_dim}).")
-        need(part.latent_dim % 2 == 0, f"{name}.latent_dim must be even, got {part.latent_dim}.")
-        need(part.dropout < 1 and part.attention_dropout < 1, f"{name}.dropout and {name}.attention_dropout must be in 0..1.")
-    need(c.text.width % c.text.heads == 0, f"text.heads ({c.text.heads}) must divide text.width ({c.text.width}).")
-    need(c.text.word_dropout < 1 and c.denoiser.condition_dropout <= 1, "text.word_dropout and denoiser.condition_dropout must be in 0..1.")
-    need(c.text.kind != "scratch" or c.denoiser.condition != "text" or c.denoiser.text_encoded_dim == c.text.width,
-         f"denoiser.text_encoded_dim ({c.denoiser.text_encoded_dim}) must equal text.width ({c.text.width}) for the small text tower.")
-    need(c.data.min_length < c.data.max_length, f"data.min_length ({c.data.min_length}) must be below data.max_length ({c.data.max_length}).")
-    need(c.data.unit_length <= c.data.min_length, f"data.unit_length must be 1 to data.min_length, got {c.data.unit_length}.")
-    need(c.data.max_frames % c.data.unit_length == 0, f"data.max_frames ({c.data.max_frames}) must be a multiple of data.unit_length ({c.data.unit_length}).")
-    need(c.data.fps > 0, f"data.fps must be positive, got {c.data.fps}.")
-    d = c.diffusion
-    need(0 < d.beta_start < d.beta_end < 1, f"diffusion.beta_start ({d.beta_start}) and beta_end ({d.beta_end}) must grow within 0..1.")
-    need(d.num_inference_steps <= d.num_train_timesteps,
-         f"diffusion.num_inference_steps must be 1 to diffusion.num_train_timesteps ({d.num_train_timesteps}), got {d.num_inference_steps}.")
-    need(d.guidance_rescale <= 1 and d.eta <= 1, "diffusion.guidance_rescale and diffusion.eta must be in 0..1.")
-    need(c.evaluator.width % 4 == 0, f"evaluator.width must be a multiple of 4, got {c.evaluator.width}.")
-    for name in ("train_vae", "train_diffusion", "train_evaluator"):
-        s = getattr(c, name)
-        need(s.lr > 0, f"{name}.lr must be positive.")
-        need(s.batch_size % s.accumulate == 0, f"{name}.accumulate ({s.accumulate}) must divide {name}.batch_size ({s.batch_size}).")
-        need(s.ema < 1 and s.beta2 < 1, f"{name}.ema and {name}.beta2 must be in 0..1.")
-    return c
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Config <-> plain data, and the one way files are written
-
-
-def to_dict(config):
-    """Config -> {section: {key: value}}, plain data fit for JSON and for checkpoints."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(data):
-    """Inverse of to_dict, with every key and type checked: a checkpoint of another version is refused, not guessed at."""
-    config = Config()
-    for section, values in data.items():
-        for key, value in values.items():
-            set_value(config, f"{section}.{key}", value)
-    return validate(config)
-
-
-@contextlib.contextmanager
-def atomic_write(path, mode="wb"):
-    """`with atomic_write(path) as f`: the file appears under its name whole, or not at all (an old one stays as it was)."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".", suffix=".part")
-    try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Presets: tables of "section.key": value over the defaults above
 
 HUMANML3D = {
-    "data.dataset": "humanml3d",
+    "data.dataset": "humanml3d", "train.cache_latents": 10,
     "train_vae.steps": 1_100_000, "train_vae.batch_size": 128,
-    "train_diffusion.steps": 550_000, "train_diffusion.batch_size": 64, "train_diffusion.lr": 1e-4,
+    "train_diffusion.steps": 550_000, "train_diffusion.lr": 1e-4,
     "train_evaluator.steps": 30_000, "train_evaluator.batch_size": 128,
-    "train.eval_every": 10_000, "train.save_every": 5_000, "train.sample_every": 50_000, "train.cache_latents": 10,
+    "train.eval_every": 10_000, "train.save_every": 5_000, "train.sample_every": 50_000,
 }
 KIT = HUMANML3D | {
     "data.dataset": "kit", "data.skeleton": "kit", "data.fps": 12.5, "data.min_length": 24,
     "train_vae.steps": 220_000, "train_diffusion.steps": 220_000,
 }
 ACTION = {  # the published action model: ACTOR's VAE, a 15-layer denoiser, 1000 DDPM steps
-    "data.skeleton": "smpl", "data.min_length": 60, "data.max_length": 100_000, "data.max_frames": 60, "data.unit_length": 60,
-    "vae.arch": "actor", "vae.num_layers": 6, "denoiser.condition": "action", "denoiser.num_layers": 15,
-    "denoiser.text_encoded_dim": 256, "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
+    "data.skeleton": "smpl", "data.min_length": 60, "data.max_length": 100_000,
+    "data.max_frames": 60, "data.unit_length": 60,
+    "vae.arch": "actor", "vae.num_layers": 6,
+    "denoiser.condition": "action", "denoiser.num_layers": 15, "denoiser.text_encoded_dim": 256,
+    "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
     "diffusion.clip_sample": True, "train_evaluator.steps": 5000,
 }
-SMALL = {  # small enough for two CPU cores; x0 prediction on normalised latents is what learns in that budget
-    "vae.latent_dim": 128, "vae.ff_size": 512, "vae.num_layers": 5, "vae.dropout": 0.0, "vae.attention_dropout": 0.0,
-    "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.latent_size": 2, "vae.position_embedding": "sine",
-    "vae.cosines": 64, "vae.cosine_span": 196,
+SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what learns in that budget
+    "data.balance_actions": True, "train.cache_latents": 4,
+    "vae.latent_dim": 128, "vae.ff_size": 512, "vae.num_layers": 5, "vae.latent_size": 2,
+    "vae.dropout": 0.0, "vae.attention_dropout": 0.0, "vae.position_embedding": "sine",
+    "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.cosines": 64, "vae.cosine_span": 196,
     "vae.joints_loss": "distance", "vae.lambda_joint": 0.05, "vae.lambda_velocity": 10.0,
     "text.kind": "scratch",
-    "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5, "denoiser.dropout": 0.0,
-    "denoiser.attention_dropout": 0.0, "denoiser.text_encoded_dim": 128, "denoiser.max_positions": 256,
-    "denoiser.normalize_latents": True, "denoiser.final_linear": True, "denoiser.length_token": True,
-    "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 1.5, "data.balance_actions": True,
-    "train_vae.steps": 4000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon", "train_vae.lr": 2e-3, "train_vae.warmup": 200,
-    "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128, "train_diffusion.lr": 1e-3,
-    "train_diffusion.warmup": 200, "train.cache_latents": 4,
+    "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5,
+    "denoiser.dropout": 0.0, "denoiser.attention_dropout": 0.0, "denoiser.max_positions": 256,
+    "denoiser.text_encoded_dim": 128, "denoiser.normalize_latents": True,
+    "denoiser.final_linear": True, "denoiser.length_token": True,
+    "diffusion.prediction_type": "sample", "diffusion.guidance_scale": 1.5,
+    "train_vae.steps": 4000, "train_vae.batch_size": 16, "train_vae.optimizer": "muon",
+    "train_vae.lr": 2e-3, "train_vae.warmup": 200,
+    "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128,
+    "train_diffusion.lr": 1e-3, "train_diffusion.warmup": 200,
     "evaluator.width": 128, "evaluator.layers": 2, "evaluator.embed_dim": 64,
-    "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128, "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
+    "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128,
+    "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }
 TOY = SMALL | {
     "data.dataset": "toy", "data.max_frames": 120, "vae.cosines": 48, "vae.cosine_span": 120,
     "vae.lambda_velocity": 2.0, "train_vae.steps": 6000, "diffusion.guidance_scale": 2.5,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
-    "vae.arch": "none", "denoiser.arch": "trans_dec", "denoiser.skip_connect": False, "denoiser.normalize_latents": False,
-    "train.cache_latents": 0, "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
+    "vae.arch": "none", "train.cache_latents": 0,
+    "denoiser.arch": "trans_dec", "denoiser.skip_connect": False,
+    "denoiser.normalize_latents": False,
+    "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
 }
-PAPER = {  # the published optimiser: constant rate from the first step, no clipping, no average of weights
+PAPER = {  # the published optimiser: a constant rate, no clipping, no average of weights
     f"{stage}.{key}": value for stage in ("train_vae", "train_diffusion") for key, value in
     {"lr": 1e-4, "warmup": 0, "schedule": "constant", "grad_clip": 0.0, "ema": 0.0}.items()
 }
@@ -434,43 +284,252 @@ PRESETS = {
     "small": SMALL,
     "vae_humanml3d": HUMANML3D | {"train.stage": "vae"},
     "mld_humanml3d": HUMANML3D,
-    "novae_humanml3d": HUMANML3D | NOVAE | {"denoiser.latent_dim": 512, "train.stage": "diffusion"},
+    "novae_humanml3d": HUMANML3D | NOVAE | {"denoiser.latent_dim": 512,
+                                            "train.stage": "diffusion"},
     "vae_kit": KIT | {"train.stage": "vae"},
     "mld_kit": KIT,
     "mld_humanact12": ACTION | {"data.dataset": "humanact12", "denoiser.num_actions": 12},
     "mld_uestc": ACTION | {"data.dataset": "uestc", "data.fps": 30.0, "denoiser.num_actions": 40},
 }
-DATASET_PRESETS = {"toy": "toy", "humanml3d": "mld_humanml3d", "kit": "mld_kit", "humanact12": "mld_humanact12", "uestc": "mld_uestc"}
+DATASET_PRESETS = {"toy": "toy", "humanml3d": "mld_humanml3d", "kit": "mld_kit",
+                   "humanact12": "mld_humanact12", "uestc": "mld_uestc"}
 MODULES = {  # the network parts swapped as a set, as the published code's module folders do
-    "mld": {"vae.arch": "encoder_decoder", "denoiser.arch": "trans_enc", "denoiser.skip_connect": True},
+    "mld": {"vae.arch": "encoder_decoder", "denoiser.arch": "trans_enc",
+            "denoiser.skip_connect": True},
     "novae": NOVAE,
     "humanact12": {key: value for key, value in ACTION.items() if not key.startswith("data.")},
 }
 RECIPES = {"ours": {}, "paper": PAPER}
 
-# Short names of the flags that are typed most.
-SHORT = {name: f"train.{name}" for name in ("stage", "seed", "out", "name", "device", "precision", "compile", "cache_latents")}
-SHORT |= {"condition": "denoiser.condition", "cfg_asset": "cfg_assets", "model.target": "modules"}
+# --------------------------------------------------------------------------------------------------
+# Changing and checking settings
 
-# ----------------------------------------------------------------------------------------------------------------------
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads", "cache_latents",
+               "sample_every")  # all other whole numbers are positive
+POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
+BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "ema", "beta2")
+UP_TO_1 = ("condition_dropout", "guidance_rescale", "eta")
+
+
+def need(condition, text, config=None):
+    """SettingError with `text` unless `condition`; with `config`, the values of the settings that
+    the text names are added to it."""
+    if not condition:
+        keys = [key for key in re.findall(r"\w+\.\w+", text) if key in FIELDS] if config else ()
+        found = [f"{key}={get_value(config, key)}" for key in dict.fromkeys(keys)]
+        raise SettingError(text + (f"; found {', '.join(found)}." if found else ""))
+
+
+def convert(value, kind, name):
+    """`value`, text from the command line or a Python literal, as the type `kind`.
+    SettingError, naming the setting `name`, if it is not one."""
+    choices, result = get_args(kind), None
+    if choices or kind is str:
+        result = value if isinstance(value, str) and value in (choices or [value]) else None
+    elif kind is bool:
+        result = BOOLEANS.get(str(value).lower())
+    elif not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(value)
+            if math.isfinite(number) and (kind is float or number == int(number)):
+                result = kind(number)
+    need(result is not None, f"{name} must be {KINDS.get(kind) or 'one of ' + ', '.join(choices)}, "
+         f"got {value!r}.")
+    return result
+
+
+def nearest(name, known, otherwise=""):
+    """' Did you mean X?' for the closest of the `known` names, or else `otherwise`."""
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    close += [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
+    return f" Did you mean {close[0]}?" if close else otherwise
+
+
+def set_value(config, key, value):
+    """Set `section.key` of `config` to `value`, checked against the field's type."""
+    if key not in FIELDS:
+        raise SettingError(f"Unknown setting {key!r}." + nearest(key, FIELDS, " See --help all."))
+    section, name = key.split(".")
+    setattr(getattr(config, section), name, convert(value, FIELDS[key].type, key))
+
+
+def get_value(config, key):
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def pack_path(config):
+    """Where the packed dataset of this config lies: data_root/NAME/NAME.pack."""
+    name = config.data.dataset
+    return os.path.join(config.assets.data_root, name, name + ".pack")
+
+
+def rules(config):
+    """What must hold of a config's values: pairs of a condition and the rule in words."""
+    c, data, vae, text, denoiser = config, config.data, config.vae, config.text, config.denoiser
+    for key, f in FIELDS.items():
+        name, value = key.split(".")[1], get_value(c, key)
+        if f.type in (int, float) and name not in ANY_SIGN:
+            zero = name in MAY_BE_ZERO or f.type is float and name not in POSITIVE
+            sign = "not be negative" if zero else "be positive"
+            yield value > 0 or zero and value == 0, f"{key} must {sign}"
+            yield name not in BELOW_1 or value < 1, f"{key} must be below 1"
+            yield name not in UP_TO_1 or value <= 1, f"{key} must be at most 1"
+
+    tokens = 2 + denoiser.length_token  # beside the latent: noise level, condition, length
+    if text.last_hidden_state and denoiser.condition == "text":
+        tokens += (77 if text.kind == "clip" else text.context_length) - 1
+    sequence = "vae.latent_size" if vae.arch != "none" else "data.max_frames"
+    rows = tokens + get_value(c, sequence)
+    yield rows <= denoiser.max_positions, (f"denoiser.max_positions must hold {tokens} tokens and "
+                                           f"{sequence}: {rows} or more")
+    yield text.context_length > 2, "text.context_length must be at least 3"
+    yield text.width % text.heads == 0, "text.heads must divide text.width"
+    small_tower = text.kind == "scratch" and denoiser.condition == "text"
+    yield (not small_tower or denoiser.text_encoded_dim == text.width,
+           "denoiser.text_encoded_dim must equal text.width for the small text tower")
+    yield data.min_length < data.max_length, "data.min_length must be below data.max_length"
+    yield data.unit_length <= data.min_length, "data.unit_length must be 1 to data.min_length"
+    yield (data.max_frames % data.unit_length == 0,
+           "data.max_frames must be a multiple of data.unit_length")
+    d = c.diffusion
+    yield (0 < d.beta_start < d.beta_end < 1,
+           "diffusion.beta_start and diffusion.beta_end must grow within 0..1")
+    yield (d.num_inference_steps <= d.num_train_timesteps,
+           "diffusion.num_inference_steps must be 1 to diffusion.num_train_timesteps")
+    yield c.evaluator.width % 4 == 0, "evaluator.width must be a multiple of 4"
+    if vae.arch == "none":
+        yield c.train.stage != "vae", "train.stage=vae needs a VAE to train, and vae.arch is none"
+        yield c.train.cache_latents == 0, "train.cache_latents needs a VAE; set it to 0"
+    else:
+        yield (denoiser.latent_dim == vae.latent_dim or c.train.stage == "vae",
+               "denoiser.latent_dim and vae.latent_dim differ; they must be equal")
+        yield vae.latent_size <= 10, "vae.latent_size must be 1 to 10"
+        yield (vae.arch != "actor" or vae.latent_size == 1,
+               "The ACTOR-style VAE has one latent token; set vae.latent_size=1")
+        yield (data.max_frames + 2 * vae.latent_size <= vae.max_positions,
+               "vae.max_positions must hold data.max_frames and 2 x vae.latent_size")
+        yield (not vae.cosines or data.max_frames <= vae.cosine_span,
+               "vae.cosine_span must hold data.max_frames")
+    for name in ("denoiser", "vae") if vae.arch != "none" else ("denoiser",):
+        s = getattr(c, name)
+        skips = vae.arch != "actor" if name == "vae" else denoiser.skip_connect
+        yield not skips or s.num_layers % 2, f"{name}.num_layers must be odd for skip connections"
+        yield s.latent_dim % s.num_heads == 0, f"{name}.num_heads must divide {name}.latent_dim"
+        yield s.latent_dim % 2 == 0, f"{name}.latent_dim must be even"
+    for name in ("train_vae", "train_diffusion", "train_evaluator"):
+        s = getattr(c, name)
+        yield s.batch_size % s.accumulate == 0, f"{name}.accumulate must divide {name}.batch_size"
+
+
+def validate(config):
+    """The config. SettingError, with the values found, for settings that cannot work together."""
+    for condition, rule in rules(config):
+        need(condition, rule, config)
+    return config
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings as plain data, and the one way in which files are written
+
+
+def to_dict(config):
+    """Config -> {section: {key: value}}, plain data fit for JSON and for checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data):
+    """The inverse of to_dict. SettingError for a key or type that this version does not know."""
+    config = Config()
+    for section, values in data.items():
+        for key, value in values.items():
+            set_value(config, f"{section}.{key}", value)
+    return validate(config)
+
+
+def lock(file, wait=False):
+    """Whether this process now holds the lock of an open file, until it closes it or dies. True,
+    too, where there are no locks: on some network drives, and on Windows."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
+
+
+def remove_parts(folder):
+    """Remove what killed processes left of files that they were writing. A living writer holds a
+    lock on its own."""
+    for name in os.listdir(folder) if os.name == "posix" else ():
+        if name.endswith(PART):
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as file:
+                if lock(file):
+                    os.unlink(file.name)
+
+
+PART, SWEPT = ".nanomld.part", set()  # SWEPT: folders where this process has looked for such files
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """`with atomic_write(path) as file`: the file appears under its name whole, or not at all, in
+    which case an older one stays as it was."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
+    os.makedirs(folder, exist_ok=True)
+    if folder not in SWEPT:
+        SWEPT.add(folder)
+        remove_parts(folder)
+    links = 0
+    while not links:  # until it is ours: somebody who looks for left parts may be faster
+        handle, part = tempfile.mkstemp(PART, os.path.basename(path) + ".", folder)
+        file = os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
+        lock(file, wait=True)
+        links = os.fstat(handle).st_nlink
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+
+
+# --------------------------------------------------------------------------------------------------
 # The command line
 
+TABLES = {"config": PRESETS, "dataset": DATASET_PRESETS, "modules": MODULES, "recipe": RECIPES}
+# short names of the flags that are typed most
+SHORT = {name: f"train.{name}" for name in ("stage", "seed", "out", "name", "device", "precision",
+                                            "compile", "cache_latents")}
+SHORT |= {"condition": "denoiser.condition", "cfg_asset": "cfg_assets", "model.target": "modules"}
+# what --help shows without `all`
+FIRST = ("train.stage", "train.name", "train.seed", "train.device", "train_vae.steps",
+         "train_vae.batch_size", "train_vae.lr", "train_diffusion.steps",
+         "train_diffusion.batch_size", "train_diffusion.lr", "denoiser.condition",
+         "diffusion.guidance_scale")
 
-def nearest(name, known):
-    """' Did you mean X?' for the closest of the `known` names, or a list of them."""
-    close = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-    return f" Did you mean {close[0]}?" if close else f" Valid are: {', '.join(known)}."
 
-
-def choose(table, name, what):
-    if name not in table:
-        raise SettingError(f"Unknown {what} {name!r}.{nearest(name, list(table))}")
+def choose(flag, name):
+    table = TABLES[flag]
+    need(name in table, f"Unknown --{flag} {name!r}."
+         + nearest(name, table, f" Valid are {', '.join(table)}."))
     return table[name]
 
 
 def read_assets(path):
-    """Read an assets file: Python assignments of literals, `clip_path = "..."` (an asset) or `train.batch_size = 32`-like
-    `section.key = value`. Nothing in it is executed. Returns {"section.key": value}."""
+    """Read an assets file, lines of Python such as `clip_path = "..."` (of the section assets) or
+    `train_vae.lr = 1e-4`. The values are literals, and nothing in the file is executed.
+    Returns {"section.key": value}; SettingError names the file and the line."""
     try:
         with open(path, encoding="utf-8") as file:
             tree = ast.parse(file.read(), path)
@@ -484,97 +543,115 @@ def read_assets(path):
             (target,), value = node.targets, ast.literal_eval(node.value)
             name = ast.unparse(target)
         except (AttributeError, TypeError, ValueError):
-            raise SettingError(f"Assets file {path}, line {node.lineno}: expected `name = literal`, found {ast.unparse(node)!r}.") from None
+            raise SettingError(f"Assets file {path}, line {node.lineno}: expected `name = "
+                               f"literal`, found {ast.unparse(node)!r}.") from None
         values[name if "." in name else f"assets.{name}"] = value
     return values
+
+
+def read_flags(argv, own):
+    """Words of a command line -> ({name: text}, list of the words that are no flags). `own`:
+    {name: field} of the program's own flags."""
+    kinds = dict.fromkeys([*TABLES, "cfg_assets"]) | own | FIELDS
+    flags, words, queue = {}, [], list(argv)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("-") and not re.match(r"\w+\.\w+=", word):
+            words.append(word)
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        name = SHORT.get(name := name.replace("-", "_"), name)
+        need(name in kinds, f"Unknown setting {name!r}."
+             + nearest(name, [*kinds, *SHORT], " --help all lists all of them."))
+        if not equals:
+            is_flag = kinds[name] is not None and kinds[name].type is bool
+            is_flag = is_flag and (not queue or queue[0].lower() not in BOOLEANS)
+            need(queue or is_flag, f"--{name} needs a value.")
+            value = "true" if is_flag else queue.pop(0)
+        flags[name] = value
+    return flags, words
+
+
+def resolve(flags):
+    """{name: text} of a command line -> (Config, not yet validated, and the preset's name)."""
+    flags, config = dict(flags), Config()
+    dataset = flags.pop("dataset", flags.get("data.dataset"))
+    preset = flags.pop("config", DATASET_PRESETS.get(dataset or "toy", "small"))
+    layers = [choose("config", preset), {"data.dataset": dataset} if dataset else {}]
+    layers += [choose(name, flags.pop(name).removeprefix("modules_"))
+               for name in ("modules", "recipe") if name in flags]
+    if "cfg_assets" in flags:
+        layers.append(read_assets(flags.pop("cfg_assets")))
+    for layer in (*layers, flags):
+        for key, value in layer.items():
+            set_value(config, key, value)
+    return config, preset
 
 
 def parse_args(argv, options=None, doc=""):
     """Resolve a command line into settings.
 
     argv     list of words, as sys.argv[1:]
-    options  instance of a dataclass with the program's own flags (--resume, ...): its fields are set in place
-    doc      the program's docstring, shown above the settings by --help
-    Returns (Config, list of words that are no flags). Raises SettingError; `--help` prints and exits.
+    options  instance of a dataclass with the program's own flags, whose fields are set in place
+    doc      the program's docstring, which --help shows above the settings
+    Returns (Config, list of the words that are no flags). Raises SettingError. `--help` prints
+    the values that the other flags lead to, of the most important or of `all` settings, and exits.
     """
-    if "--help" in argv or "-h" in argv:
+    own = {f.name: f for f in dataclasses.fields(options)} if options is not None else {}
+    asked = next((i for i, word in enumerate(argv) if word in ("-h", "--help")), None)
+    if asked is not None:
+        everything = argv[asked + 1:asked + 2] == ["all"]
+        argv = argv[:asked] + argv[asked + 1 + everything:]
+    flags, words = read_flags(argv, own)
+    config, preset = resolve({key: value for key, value in flags.items() if key not in own})
+    if asked is not None:
         try:
-            print(help_text(doc, options), flush=True)
-        except BrokenPipeError:  # `--help | head` has read enough; nothing may be left to flush at exit
+            print(help_text(doc, options, config, preset, everything), flush=True)
+        except BrokenPipeError:  # `--help | head` has read enough; nothing may be left to flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    own = {f.name: f for f in dataclasses.fields(options)} if options is not None else {}
-    known = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
-    flags, words, queue = {}, [], list(argv)
-    while queue:
-        word = queue.pop(0)
-        match = re.fullmatch(r"(?:--)?([A-Za-z_]\w*(?:\.\w+)?)=(.*)", word, re.S) if word.startswith("--") or re.match(r"\w+\.\w+=", word) else None
-        if not word.startswith("-") and not match:
-            words.append(word)
-            continue
-        name, value = match.groups() if match else (word.lstrip("-"), None)
-        name = SHORT.get(name, name)
-        if name not in own and name not in known and name not in ("config", "dataset", "modules", "recipe", "cfg_assets"):
-            raise SettingError(f"Unknown setting {name!r}.{nearest(name, [*own, *known, *SHORT, 'config', 'dataset', 'modules', 'recipe', 'cfg_assets'])}")
-        if value is None:
-            kind = own[name].type if name in own else inspect.get_annotations(SECTIONS[name.split(".")[0]])[name.split(".")[1]] if name in known else str
-            is_flag = kind is bool and not (queue and queue[0].lower() in ("true", "false", "0", "1", "yes", "no"))
-            if not is_flag and not queue:
-                raise SettingError(f"--{name} needs a value.")
-            value = "true" if is_flag else queue.pop(0)
-        flags[name] = value
-
-    config = Config()
-    dataset = flags.pop("dataset", flags.get("data.dataset"))
-    preset = flags.pop("config", DATASET_PRESETS.get(dataset or "toy", "small"))
-    layers = [choose(PRESETS, preset, "preset (--config)")]
-    if dataset:
-        layers.append({"data.dataset": dataset})
-    layers.append(choose(MODULES, flags.pop("modules").removeprefix("modules_"), "module set (--modules)") if "modules" in flags else {})
-    layers.append(choose(RECIPES, flags.pop("recipe"), "recipe (--recipe)") if "recipe" in flags else {})
-    layers.append(read_assets(flags.pop("cfg_assets")) if "cfg_assets" in flags else {})
-    layers.append({key: value for key, value in flags.items() if key not in own})
-    for layer in layers:
-        for key, value in layer.items():
-            set_value(config, key, value)
     for key in own.keys() & flags.keys():
         setattr(options, key, convert(flags[key], own[key].type, "--" + key))
     name = config.data.dataset
-    if name not in DATASET_PRESETS and not os.path.exists(pack_path(config)):
-        raise SettingError(f"Unknown dataset {name!r}, and no {pack_path(config)}; pack your own with prepare.py.{nearest(name, list(DATASET_PRESETS))}")
+    need(name in DATASET_PRESETS or os.path.exists(pack_path(config)),
+         f"Unknown dataset {name!r}, and no {pack_path(config)}; pack your own with prepare.py."
+         + nearest(name, DATASET_PRESETS, f" Known are {', '.join(DATASET_PRESETS)}."))
     return validate(config), words
 
 
 def comments(cls):
-    """{field: the comment behind it} of a dataclass, read from its source."""
-    found = re.findall(r"^    (\w+): .*?#\s*(.*)$", inspect.getsource(cls), re.M)
-    return dict(found)
+    """{field: the comment beside it} of a dataclass, read from its source."""
+    source = "".join(inspect.getsource(base) for base in cls.__mro__[:-1])
+    return dict(re.findall(r"^ +(\w+): .*?#\s*(.*)$", source, re.M))
 
 
-def help_text(doc, options=None):
-    lines = [doc.strip(), "", "Choosing settings (see config.py):",
-             f"  --config NAME        preset: {', '.join(PRESETS)}",
-             f"  --dataset NAME       the preset that goes with it: {', '.join(DATASET_PRESETS)}, or your own packed dataset",
-             f"  --modules NAME       swap the network parts as a set: {', '.join(MODULES)}",
-             f"  --recipe NAME        optimiser settings: {', '.join(RECIPES)}",
-             "  --cfg_assets FILE    a file of `name = literal` lines: paths, or any section.key",
-             "  short names          " + ", ".join(f"--{k}" for k in SHORT)]
+def help_text(doc, options=None, config=None, preset="", everything=False):
+    """What --help prints: the docstring `doc`, flags that choose tables of settings, the program's
+    own `options`, and the values of `config` for the settings of FIRST, or for all."""
+    lines = [doc.strip(), "", "Flags that choose many settings at once:"]
+    lines += [f"  --{name:13s} {', '.join(table)}" for name, table in TABLES.items()]
+    lines += ["  --cfg_assets    a file of lines such as clip_path = '/models/clip'"]
     if options is not None:
-        lines += ["", "This program:"] + [f"  --{f.name:24s} {str(f.default):>14s}  {comments(type(options)).get(f.name, '')}" for f in dataclasses.fields(options)]
-    for section, cls in SECTIONS.items():
-        lines += ["", f"[{section}]"]
-        for f in dataclasses.fields(cls):
-            default = os.path.relpath(f.default, HERE) if f.name == "data_root" else f.default
-            choices = f" ({'|'.join(get_args(f.type))})" if get_origin(f.type) is Literal else ""
-            lines.append(f"  --{section + '.' + f.name:34s} {str(default):>16s}  {comments(cls)[f.name]}{choices}")
+        lines += ["", "Flags of this program:"]
+        lines += [f"  --{name.replace('_', '-'):13s} {meaning}"
+                  for name, meaning in comments(type(options)).items()]
+    lines += ["", f"Settings, with the values of the preset {preset}:"]
+    short, config = {key: name for name, key in SHORT.items()}, config or Config()
+    for key in FIELDS if everything else FIRST:
+        section, name = key.split(".")
+        value, choices = getattr(getattr(config, section), name), get_args(FIELDS[key].type)
+        value = os.path.relpath(value, HERE) if name == "data_root" else value
+        meaning = comments(SECTIONS[section])[name] + f" ({'|'.join(choices)})" * bool(choices)
+        lines.append(f"  --{short.get(key, key):29s} {str(value):>9s}  {meaning}")
+    if not everything:
+        lines += ["", "Any setting is set by --section.key=value; --help all lists all of them."]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     try:
         config, words = parse_args(sys.argv[1:], doc=__doc__)
-        if words:
-            raise SettingError(f"config.py takes flags only, found {words[0]!r}; see --help.")
+        need(not words, f"config.py takes flags only, found {words and words[0]!r}; see --help.")
         print(json.dumps(to_dict(config), indent=2))
     except SettingError as error:
         sys.exit(f"error: {error}")

@@ -1,21 +1,34 @@
-"""Train nanoMLD: the VAE, then the diffusion in its latent space, with the text tower where it is ours to train.
+"""Train nanoMLD: the VAE, then the diffusion in its latent space.
 
-    python train.py --dataset toy                       everything; ends in out/toy/model.pt, which sample.py takes
-    python train.py --dataset toy --stage vae           one part: vae, diffusion or evaluator
-    python train.py --dataset toy --resume              go on where a killed run stopped: the very same numbers follow
-    python train.py --dataset humanml3d                 the published sizes, our optimiser (--recipe paper: theirs)
-    python train.py --dataset toy --condition action    labels instead of sentences; --condition none: no condition
-    python train.py --dataset toy --modules novae       diffusion straight on frames
-    torchrun --standalone --nproc_per_node=2 train.py --dataset toy                     two processes, half a batch each
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --dataset humanml3d
+    python train.py --dataset toy                     all of it; sample.py takes out/toy/model.pt
+    python train.py --dataset toy --stage vae         one part: vae, diffusion or evaluator
+    python train.py --dataset toy --resume            go on where a run stopped, to equal numbers
+    python train.py --dataset toy --resume --train_diffusion.steps=9000 --allow-change steps
+    python train.py --dataset humanml3d               the published sizes with our optimiser
+    python train.py --dataset humanml3d --recipe paper         with the paper's
+    python train.py --dataset toy --condition action  labels instead of sentences, or none
+    python train.py --dataset toy --modules novae     diffusion straight on frames
+    torchrun --standalone --nproc_per_node=2 train.py --dataset toy    half a batch each
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \\
+        --rdzv_endpoint=HOST:29500 train.py --dataset humanml3d        two machines
 
-Everything random is a pure function of (seed, stage, step, clip), so a resumed run continues exactly, and several
-processes see together what one alone would have seen. A run's folder, out/NAME, holds
+Each machine needs the packed dataset (and CLIP's weights); the run's folder is the first process'
+alone, which sends what the others need.
 
-    vae.pt, diffusion.pt            state of each stage: weights, moving average, optimiser, step. What --resume reads
-    vae_best.pt, diffusion_best.pt  weights (the moving average) with the lowest loss on val
+Everything random is a pure function of (seed, stage, step, clip). So a resumed run continues
+exactly, and several processes see together what one alone would have seen. The folder of a run,
+out/NAME, holds
+
+    vae.pt, diffusion.pt            all that --resume needs: weights, optimiser, where it stands
+    vae_best.pt, diffusion_best.pt  its weights (the moving average) with the lowest loss on val
     model.pt                        the finished model
     log.jsonl, report.html          every logged number; curves, settings and example motions
+    previous/                       the run that was here before --overwrite
+
+Ctrl-C and SIGTERM save and stop after the step at hand, on all processes; a second one stops at
+once. Each .pt file names its run, and nothing of another run is ever taken. --resume refuses
+settings that change the numbers unless --allow-change names them, as in the example above; the
+sizes of a network and its optimiser must stay.
 """
 import contextlib
 import ctypes
@@ -23,6 +36,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -36,27 +50,30 @@ import checkpoint
 import data
 import kernels
 from clip import WordEncoder, vocabulary_of
-from published_clip import load_clip
-from config import SAMPLING, SettingError, parse_args, atomic_write, to_dict
+from config import SettingError, atomic_write, lock, parse_args, to_dict
+from data import to_device
 from judge.own import EvaluatorStage
 from mld import MLD
+from published_clip import load_clip
+from stages import DiffusionStage, Remembered, VAEStage, learning_rate, make_optimizers
 from view.report import read_log, show_motions, write_report
-from data import to_device
-from stages import DiffusionStage, Muon, Remembered, VAEStage
+
 
 @dataclasses.dataclass
 class Options:
     resume: bool = False  # go on from the run's last checkpoint
-    overwrite: bool = False  # start again although the run's folder holds a run
+    overwrite: bool = False  # start again; what the run's folder holds goes to its folder previous
+    allow_change: str = ""  # settings that --resume may find changed: lr, or several as lr,steps
+    verbose: bool = False  # print every setting, and on what it runs
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What the stages share: settings, processes, device, data, folder, log
 
 
 def keep_freed_memory(keep=True):
-    """glibc: freed memory stays in the process, since mapping it anew takes up to a third of a VAE step on a CPU; keep=False:
-    as glibc does by itself once it has seen large blocks come and go."""
+    """With keep, glibc keeps freed memory in the process: mapping it anew takes up to a third of a
+    VAE step on a CPU. Without, it does what it does on its own once it has seen large blocks."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0 if keep else 65536)  # M_MMAP_MAX
@@ -64,12 +81,22 @@ def keep_freed_memory(keep=True):
         libc.mallopt(-1, 2**31 - 1 if keep else 2**26)  # M_TRIM_THRESHOLD
 
 
+def attempt(make):
+    """[what make() returns, None], or [None, its error]"""
+    try:
+        return [make(), None]
+    except (ValueError, OSError) as error:
+        return [None, error]
+
+
 class Run:
     def __init__(self, config, options):
         self.config, self.options = config, options
-        env = {key: int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))}
-        self.rank, self.world = env["RANK"], env["WORLD_SIZE"]  # set by torchrun
-        self.device = checkpoint.find_device(config.train.device, env["LOCAL_RANK"])
+        self.rank = int(os.environ.get("RANK", 0))  # these three are set by torchrun
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = checkpoint.find_device(config.train.device,
+                                             int(os.environ.get("LOCAL_RANK", 0)))
+        self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
         if self.device.type == "cpu" and config.train.precision == "fp16":
             raise SettingError("train.precision fp16 needs a GPU; on the CPU use float32 or bf16.")
         if config.train.threads:
@@ -77,100 +104,347 @@ class Run:
         keep_freed_memory()
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
-        self.pack = data.open_pack(config)
+        self.pack = self.together(lambda: data.open_pack(config))
+        self.together(self.count_actions)
+        self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
         self.folder = os.path.join(config.train.out, config.train.name or config.data.dataset)
-        self.stopping, self.board = False, None  # TensorBoard's writer, where that is installed
-        signal.signal(signal.SIGINT, self.stop)
+        self.board = None  # TensorBoard's writer, where that is installed
+        self.asked, self.stopping = None, False  # when this process was told to stop; all agreed
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.stop)
 
-    def stop(self, *_):
-        if self.stopping:  # a second Ctrl-C does not wait for the step's end
-            raise KeyboardInterrupt
-        self.stopping = True
+    def stop(self, number, frame):
+        """On Ctrl-C, or SIGTERM as clusters send it: save after this step. A second one ends the
+        process at once."""
+        now = time.monotonic()
+        if self.asked is None:
+            self.asked, self.stopping = now, self.world == 1
+        elif self.world == 1 or now - self.asked > 2:  # torchrun repeats the terminal's Ctrl-C
+            os._exit(128 + number)
+
+    def count_actions(self):
+        c, pack = self.config.denoiser, self.pack
+        if c.condition == "action":
+            c.num_actions = c.num_actions or len(pack.actions)
+            if len(pack.actions) != c.num_actions:
+                raise SettingError(f"denoiser.num_actions is {c.num_actions}, but {pack.path} has "
+                                   f"{len(pack.actions)} actions.")
+
+    def lock(self):
+        """Hold the folder as long as this process lives."""
+        self.held = open(self.path(".lock"), "w")
+        if not lock(self.held):
+            raise SettingError(f"Another process is training in {self.folder}: wait for it or stop "
+                               "it; --name NAME puts the new run elsewhere.")
+        os.register_at_fork(after_in_child=self.held.close)  # not held by workers that live on
 
     def path(self, name):
         return os.path.join(self.folder, name)
 
-    def say(self, *words):
+    def say(self, text):
         if self.main:
-            tqdm.write(" ".join(map(str, words)))
+            tqdm.write(text)
 
     def log(self, **values):
-        if self.main:
-            with open(self.path("log.jsonl"), "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+        """Add a line to log.jsonl: stage, step, and numbers."""
+        if not self.main:
+            return
+        with open(self.path("log.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+        self.board_log(**values)
+
+    def board_log(self, stage, step, **values):
+        """The same to TensorBoard, where that is installed: if it is broken, training goes on."""
+        try:
             if self.board is None:
-                try:
-                    from torch.utils.tensorboard import SummaryWriter
-                    self.board = SummaryWriter(self.folder)
-                except ImportError:
-                    self.board = False
-            if self.board:
-                stage, step = values.pop("stage"), values.pop("step")
-                for key, value in values.items():
-                    self.board.add_scalar(f"{stage}/{key}", value, step)
+                from torch.utils.tensorboard import SummaryWriter
+                self.board = SummaryWriter(self.folder)
+            for key, value in values.items() if self.board else ():
+                self.board.add_scalar(f"{stage}/{key}", value, step)
+        except Exception as error:
+            self.board = False
+            if getattr(error, "name", "") != "tensorboard":  # not just absent
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+                self.say(f"warning: TensorBoard is broken here ({reason}); training goes on "
+                         "without it")
+
+    def save(self, path, model, **state):
+        """checkpoint.save, with the run's identity and the data's."""
+        pack = checkpoint.pack_digest(self.pack)
+        checkpoint.save(path, self.config, model, run=self.id, pack=pack, **state)
+
+    def read_log(self):
+        with contextlib.suppress(FileNotFoundError):
+            return read_log(self.path("log.jsonl"))
+        return []
+
+    def write_log(self, entries, folder=""):
+        with atomic_write(self.path(os.path.join(folder, "log.jsonl")), "w") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
     def rewind_log(self, stage, step):
-        """Forget what was logged after the checkpoint that the run resumes from, and lines that a kill cut short."""
-        with contextlib.suppress(FileNotFoundError):
-            entries = read_log(self.path("log.jsonl"))
-            with atomic_write(self.path("log.jsonl"), "w") as out:
-                out.writelines(json.dumps(e) + "\n" for e in entries if e["stage"] != stage or e["step"] <= step)
+        """Forget what a stage logged after `step`, from where it goes on, and lines cut short."""
+        self.write_log([entry for entry in self.read_log()
+                        if entry["stage"] != stage or entry["step"] <= step])
 
     def batches(self, split, batch_size, **changes):
         c = self.config.data
-        settings = dict(seed=self.config.train.seed, rank=self.rank, world=self.world, by_length=c.batch_by_length,
-                        min_length=c.min_length, max_length=c.max_length, max_frames=c.max_frames, unit_length=c.unit_length)
+        settings = dict(seed=self.config.train.seed, rank=self.rank, world=self.world,
+                        by_length=c.batch_by_length, min_length=c.min_length,
+                        max_length=c.max_length, max_frames=c.max_frames,
+                        unit_length=c.unit_length)
         return data.Batches(self.pack, split, batch_size, **(settings | changes))
 
     def draws(self, stage, step):
-        """The random stream of one step. Draw for the whole batch and keep `self.share`: then every clip gets the numbers that
-        it would have got in one process."""
-        seed = np.random.SeedSequence([self.config.train.seed, stage == "vae", step]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+        """The random stream of one step. Draw for the whole batch and keep `self.share`: then every
+        clip gets the numbers that it would have got in one process."""
+        seed = np.random.SeedSequence([self.config.train.seed, stage == "vae", step])
+        number = int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        return torch.Generator().manual_seed(number)
 
     def mean(self, values):
-        """{name: value weighted by this process' share} -> the sums over all processes, as floats."""
-        numbers = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device).detach() for v in values.values()])
+        """{name: value weighted by this process' share} -> sums over all processes, as floats."""
+        asked = float(self.asked is not None)  # all stop after the same step, or none
+        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device)
+                               .detach() for value in (*values.values(), asked)])
         if self.world > 1:
             dist.all_reduce(numbers)
-        return dict(zip(values, numbers.tolist()))
+        *numbers, asked = numbers.tolist()
+        self.stopping = self.stopping or asked > 0
+        return dict(zip(values, numbers))
+
+    def from_main(self, make):
+        """What make() returns on the first process, which alone calls it, on every process. Its
+        error is everybody's, too, so that none waits for another."""
+        if self.world == 1:
+            return make()
+        result = attempt(make) if self.main else [None, None]
+        dist.broadcast_object_list(result)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
+
+    def together(self, make):
+        """make() on every process, with the first one's error, if any has one, on all of them."""
+        if self.world == 1:
+            return make()
+        value, error = attempt(make)
+        errors = [None] * self.world
+        dist.all_gather_object(errors, error)
+        for rank, error in enumerate(errors):
+            if error is not None:
+                raise error if rank == 0 else type(error)(f"Process {rank}: {error}")
+        return value
+
+    def check_alike(self):
+        """SettingError if a process was started with other settings or data than the first."""
+        names = [None] * self.world
+        if self.world > 1:
+            dist.all_gather_object(names, checkpoint.identity(self))
+        for rank, name in enumerate(names):
+            if name != names[0]:
+                raise SettingError(
+                    f"Process {rank} has other settings, another pack or another torch than the "
+                    "first; start the same command on copies of one dataset.")
 
     def show(self, name, motions):
-        """Write motions, a list of (joints (T, J, 3) in metres, caption), as a player into the run's folder."""
+        """Write motions, a list of (joints (T, J, 3) in metres, caption), as a player."""
         show_motions(self.path(f"{name}.html"), motions, self.config)
 
     def autocast(self):
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.precision)
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        kind = kinds.get(self.config.train.precision)
         return torch.autocast(self.device.type, kind) if kind else contextlib.nullcontext()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The loop, the same for every stage
 
 
-def learning_rate(s, step):
-    """Linear warm-up, then cosine down to min_lr_ratio (or constant)."""
-    warm = min(1.0, (step + 1) / s.warmup) if s.warmup else 1.0
-    if s.schedule == "constant":
-        return s.lr * warm
-    progress = min(1.0, max(0.0, (step - s.warmup) / max(1, s.steps - s.warmup)))
-    return s.lr * warm * (s.min_lr_ratio + (1 - s.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+def fit(run, stage):
+    """Train `stage` for its number of steps and leave it with its best weights. Returns whether it
+    is finished: if not, it was told to stop, and the state is saved."""
+    train, steps, loop = run.config.train, stage.settings.steps, Loop(run, stage)
+
+    def due(every):
+        return loop.step % every == 0 or loop.step == steps
+
+    for batch in loop.batches():
+        loop.update(batch)
+        if due(train.log_every):
+            loop.log()
+        if due(train.eval_every):
+            loop.validate()
+        if due(train.save_every):
+            loop.save()
+    loop.bar.close()
+    if loop.step < steps:
+        loop.save()
+        run.say(f"stopped at step {loop.step} of {stage.name}, saved to {loop.last}; the same "
+                "command with --resume goes on from here")
+        return False
+    loop.finish()
+    return True
 
 
-def make_optimizers(stage, s):
-    """AdamW for all of the stage's parameters, or for what Muon leaves: it takes the matrices that multiply activations, not
-    tables of tokens and positions."""
-    tables = {p for m in stage.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    own = dict.fromkeys(p for name, p in stage.named_parameters() if s.optimizer == "muon" and p.requires_grad
-                        and p.dim() == 2 and name.endswith("weight") and p not in tables)
-    rest = [p for p in stage.parameters() if p.requires_grad and p not in own]
-    groups = [{"params": [p for p in rest if p.dim() > 1], "weight_decay": s.weight_decay},
-              {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2))]
-    if own:
-        optimizers.append(Muon(list(own), s.lr, weight_decay=s.weight_decay))
-    return optimizers
+class Loop:
+    """What a stage's training consists of: the network, its optimisers, the moving average of its
+    weights, and where it stands. save() writes all of that, and --resume reads it back."""
+
+    def __init__(self, run, stage):
+        self.run, self.stage, self.name, self.s = run, stage, stage.name, stage.settings
+        self.last, self.best_file = (run.path(f"{self.name}{end}.pt") for end in ("", "_best"))
+        self.params = [p for p in stage.parameters() if p.requires_grad]
+        self.optimizers = make_optimizers(stage)
+        self.scaler = torch.amp.GradScaler(enabled=run.config.train.precision == "fp16")
+        self.ema = [p.detach().clone() for p in self.params] if self.s.ema else []
+        self.step, self.best = 0, math.inf
+        self.since = fresh()
+        if self.name in run.states:
+            self.restore(run.states.pop(self.name))
+        if run.main:
+            run.rewind_log(self.name, self.step)
+        parallel = torch.nn.parallel.DistributedDataParallel
+        self.net = parallel(stage) if run.world > 1 else stage
+        self.bar = tqdm(total=self.s.steps, initial=self.step, desc=self.name, unit="step",
+                        disable=not run.main, dynamic_ncols=True)
+        stage.train()
+
+    def restore(self, state):
+        checkpoint.fill(self.stage, state["model"], self.last)
+        if state.get("vae", self.run.vae) != self.run.vae:
+            raise SettingError(f"{self.last} was trained on another VAE than the one at hand: "
+                               "--resume goes on with that one, --overwrite starts again.")
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            groups = [{key: value for key, value in group.items() if key != "params"}
+                      for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, settings in zip(optimizer.param_groups, groups):
+                group.update(settings)  # which --allow-change may have changed
+        self.scaler.load_state_dict(state["scaler"])
+        if self.s.ema:
+            ema = state["ema"] or self.params
+            self.ema = [e.detach().clone().to(self.run.device) for e in ema]
+        self.step, self.best = state["step"], state["best"]
+        self.since = state.get("since") or fresh()
+        self.run.say(f"{self.name}: going on from step {self.step} of {self.last}")
+
+    def save(self):
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        self.run.from_main(lambda: self.run.save(
+            self.last, self.stage.state_dict(), step=self.step, best=self.best, ema=self.ema,
+            optimizers=optimizers, scaler=self.scaler.state_dict(), since=self.since,
+            vae=self.run.vae))
+
+    def batches(self):
+        """The batches of the steps that are left, until the run is told to stop."""
+        batches, workers, epoch = self.stage.batches, self.run.config.data.workers, None
+        while self.step < self.s.steps and not self.run.stopping:
+            self.started = time.perf_counter()
+            now, first = divmod(self.step, len(batches))
+            if now != epoch:
+                epoch, source = now, batches.epoch(now, first, workers)
+            batch = self.stage.prepare(next(source), self.step)
+            yield to_device(batch, self.run.device)
+
+    def update(self, batch):
+        """One step of the optimisers."""
+        self.rate = learning_rate(self.s, self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate
+        losses = self.backward(batch)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        clip = self.s.grad_clip or math.inf
+        self.norm = torch.nn.utils.clip_grad_norm_(self.params, clip)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.ema:  # a full decay from the start would keep the random first weights
+            decay = min(self.s.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
+        self.step += 1
+        since, sums = self.since, self.since["sums"]
+        since["steps"] += 1
+        since["frames"] += batch["global_frames"]
+        since["seconds"] += time.perf_counter() - self.started
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + value
+        self.bar.update()
+
+    def backward(self, batch):
+        """The gradients of a batch, in micro-batches; returns the losses over all processes."""
+        run, n = self.run, self.s.accumulate
+        # dropout and the like draw from torch's own stream: it depends on the step, not on the past
+        stream = (run.config.train.seed, self.name == "vae", self.step, run.rank)
+        torch.manual_seed(hash(stream) % 2**63)
+        self.stage.zero_grad(set_to_none=True)
+        losses, parts = {}, list(micro_batches(batch, n))
+        for i, part in enumerate(parts):
+            # Each loss is a mean over clips. Weighted by its share of the whole batch, the sum over
+            # micro-batches and processes is what one big batch would have given. (DDP averages
+            # over processes, hence `world`.)
+            share = len(part["ids"]) / batch["global_size"]
+            wait = run.world > 1 and i + 1 < len(parts)
+            with self.net.no_sync() if wait else contextlib.nullcontext():
+                with run.autocast():
+                    out = self.net(part)
+                self.scaler.scale(out["loss"] * (share * run.world)).backward()
+            for key, value in out.items():
+                losses[key] = losses.get(key, 0.0) + value.detach() * share
+        own, losses = losses["loss"], run.mean(losses)
+        if not math.isfinite(losses["loss"]):
+            clips = f" in the batch of clips {', '.join(batch['ids'])}"
+            clips = "" if math.isfinite(own) else clips
+            kept = "no checkpoint was saved yet"
+            if os.path.exists(self.last):
+                kept = f"the last good checkpoint is {self.last}"
+            raise FloatingPointError(
+                f"{self.name}: the loss is {losses['loss']} at step {self.step}{clips}; {kept}. "
+                f"Try a lower train_{self.name}.lr, train_{self.name}.grad_clip=1 or --precision "
+                "float32.")
+        return losses
+
+    def log(self):
+        means = {key: value / self.since["steps"] for key, value in self.since["sums"].items()}
+        speed = round(self.since["frames"] / max(self.since["seconds"], 1e-9))
+        self.bar.set_postfix(loss=f"{means['loss']:.4f}", frames=f"{speed}/s")
+        self.run.log(stage=self.name, step=self.step, lr=self.rate, grad_norm=float(self.norm),
+                     frames_per_s=speed, **self.stage.summary(means))
+        self.since = fresh()
+
+    def validate(self):
+        """Losses over val with the averaged weights, which are kept if they are the best so far;
+        now and then example motions."""
+        run, every = self.run, self.run.config.train.sample_every
+        self.stage.eval()
+        with averaged(self.params, self.ema), run.autocast():
+            values = self.stage.validate()
+            if values["loss"] < self.best:
+                self.best = values["loss"]
+                run.from_main(lambda: run.save(self.best_file, self.stage.state_dict(),
+                                               step=self.step))
+            if every and self.step % every == 0 and self.step < self.s.steps:
+                run.from_main(lambda: self.stage.show(self.step))
+        self.stage.train()
+        words = ", ".join(f"val {key} {value:.4g}" for key, value in values.items())
+        run.say(f"{self.name} step {self.step}: {words}")
+        run.log(stage=self.name, step=self.step,
+                **{f"val_{key}": value for key, value in values.items()})
+
+    def finish(self):
+        """Take the best weights, and show what they do."""
+        best = self.run.from_main(lambda: checkpoint.load(self.best_file)["model"])
+        checkpoint.fill(self.stage, best, self.best_file)
+        self.stage.eval()
+        with self.run.autocast():
+            self.run.from_main(lambda: self.stage.show(self.step))
+
+
+def fresh():
+    """What is counted from one line of the log to the next."""
+    return {"steps": 0, "sums": {}, "frames": 0, "seconds": 0.0}
 
 
 @contextlib.contextmanager
@@ -190,129 +464,17 @@ def averaged(params, ema):
 def micro_batches(batch, n):
     """Cut a batch into n parts along its clips."""
     size = len(batch["ids"])
+
+    def along_clips(value):
+        return isinstance(value, list) or torch.is_tensor(value) and value.shape[:1] == (size,)
+
     cuts = [size * i // n for i in range(n + 1)]
     for a, b in zip(cuts, cuts[1:]):
         if b > a:
-            yield {key: value[a:b] if isinstance(value, list) or (torch.is_tensor(value) and value.dim() and len(value) == size) else value
-                   for key, value in batch.items()}
+            yield {key: value[a:b] if along_clips(value) else value for key, value in batch.items()}
 
 
-def refuse_changes(old, new, name, path):
-    """SettingError if a run would resume with another network, other data, another noise process or another optimiser."""
-    sections = {"vae": ("vae",), "diffusion": ("vae", "text", "denoiser", "diffusion"), "evaluator": ("evaluator",)}[name]
-    old, new = to_dict(old), to_dict(new)
-    for section, key in [(s, key) for s in ("data", *sections) for key in new[s]] + [(f"train_{name}", "optimizer")]:
-        if old[section][key] != new[section][key] and key not in ("workers", *SAMPLING):
-            raise SettingError(f"{path} was trained with {section}.{key}={old[section][key]}, now it is {new[section][key]}: --resume goes on "
-                               "with the same settings, --overwrite starts again, --name NAME puts the new run elsewhere.")
-
-
-def fit(run, stage):
-    """Train `stage` for its number of steps; returns when done, or False if Ctrl-C asked to stop (the state is saved)."""
-    s, train, name = stage.settings, run.config.train, stage.name
-    params = [p for p in stage.parameters() if p.requires_grad]
-    optimizers = make_optimizers(stage, s)
-    scaler = torch.amp.GradScaler(enabled=train.precision == "fp16")
-    ema = [p.detach().clone() for p in params] if s.ema else []
-    step, best = 0, math.inf
-
-    last, best_file = run.path(f"{name}.pt"), run.path(f"{name}_best.pt")
-    if run.options.resume and os.path.exists(last):
-        state = checkpoint.load(last)
-        refuse_changes(state["config"], run.config, name, last)
-        stage.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        scaler.load_state_dict(state["scaler"])
-        ema, step, best = [e.to(run.device) for e in state["ema"]], state["step"], state["best"]
-        run.say(f"{name}: going on from step {step} of {last}")
-    if run.main:
-        run.rewind_log(name, step)
-
-    def save():
-        if run.main:
-            checkpoint.save(last, run.config, stage.state_dict(), optimizers=[o.state_dict() for o in optimizers],
-                            scaler=scaler.state_dict(), ema=ema, step=step, best=best)
-        if run.world > 1:
-            dist.barrier()
-
-    net = torch.nn.parallel.DistributedDataParallel(stage) if run.world > 1 else stage
-    bar = tqdm(total=s.steps, initial=step, desc=name, unit="step", disable=not run.main, dynamic_ncols=True)
-    frames, since, sums, source, epoch = 0, time.time(), {}, None, None
-    stage.train()
-    while step < s.steps and not run.stopping:
-        now, first = divmod(step, len(stage.batches))
-        if now != epoch:
-            epoch, source = now, stage.batches.epoch(now, first, run.config.data.workers)
-        batch = to_device(stage.prepare(next(source), step), run.device)
-        rate = learning_rate(s, step)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
-        # dropout and the like, which are torch's own draws, depend on the step and not on what ran before
-        torch.manual_seed(hash((train.seed, name == "vae", step, run.rank)) % 2**63)
-        stage.zero_grad(set_to_none=True)
-        losses = {}
-        parts = list(micro_batches(batch, s.accumulate))
-        for i, part in enumerate(parts):
-            # each loss is a mean over clips: weighted by its share of the whole batch, the sum over micro-batches and
-            # processes (DDP averages over them, hence `world`) is what one big batch would have given
-            share = len(part["ids"]) / batch["global_size"]
-            with net.no_sync() if run.world > 1 and i + 1 < len(parts) else contextlib.nullcontext():
-                with run.autocast():
-                    out = net(part)
-                scaler.scale(out["loss"] * (share * run.world)).backward()
-            for key, value in out.items():
-                losses[key] = losses.get(key, 0.0) + value.detach() * share
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf)
-        losses = run.mean(losses)
-        if not math.isfinite(losses["loss"]):
-            bad = "" if math.isfinite(float(out["loss"])) else f" in the batch of clips {', '.join(batch['ids'])}"
-            kept = f"the last good checkpoint is {last}" if os.path.exists(last) else "no checkpoint was saved yet"
-            raise FloatingPointError(f"{name}: the loss is {losses['loss']} at step {step}{bad}; {kept}. Try a lower "
-                                     f"train_{name}.lr, train_{name}.grad_clip=1 or --precision float32.")
-        for optimizer in optimizers:
-            scaler.step(optimizer)
-        scaler.update()
-        if ema:
-            torch._foreach_lerp_(ema, [p.detach() for p in params], 1 - min(s.ema, (1 + step) / (10 + step)))
-        step += 1
-        frames += batch["global_frames"]
-        sums = {key: sums.get(key, 0.0) + value for key, value in losses.items()}
-        bar.update()
-        if step % train.log_every == 0 or step == s.steps:
-            count, speed = (step - 1) % train.log_every + 1, frames / (time.time() - since)
-            entry = {key: value / count for key, value in sums.items()}
-            bar.set_postfix(loss=f"{entry['loss']:.4f}", frames=f"{speed:.0f}/s")
-            run.log(stage=name, step=step, lr=rate, grad_norm=float(norm), frames_per_s=round(speed), **stage.summary(entry))
-            frames, since, sums = 0, time.time(), {}
-        if step % train.eval_every == 0 or step == s.steps:
-            stage.eval()
-            with averaged(params, ema), run.autocast():
-                values = stage.validate()
-                if values["loss"] < best:
-                    best = values["loss"]
-                    if run.main:
-                        checkpoint.save(best_file, run.config, stage.state_dict(), step=step)
-                if train.sample_every and step % train.sample_every == 0 and run.main:
-                    stage.show(step)
-            stage.train()
-            run.say(f"{name} step {step}: " + ", ".join(f"val {key} {value:.4g}" for key, value in values.items()))
-            run.log(stage=name, step=step, **{f"val_{key}": value for key, value in values.items()})
-            since = time.time()
-        if step % train.save_every == 0 or step == s.steps:
-            save()
-    bar.close()
-    if run.stopping:
-        save()
-        run.say(f"stopped at step {step} of {name}, saved to {last}; the same command with --resume goes on from here")
-        return False
-    stage.load_state_dict(checkpoint.load(best_file)["model"])
-    return True
-
-
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The program
 
 
@@ -320,10 +482,6 @@ def build(run):
     """A fresh MLD for the run's dataset, weights drawn from the seed."""
     c, pack = run.config, run.pack
     torch.manual_seed(c.train.seed)
-    if c.denoiser.condition == "action":
-        c.denoiser.num_actions = c.denoiser.num_actions or len(pack.actions)
-        if len(pack.actions) != c.denoiser.num_actions:
-            raise SettingError(f"denoiser.num_actions is {c.denoiser.num_actions}, but {pack.path} has {len(pack.actions)} actions.")
     encoder = None
     if c.denoiser.condition == "text" and c.train.stage != "vae":
         if c.text.kind == "clip":
@@ -334,46 +492,71 @@ def build(run):
     return MLD(c, encoder, pack.mean, pack.std, pack.rest).to(run.device)
 
 
+def million(network):
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
+
+
+def train_evaluator(run):
+    """Train the network that judges motions; returns the finished file, or None if stopped."""
+    stage, c = EvaluatorStage(run), run.config.train
+    run.say(f"{run.folder}: {million(stage)}")
+    if not fit(run, stage):
+        return None
+    path = run.path("evaluator_model.pt")
+    if run.main:
+        stage.save(path)
+    found = c.name in ("", run.config.data.dataset) and c.out == type(c)().out
+    run.say("eval.py finds it there" if found else f"eval.py takes it by --evaluator {path}")
+    return path
+
+
+def trained_vae(path):
+    if not os.path.exists(path):
+        raise SettingError(f"{path} does not exist: train the VAE first (--stage vae) or name one "
+                           "with --train.vae_checkpoint=FILE.")
+    return checkpoint.load(path)["model"]
+
+
+def train_model(run):
+    """Train the VAE and the diffusion, or one of them; returns the finished file, or None."""
+    model, c = run.together(lambda: build(run)), run.config.train
+    parts = {name: getattr(model, name) for name in ("vae", "denoiser", "text_encoder")}
+    run.say(f"{run.folder}: " + "; ".join(f"{name} {million(part)}"
+                                          for name, part in parts.items() if part))
+    if model.vae and c.stage in ("all", "vae") and not fit(run, VAEStage(run, model)):
+        return None
+    if c.stage == "vae":
+        return run.path("vae_best.pt")
+    if model.vae and c.stage == "diffusion":
+        source = checkpoint.vae_of(run)
+        state = run.from_main(lambda: trained_vae(source))
+        checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
+                                    state.items() if name.startswith("vae.")}, source)
+    run.vae = checkpoint.weights_digest(model.vae) if model.vae else ""
+    if not fit(run, DiffusionStage(run, model)):
+        return None
+    path = run.path("model.pt")
+    run.from_main(lambda: run.save(
+        path, model.state_dict(), actions=list(run.pack.actions),
+        vocabulary=getattr(model.text_encoder, "vocabulary", None)))
+    return path
+
+
 def train(config, options):
     run = Run(config, options)
-    if run.main:
-        os.makedirs(run.folder, exist_ok=True)
-        own = {"diffusion": ("diffusion.pt",), "evaluator": ("evaluator.pt",)}.get(config.train.stage, ("vae.pt", "diffusion.pt"))
-        held = [name for name in own if os.path.exists(run.path(name))]
-        if held and not (options.resume or options.overwrite):
-            raise SettingError(f"{run.folder} holds a run already ({', '.join(held)}): --resume goes on with it, --overwrite starts again, --name NAME puts the new one elsewhere.")
-    if config.train.stage == "evaluator":
-        stage = EvaluatorStage(run)
-        run.say(f"{run.folder}: {sum(p.numel() for p in stage.parameters()) / 1e6:.2f} M parameters")
-        if fit(run, stage) and run.main:
-            stage.save(run.path("evaluator_model.pt"))
-            write_report(run.path("report.html"), run.path("log.jsonl"), config)
-            found = config.train.name in ("", config.data.dataset) and config.train.out == type(config.train)().out
-            run.say(f"done: {run.path('evaluator_model.pt')}; eval.py {'finds it there' if found else 'takes it by --evaluator'}")
-        return
-    model = build(run)
-    params = {part: sum(p.numel() for p in getattr(model, part).parameters()) / 1e6 for part in ("vae", "denoiser", "text_encoder") if getattr(model, part)}
-    run.say(json.dumps(to_dict(config), indent=1))
-    run.say(f"{run.folder}: {', '.join(f'{name} {count:.2f} M' for name, count in params.items())} parameters; {run.world} process(es) on {run.device}, "
-            f"{torch.get_num_threads()} thread(s) each, {config.train.precision}, MLD_KERNELS={os.environ.get('MLD_KERNELS', 'auto')}")
-    if model.vae and config.train.stage in ("all", "vae"):
-        if not fit(run, VAEStage(run, model)):
-            return
-    if config.train.stage in ("all", "diffusion"):
-        if model.vae and config.train.stage == "diffusion":
-            source = config.train.vae_checkpoint or run.path("vae_best.pt")
-            if not os.path.exists(source):
-                raise SettingError(f"{source} does not exist: train the VAE first (--stage vae) or name one with --train.vae_checkpoint=FILE.")
-            state = checkpoint.load(source)["model"]
-            checkpoint.fill(model.vae, {k.removeprefix("vae."): v for k, v in state.items() if k.startswith("vae.")}, source)
-        if not fit(run, DiffusionStage(run, model)):
-            return
-        if run.main:
-            state = {key: value for key, value in model.state_dict().items() if config.text.kind == "scratch" or not key.startswith("text_encoder.")}
-            checkpoint.save(run.path("model.pt"), config, state, vocabulary=getattr(model.text_encoder, "vocabulary", None), actions=list(run.pack.actions))
-    if run.main:
-        write_report(run.path("report.html"), run.path("log.jsonl"), config)
-        run.say(f"done: {run.path('model.pt' if config.train.stage != 'vae' else 'vae_best.pt')}, curves and examples in {run.path('report.html')}; {kernels.summary()}")
+    run.check_alike()
+    run.id, run.states = run.from_main(lambda: checkpoint.claim(run))
+    if options.verbose:
+        run.say(json.dumps(to_dict(config), indent=1))
+        run.say(f"run {run.id}: {run.world} process(es) on {run.device}, "
+                f"{torch.get_num_threads()} thread(s) each, {config.train.precision}")
+    path = train_evaluator(run) if config.train.stage == "evaluator" else train_model(run)
+    if path and run.main:
+        report = run.path("report.html")
+        write_report(report, run.path("log.jsonl"), config)
+        run.say(f"done: {path}; curves and example motions in {report}")
+        if options.verbose:
+            run.say(kernels.summary())
 
 
 def main(argv):
@@ -386,7 +569,15 @@ def main(argv):
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: cannot write or read {error.filename or 'a file'} ({error.strerror}); checkpoints written before are intact.")
+        sys.exit(f"error: cannot write or read {error.filename or 'a file'} ({error.strerror}); "
+                 "checkpoints written before are intact.")
+    except RuntimeError as error:
+        if not dist.is_initialized() or not re.search("gloo|NCCL|[Cc]onnection|peer", str(error)):
+            raise
+        sys.exit("error: another process of this training has ended or cannot be reached; what it "
+                 "said comes before this. --resume goes on from the last checkpoint.")
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(130)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

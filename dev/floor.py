@@ -1,9 +1,11 @@
-"""FID of real motion against real motion: what a perfect generator would score, as it can only make other clips.
+"""FID of real motion against real motion: what a perfect generator would score, since it can only
+make other clips than those of the test split.
 
-    python -m dev.floor --ckpt out/two/model.pt            prints mean+-95% interval over 20 draws
+    python -m dev.floor --ckpt out/two/model.pt     the mean and 95% interval of 20 draws
 
-Every test clip is stood in for by a train clip of the same action label, each at most once; the judge is eval.py's. FID as in
-eval.py's "generated" row, to the test clips of the first replication. Needs a test split, and a label for every test clip.
+In each draw every test clip is replaced by a train clip of the same action label, none of them
+twice. FID is that of eval.py's "generated" row, with its judge, against the test clips of its first
+replication. The dataset needs a test split, and a label for every clip of it.
 """
 import argparse
 import os
@@ -13,30 +15,31 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import checkpoint  # noqa: E402
-import data  # noqa: E402
-from judge import evaluators  # noqa: E402
-from judge import metrics  # noqa: E402
-from config import AssetsConfig  # noqa: E402
-from eval import REAL, Evaluation  # noqa: E402
+import checkpoint
+import data
+from config import AssetsConfig
+from eval import REAL, Evaluation
+from judge import evaluators, metrics
 
 
 def stand_ins(rng, wanted, labels):
-    """Indices of clips with the `wanted` labels, none twice. ValueError if a label has too few clips."""
+    """Indices of clips with the `wanted` labels, none twice; ValueError if there are too few."""
     chosen = np.empty(len(wanted), int)
     for label in np.unique(wanted):
         places, found = np.flatnonzero(wanted == label), np.flatnonzero(labels == label)
         if len(found) < len(places):
-            raise ValueError(f"{len(places)} clips have label {label}, only {len(found)} could stand in for them.")
+            raise ValueError(f"{len(places)} test clips have label {label}, but only {len(found)} "
+                             "train clips do, which are to stand in for them.")
         chosen[places] = rng.choice(found, len(places), replace=False)
     return chosen
 
 
 @torch.inference_mode()
 def floor(run, draws=20):
-    """-> (mean, half interval) of FID between test clips and as many train clips of the same labels. ValueError without such."""
+    """run: an Evaluation -> (mean, half the 95% interval) of the FID over the draws. ValueError for
+    a dataset without a test split or without labels."""
     if "test" not in run.pack.splits:
-        raise ValueError(f"{run.pack.path} has no test split: there is nothing to stand in for.")
+        raise ValueError(f"{run.pack.path} has no test split to compare with.")
     seen = {}
     for split in ("train", "test"):
         batches = run.batches(split)
@@ -45,21 +48,24 @@ def floor(run, draws=20):
                        np.concatenate([clip[0]["actions"].numpy() for clip in clips]))
     (x, labels), (reference, wanted) = seen["train"], seen["test"]
     if (wanted < 0).any():
-        raise ValueError(f"{run.pack.path}: {(wanted < 0).sum()} test clips have no action label, so no clip can stand in for them.")
-    return metrics.interval([metrics.fid(x[stand_ins(np.random.default_rng(draw), wanted, labels)], reference) for draw in range(draws)])
+        raise ValueError(f"{run.pack.path}: {(wanted < 0).sum()} test clips have no action label, "
+                         "so no train clip can stand in for them.")
+    draws = (stand_ins(np.random.default_rng(draw), wanted, labels) for draw in range(draws))
+    return metrics.interval([metrics.fid(x[chosen], reference) for chosen in draws])
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, help="a model trained on the dataset: names it and its settings")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True, help="a model that was trained on the dataset")
     parser.add_argument("--evaluator", help="as eval.py's")
-    parser.add_argument("--data_root", default=AssetsConfig.data_root, help="where the packs are")
-    args = parser.parse_args(argv)
+    parser.add_argument("--data_root", default=AssetsConfig.data_root, help="folder of the packs")
+    args, cpu = parser.parse_args(argv), torch.device("cpu")
     try:
         model = checkpoint.load_model(args.ckpt, AssetsConfig(data_root=args.data_root))
         pack = data.open_pack(model.config)
-        judge = evaluators.find(model.config, pack, args.evaluator, torch.device("cpu"))
-        mean, half = floor(Evaluation(model, judge, pack, torch.device("cpu")))
+        judge = evaluators.find(model.config, pack, args.evaluator, cpu)
+        mean, half = floor(Evaluation(model, judge, pack, cpu))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"FID of other real clips of the same labels: {mean:.4f}+-{half:.4f}")

@@ -1,15 +1,17 @@
-/* A whole transformer.Stack on few rows of tokens, for sampling on a CPU; built and called by few_rows.py.
+/* A whole transformer.Stack on few rows of tokens, for sampling on a CPU. few_rows.py builds it and
+   calls it.
 
-With a handful of rows a product takes as long as reading its weights, and operations one at a time leave the processor
-waiting between them. Here one call runs all the layers: every thread computes its share of each product's outputs, all
-meet at a barrier, and the next product begins. Weights stay where torch has them: row-major (out, in), float32; with
--DINT8 they are int8 with one scale per row, a quarter of the bytes. Sums are float32 always. */
+With a handful of rows a product takes as long as reading its weights, and between one operation and
+the next the processor waits. Here one call runs all the layers: every thread computes its share of
+a product's outputs, all threads meet at a barrier, and the next product begins. Weights stay where
+torch has them, row-major (out, in) in float32; with -DINT8 they are int8 with one scale per row, a
+quarter of the bytes. Sums are always float32. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(INT8) && defined(__AVX2__)
-#include <immintrin.h>  /* a fifth of the compiler's time */
+#include <immintrin.h>  /* only here: it takes a fifth of the compiler's time */
 #endif
 #ifdef _OPENMP
 #include <omp.h>
@@ -26,10 +28,14 @@ const int has_threads = 0;
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* -------------------------------------------------------------------------------------------- */
 /* Vectors of V floats; a tile of OUTS outputs by ROWS rows, whose sums fill the registers */
 
-enum { OUTS = 4, COLUMNS = 512, CACHE = 6144 };  /* COLUMNS of x at a time, at most; CACHE: how many numbers of x stay in the first one */
+enum {
+    OUTS = 4,
+    COLUMNS = 512,  /* of x at a time, at most */
+    CACHE = 6144,   /* how many numbers of x stay in the first-level cache */
+};
 
 #if defined(__AVX512F__)
 enum { V = 16, ROWS = 6 };
@@ -44,7 +50,7 @@ typedef float vec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 #define AT(pointer) (*(vec *)(pointer))
 
-#ifdef __x86_64__  /* in place: where the compiler is free to choose, it runs out of registers and keeps a sum in memory */
+#ifdef __x86_64__  /* by itself the compiler runs out of registers and keeps a sum in memory */
 #define ADD_PRODUCT(sum, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 #else
 #define ADD_PRODUCT(sum, a, b) sum += (a) * (b)
@@ -54,7 +60,8 @@ typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 #ifdef __clang__
 #define MIX __builtin_shufflevector
 #else
-#define MIX(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
+typedef int32_t places __attribute__((vector_size(16)));
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
 #endif
 
 INLINE quad quarters(vec x) {
@@ -106,7 +113,8 @@ INLINE float dot(const float *a, const float *b, int size) {
 /* e^x to 2e-7 relative: 2^n times a polynomial (Taylor's, degree 7) on [-ln 2 / 2, ln 2 / 2] */
 INLINE vec exponential(vec x) {
     ivec low = x < -87.0f, high = x > 87.0f;
-    x = (vec)(((ivec)x & ~(low | high)) | ((ivec)((vec){0} - 87.0f) & low) | ((ivec)((vec){0} + 87.0f) & high));
+    ivec least = (ivec)((vec){0} - 87.0f), most = (ivec)((vec){0} + 87.0f);
+    x = (vec)(((ivec)x & ~(low | high)) | (least & low) | (most & high));
     vec n = x * 1.4426950409f + 12582912.0f;  /* 1.5 * 2^23: the sum has no room for a fraction */
     n -= 12582912.0f;
     vec r = x - n * 0.693145752f - n * 1.42860677e-6f, p = r / 5040 + 1.0f / 720;
@@ -126,7 +134,9 @@ INLINE vec activated(vec z, int kind) {
     if (kind == QUICK_GELU) return z / (1.0f + exponential(-1.702f * z));
     /* GELU by erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26) */
     ivec sign = (ivec)z & INT32_MIN;
-    vec a = (vec)((ivec)z ^ sign) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * a), p = 1.061405429f * t - 1.453152027f;
+    vec a = (vec)((ivec)z ^ sign) * 0.70710678f;
+    vec t = 1.0f / (1.0f + 0.3275911f * a);
+    vec p = 1.061405429f * t - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;
     p = p * t + 0.254829592f;
@@ -134,24 +144,32 @@ INLINE vec activated(vec z, int kind) {
     return 0.5f * z * (1.0f + (vec)((ivec)erf ^ sign));
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* -------------------------------------------------------------------------------------------- */
 /* What a layer is made of */
 
-typedef struct { const weight *w; const float *scale, *b; } Linear;  /* w (out, in), b (out,), for int8 scale (out,) */
+/* w (out, in), b (out,), and for int8 scale (out,) */
+typedef struct { const weight *w; const float *scale, *b; } Linear;
 typedef struct { const float *w, *b; } Norm;
-typedef struct { Linear join, qkv, out, up, down; Norm norm1, norm2; } Layer;  /* join.w: null but after the middle */
+/* join.w is null except in the output blocks, behind the middle one */
+typedef struct { Linear join, qkv, out, up, down; Norm norm1, norm2; } Layer;
 typedef struct { int number, count; } Thread;
 
-INLINE int share(int size, int number, int count) { return (int)((long)(size / V) * number / count) * V; }
+/* Where the share of thread `number` begins, in whole vectors */
+INLINE int share(int size, int number, int count) {
+    return (int)((long)(size / V) * number / count) * V;
+}
 
-/* `rows` rows of x (.., X) times OUTS rows of W, `stride` apart, over K of their numbers: y (.., Y) gets the sums and b, or has
-   them added where b is null. The number of rows is a constant once inlined: their sums fill the registers. */
-INLINE void tile(const float *x, int X, int K, const weight *w, long stride, long ahead, const float *scale, const float *b,
-                 float *y, int Y, int rows) {
+/* `rows` rows of x (.., X) times OUTS rows of W, `stride` apart, over K of their numbers. y (.., Y)
+   gets the sums plus b; where b is null, they are added to it. `ahead`: how far the weights are
+   prefetched. The number of rows is a constant once inlined, so their sums fill the registers. */
+INLINE void tile(const float *x, int X, int K, const weight *w, long stride, long ahead,
+                 const float *scale, const float *b, float *y, int Y, int rows) {
     vec sum[OUTS][ROWS];
-    UNROLL for (int o = 0; o < OUTS; o++) UNROLL for (int m = 0; m < rows; m++) sum[o][m] = (vec){0};
+    UNROLL for (int o = 0; o < OUTS; o++)
+        UNROLL for (int m = 0; m < rows; m++) sum[o][m] = (vec){0};
     for (int k = 0; k < K; k += 16) {
-        if (k * sizeof(weight) % 64 == 0) UNROLL for (int o = 0; o < OUTS; o++) __builtin_prefetch(w + o * stride + k + ahead);
+        if (k * sizeof(weight) % 64 == 0)
+            UNROLL for (int o = 0; o < OUTS; o++) __builtin_prefetch(w + o * stride + k + ahead);
         UNROLL for (int i = 0; i < 16; i += V) {
             vec in[ROWS];
             UNROLL for (int m = 0; m < rows; m++) in[m] = AT(x + (long)m * X + k + i);
@@ -162,32 +180,47 @@ INLINE void tile(const float *x, int X, int K, const weight *w, long stride, lon
         }
     }
     UNROLL for (int m = 0; m < rows; m++) {
-        quad s = totals(sum[0][m], sum[1][m], sum[2][m], sum[3][m]), *to = (quad *)(y + (long)m * Y);
+        quad s = totals(sum[0][m], sum[1][m], sum[2][m], sum[3][m]);
+        quad *to = (quad *)(y + (long)m * Y);
         if (scale) s *= *(const quad *)scale;
         *to = s + (b ? *(const quad *)b : *to);
     }
 }
 
-/* This thread's share of y (M, N) = x (M, K) W^T + b, or y += x W^T; rows of x and y lie X and Y apart, those of W `stride`, taken
-   from `offset` on. As many rows and columns of x at a time as stay in the first cache while W passes by. */
-static void linear(const float *x, int X, int M, int K, const Linear *l, int stride, int offset, float *y, int Y, int N, int add, Thread t) {
-    int parts = (K + COLUMNS - 1) / COLUMNS, part = (K / 16 + parts - 1) / parts * 16, block = CACHE / part / ROWS * ROWS;
-    int crowded = M > block && stride * sizeof(weight) % 4096 == 0;  /* the next outputs' weights would push out these ones' */
+/* This thread's share of y (M, N) = x (M, K) W^T + b, or with `add` of y += x W^T. Rows of x and y
+   lie X and Y apart; rows of W lie `stride` apart, and each is taken from `offset` on. Works on as
+   many rows and columns of x at a time as stay in the first-level cache while W passes by. */
+static void linear(const float *x, int X, int M, int K, const Linear *l, int stride, int offset,
+                   float *y, int Y, int N, int add, Thread t) {
+    int parts = (K + COLUMNS - 1) / COLUMNS, part = (K / 16 + parts - 1) / parts * 16;
+    int block = CACHE / part / ROWS * ROWS;
+    int begin = share(N, t.number, t.count), end = share(N, t.number + 1, t.count);
+    /* rows of W so far apart that the next outputs' weights would push out those in use */
+    int crowded = M > block && stride * sizeof(weight) % 4096 == 0;
     long ahead = crowded ? 64 : (long)OUTS * stride;
     for (int top = 0; top < M; top += block)
         for (int k = 0; k < K; k += part)
-            for (int n = share(N, t.number, t.count); n < share(N, t.number + 1, t.count); n += OUTS)
-                for (int m = top, rows, end = top + block < M ? top + block : M; m < end; m += rows) {
-                    int tiles = (end - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
-                    rows = (end - m + tiles - 1) / tiles;
-#define CASE(R) case R: if (R <= ROWS) tile(x + (long)m * X + k, X, k + part < K ? part : K - k, l->w + (long)n * stride + offset + k, stride, \
-    ahead, l->scale ? l->scale + n : NULL, add || k ? NULL : l->b + n, y + (long)m * Y + n, Y, R); break;
+            for (int n = begin; n < end; n += OUTS) {
+                int count = k + part < K ? part : K - k, last = top + block < M ? top + block : M;
+                const weight *w = l->w + (long)n * stride + offset + k;
+                const float *scale = l->scale ? l->scale + n : NULL;
+                const float *b = add || k ? NULL : l->b + n;
+                for (int m = top, rows; m < last; m += rows) {
+                    int tiles = (last - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
+                    rows = (last - m + tiles - 1) / tiles;
+                    const float *from = x + (long)m * X + k;
+                    float *to = y + (long)m * Y + n;
+#define CASE(R) case R: \
+    if (R <= ROWS) tile(from, X, count, w, stride, ahead, scale, b, to, Y, R); break;
                     switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
                 }
+            }
 }
 
-/* y = x, or x + a, normalised where there is a norm; the sum itself goes to s where that is not null. Rows of D. */
-static void add_norm(const float *x, const float *a, float *s, const Norm *norm, float eps, float *y, int D) {
+/* y = x, or x + a, for a row of D numbers, normalised where there is a norm. The sum itself goes to
+   s where that is not null. */
+static void add_norm(const float *x, const float *a, float *s, const Norm *norm, float eps,
+                     float *y, int D) {
     vec sum = {0}, square = {0};
     for (int d = 0; d < D; d += V) {
         vec v = AT(x + d);
@@ -200,12 +233,15 @@ static void add_norm(const float *x, const float *a, float *s, const Norm *norm,
     float mean = total(sum) / D;
     for (int d = 0; d < D; d += V) square += (AT(y + d) - mean) * (AT(y + d) - mean);
     float by = 1 / sqrtf(total(square) / D + eps);
-    for (int d = 0; d < D; d += V) AT(y + d) = (AT(y + d) - mean) * by * AT(norm->w + d) + AT(norm->b + d);
+    for (int d = 0; d < D; d += V)
+        AT(y + d) = (AT(y + d) - mean) * by * AT(norm->w + d) + AT(norm->b + d);
 }
 
-/* One head of one sequence: softmax(q k^T / sqrt(size)) v for the first `queries` tokens. qkv (L, 3 D) from this head's
-   first query entry on, o (queries, D) likewise; p (L,) is room for one row of probabilities. */
-static void attend(const float *qkv, int L, int queries, int D, int size, int causal, float *o, float *p) {
+/* One head of one sequence: softmax(q k^T / sqrt(size)) v for the first `queries` tokens. qkv
+   (L, 3 D) begins at this head's first query entry, and o (queries, D) likewise; p (L,) has room
+   for one row of probabilities. */
+static void attend(const float *qkv, int L, int queries, int D, int size, int causal,
+                   float *o, float *p) {
     for (int i = 0; i < queries; i++) {
         int keys = causal ? i + 1 : L;
         float most = -INFINITY, sum = 0;
@@ -222,23 +258,28 @@ static void attend(const float *qkv, int L, int queries, int D, int size, int ca
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
+/* -------------------------------------------------------------------------------------------- */
 /* The stack */
 
 #define EACH(i, n) for (int i = t.number; i < (n); i += t.count)
 
-/* x (B, L, D) -> result (B, first, D), the first tokens of each sequence. H heads, F hidden units; `last`: the norm behind
-   the layers, or null. D / H, D and F are multiples of 16. Returns 0; 1 without memory. */
-int few_rows(const float *x, float *result, int B, int L, int first, int D, int H, int F, int count, int pre_norm,
-               int activation, int causal, const Layer *layers, const Norm *last, float eps, int threads) {
+/* x (B, L, D) -> result (B, first, D), the first tokens of each sequence. H heads, F hidden units;
+   `last`: the norm behind the layers, or null. D / H, D and F are multiples of 16. Returns 0, or 1
+   where there is no memory. */
+int few_rows(const float *x, float *result, int B, int L, int first, int D, int H, int F, int count,
+             int pre_norm, int activation, int causal, const Layer *layers, const Norm *last,
+             float eps, int threads) {
     int half = layers[count - 1].join.w ? count / 2 : 0;
-    int W = F + 16;  /* rows of hidden units a power of two apart would fall into the same few places of the first cache */
+    /* rows a power of two apart would fall into the same few places of the first-level cache */
+    int W = F + 16;
     long size = (long)B * L * D;
     size_t bytes = sizeof(float) * (size * (9 + half) + (long)B * L * W + (long)threads * L);
-    float *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);  /* a vector across two lines of the cache is read twice */
+    /* aligned, since a vector across two lines of the cache is read twice */
+    float *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!memory) return 1;
-    float *qkv = memory, *o = qkv + 3 * size, *a = o + size, *h = a + size, *s = h + size, *y = s + size,
-          *joined = y + size, *kept = joined + size, *hidden = kept + half * size, *scores = hidden + (long)B * L * W;
+    float *qkv = memory, *o = qkv + 3 * size, *a = o + size, *h = a + size, *s = h + size,
+          *y = s + size, *joined = y + size, *kept = joined + size, *hidden = kept + half * size,
+          *scores = hidden + (long)B * L * W;
 #pragma omp parallel num_threads(threads)
     {
         Thread t = {0, 1};
@@ -249,14 +290,16 @@ int few_rows(const float *x, float *result, int B, int L, int first, int D, int 
         int M = B * L, queries = L;
         for (int i = 0; i < count; i++) {
             const Layer *l = layers + i;
-            if (l->join.w) {  /* Linear([x, what the mirrored input block put out]) */
+            if (l->join.w) {  /* Linear([x, the output of the mirrored input block]) */
                 linear(in, D, M, D, &l->join, 2 * D, 0, joined, D, D, 0, t);
-                linear(kept + (count - 1 - i) * size, D, M, D, &l->join, 2 * D, D, joined, D, D, 1, t);
+                const float *mirrored = kept + (count - 1 - i) * size;
+                linear(mirrored, D, M, D, &l->join, 2 * D, D, joined, D, D, 1, t);
                 in = joined;
                 BARRIER
             }
             if (pre_norm) {
-                EACH(m, M) add_norm(in + (long)m * D, NULL, NULL, &l->norm1, eps, h + (long)m * D, D);
+                EACH(m, M)
+                    add_norm(in + (long)m * D, NULL, NULL, &l->norm1, eps, h + (long)m * D, D);
                 BARRIER
             }
             linear(pre_norm ? h : in, D, M, D, &l->qkv, D, 0, qkv, 3 * D, 3 * D, 0, t);
@@ -264,8 +307,8 @@ int few_rows(const float *x, float *result, int B, int L, int first, int D, int 
             if (i == count - 1) queries = first;  /* from here on M counts these rows only */
             EACH(n, B * H) {
                 int b = n / H, d = n % H * (D / H);
-                attend(qkv + 3L * b * L * D + d, L, queries, D, D / H, causal, o + (long)b * queries * D + d,
-                       scores + (long)t.number * L);
+                attend(qkv + 3L * b * L * D + d, L, queries, D, D / H, causal,
+                       o + (long)b * queries * D + d, scores + (long)t.number * L);
             }
             M = B * queries;
             BARRIER
@@ -273,20 +316,25 @@ int few_rows(const float *x, float *result, int B, int L, int first, int D, int 
             BARRIER
             EACH(m, M) {
                 long to = (long)m * D, from = ((long)(m / queries) * L + m % queries) * D;
-                add_norm(in + from, a + to, s + to, pre_norm ? &l->norm2 : &l->norm1, eps, h + to, D);
+                add_norm(in + from, a + to, s + to, pre_norm ? &l->norm2 : &l->norm1, eps,
+                         h + to, D);
             }
             BARRIER
             linear(h, D, M, D, &l->up, D, 0, hidden, W, F, 0, t);
-            for (int m = 0; m < M; m++)  /* each thread what it made itself */
-                for (int f = share(F, t.number, t.count); f < share(F, t.number + 1, t.count); f += V)
-                    AT(hidden + (long)m * W + f) = activated(AT(hidden + (long)m * W + f), activation);
+            int begin = share(F, t.number, t.count), end = share(F, t.number + 1, t.count);
+            for (int m = 0; m < M; m++)  /* each thread takes what it made itself */
+                for (int f = begin; f < end; f += V) {
+                    float *z = hidden + (long)m * W + f;
+                    AT(z) = activated(AT(z), activation);
+                }
             BARRIER
             linear(hidden, W, M, F, &l->down, F, 0, a, D, D, 0, t);
             BARRIER
             float *to = i < half ? kept + i * size : y;
             EACH(m, M) {
                 long at = (long)m * D;
-                add_norm((pre_norm ? s : h) + at, a + at, NULL, pre_norm ? NULL : &l->norm2, eps, to + at, D);
+                add_norm((pre_norm ? s : h) + at, a + at, NULL, pre_norm ? NULL : &l->norm2, eps,
+                         to + at, D);
             }
             in = to;
             BARRIER

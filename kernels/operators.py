@@ -1,9 +1,11 @@
-"""The launches as torch operators: autograd, torch.compile(fullgraph=True), torch.export and opcheck work with them.
+"""The launches as torch operators, for autograd, torch.compile(fullgraph=True), torch.export and
+opcheck.
 
-Each operator comes with what the compiler asks for: a fake version (shapes, types and strides of the results without
-computing them) and a backward, itself an operator. Only `kernels` calls them, and imports this file only where Triton
-can run. Seeds are tensors of one int64, drawn from torch's generator: torch.manual_seed repeats a dropout, and a CUDA
-graph draws anew on each replay.
+Each operator comes with what a compiler asks for: a fake version (shapes, types and strides of the
+results, without computing them) and a backward, which is an operator too. Only kernels/__init__.py
+calls them, and it imports this file only where Triton can run. A seed is a tensor of one int64
+drawn from torch's generator, so torch.manual_seed repeats a dropout, and a CUDA graph draws a new
+one on each replay.
 """
 from typing import Optional
 
@@ -21,13 +23,13 @@ def new_seed(like, dropout_p):
     return torch.randint(2**62, (1,), device=like.device) if dropout_p else None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Attention
 
 
 @torch.library.custom_op("mld::attention", mutates_args=())
-def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Optional[Tensor], seed: Optional[Tensor], causal: bool,
-              dropout_p: float) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Optional[Tensor], seed: Optional[Tensor],
+              causal: bool, dropout_p: float) -> tuple[Tensor, Tensor]:
     with launched("attention", q):
         return attention_kernels.launch_forward(q, k, v, lengths, seed, causal, dropout_p)
 
@@ -39,15 +41,21 @@ def _(q, k, v, lengths, seed, causal, dropout_p):
 
 
 @torch.library.custom_op("mld::attention_backward", mutates_args=())
-def attention_backward(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, lengths: Optional[Tensor],
-                       seed: Optional[Tensor], causal: bool, dropout_p: float) -> tuple[Tensor, Tensor, Tensor]:
+def attention_backward(
+        q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor,
+        lengths: Optional[Tensor], seed: Optional[Tensor], causal: bool, dropout_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
     with launched("attention_backward", q):
-        return attention_kernels.launch_backward(q, k, v, o, lse, do, lengths, seed, causal, dropout_p)
+        return attention_kernels.launch_backward(
+            q, k, v, o, lse, do, lengths, seed, causal, dropout_p)
 
 
 @attention_backward.register_fake
 def _(q, k, v, o, lse, do, lengths, seed, causal, dropout_p):
-    return tuple(t.new_empty(t.shape[0], t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in (q, k, v))
+    def gradient(t):
+        B, H, L, D = t.shape
+        return t.new_empty(B, L, H, D).transpose(1, 2)
+    return gradient(q), gradient(k), gradient(v)
 
 
 def _attention_setup(ctx, inputs, output):
@@ -58,43 +66,51 @@ def _attention_setup(ctx, inputs, output):
 
 def _attention_grad(ctx, do, dlse):
     q, k, v, o, lse, lengths, seed = ctx.saved_tensors
-    return *attention_backward(q, k, v, o, lse, do, lengths, seed, ctx.causal, ctx.dropout_p), None, None, None, None
+    dq, dk, dv = attention_backward(
+        q, k, v, o, lse, do, lengths, seed, ctx.causal, ctx.dropout_p)
+    return dq, dk, dv, None, None, None, None
 
 
 attention.register_autograd(_attention_grad, setup_context=_attention_setup)
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Residual + layer norm
 
 
 @torch.library.custom_op("mld::add_layer_norm", mutates_args=())
-def add_layer_norm(x: Tensor, residual: Optional[Tensor], weight: Tensor, bias: Tensor, seed: Optional[Tensor],
-                   eps: float, dropout_p: float, save: bool, dtype: torch.dtype
-                   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def add_layer_norm(
+        x: Tensor, residual: Optional[Tensor], weight: Tensor, bias: Tensor,
+        seed: Optional[Tensor], eps: float, dropout_p: float, save: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with launched("add_layer_norm", x):
-        return layer_norm_kernels.launch_forward(x, residual, weight, bias, seed, eps, dropout_p, save, dtype)
+        return layer_norm_kernels.launch_forward(
+            x, residual, weight, bias, seed, eps, dropout_p, save, dtype)
 
 
 @add_layer_norm.register_fake
 def _(x, residual, weight, bias, seed, eps, dropout_p, save, dtype):
     R, s_type = x.numel() // x.shape[-1], layer_norm_kernels.sum_type(x, residual)
-    statistics = [x.new_empty(R, dtype=torch.float32) for _ in range(2)]
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape if save else 0, dtype=s_type), *statistics
+    s = x.new_empty(x.shape if save else 0, dtype=s_type)
+    mean, rstd = (x.new_empty(R, dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape, dtype=dtype), s, mean, rstd
 
 
 @torch.library.custom_op("mld::add_layer_norm_backward", mutates_args=())
-def add_layer_norm_backward(dy: Tensor, dsum: Optional[Tensor], s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-                            seed: Optional[Tensor], dropout_p: float, x_dtype: torch.dtype
-                            ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def add_layer_norm_backward(
+        dy: Tensor, dsum: Optional[Tensor], s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
+        seed: Optional[Tensor], dropout_p: float, x_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with launched("add_layer_norm_backward", s):
-        return layer_norm_kernels.launch_backward(dy, dsum, s, weight, mean, rstd, seed, dropout_p, x_dtype)
+        return layer_norm_kernels.launch_backward(
+            dy, dsum, s, weight, mean, rstd, seed, dropout_p, x_dtype)
 
 
 @add_layer_norm_backward.register_fake
 def _(dy, dsum, s, weight, mean, rstd, seed, dropout_p, x_dtype):
     other = seed is not None or x_dtype != s.dtype
-    return (s.new_empty(s.shape), s.new_empty(s.shape if other else 0, dtype=x_dtype), weight.new_empty(weight.shape),
-            weight.new_empty(weight.shape))
+    dx = s.new_empty(s.shape if other else 0, dtype=x_dtype)
+    dweight, dbias = (weight.new_empty(weight.shape) for _ in range(2))
+    return s.new_empty(s.shape), dx, dweight, dbias
 
 
 def _add_layer_norm_setup(ctx, inputs, output):
@@ -108,15 +124,16 @@ def _add_layer_norm_setup(ctx, inputs, output):
 def _add_layer_norm_grad(ctx, dy, dsum, dmean, drstd):
     s, weight, mean, rstd, seed = ctx.saved_tensors
     dy = torch.zeros_like(s) if dy is None else dy
-    ds, dx, dweight, dbias = add_layer_norm_backward(dy, dsum if ctx.save else None, s, weight, mean, rstd, seed,
-                                                     ctx.dropout_p, ctx.x_dtype)
-    dx = dx if dx.numel() else ds
-    return dx, ds if ctx.has_residual else None, dweight, dbias, None, None, None, None, None
+    dsum = dsum if ctx.save else None
+    ds, dx, dweight, dbias = add_layer_norm_backward(
+        dy, dsum, s, weight, mean, rstd, seed, ctx.dropout_p, ctx.x_dtype)
+    dx, dresidual = dx if dx.numel() else ds, ds if ctx.has_residual else None
+    return dx, dresidual, dweight, dbias, None, None, None, None, None
 
 
 add_layer_norm.register_autograd(_add_layer_norm_grad, setup_context=_add_layer_norm_setup)
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bias + GELU
 
 
@@ -132,8 +149,8 @@ def _(h, bias, seed, dropout_p):
 
 
 @torch.library.custom_op("mld::bias_gelu_backward", mutates_args=())
-def bias_gelu_backward(h: Tensor, bias: Tensor, dy: Tensor, seed: Optional[Tensor], dropout_p: float
-                       ) -> tuple[Tensor, Tensor]:
+def bias_gelu_backward(h: Tensor, bias: Tensor, dy: Tensor, seed: Optional[Tensor],
+                       dropout_p: float) -> tuple[Tensor, Tensor]:
     with launched("linear_gelu_backward", h):
         return gelu_kernels.launch_backward(h, bias, dy, seed, dropout_p)
 

@@ -1,22 +1,22 @@
-"""Makes Triton's interpreter a strict judge of a kernel: the GPU's rounding, and a check of every
-launch's addresses.
+"""Makes Triton's interpreter a strict judge of a kernel: it rounds as a GPU does, and checks the
+addresses of every launch.
 
-Import it before any kernel, in a process with TRITON_INTERPRET=1 and MLD_KERNELS=triton. From
-then on
+Import it before any kernel, in a process with TRITON_INTERPRET=1 and MLD_KERNELS=triton. From then
+on
 
 - bfloat16 numbers are rounded to the nearest, and products of 16-bit numbers are added up in
-float32 (the stock
-  interpreter truncates, and multiplies the bits of bfloat16 as if they were integers);
-- a product of float32 matrices that does not ask for "ieee" is rounded to TF32, as on a GPU (the
-stock one hides it); - every launch is watched (`Watch`): an access outside the tensors passed, a
-masked load that leaves the masked lanes
-  undefined, two programs that write one address, or one that reads what another writes, fails the test. The interpreter
-  runs programs one after the other, so that such races would otherwise go unseen;
-- torch.empty gives NaN, so that a result nobody wrote is seen.
+  float32 (the stock interpreter truncates, and multiplies the bits of bfloat16 as integers);
+- a product of float32 matrices that does not ask for "ieee" is rounded to TF32, as on a GPU, which
+  the stock interpreter hides;
+- every launch is watched (`Watch`). A test fails on an access outside the tensors passed, on a
+  masked load that leaves the masked lanes undefined, where two programs write one address, and
+  where one reads what another writes. The interpreter runs programs one after the other, so such
+  races would otherwise go unseen;
+- torch.empty gives NaN, so a result that nobody wrote is seen.
 
-The names replaced are Triton's private ones, as of 3.7: tests/test_kernels_interpreter.py plants
-one error of each kind and demands that it is caught, so that a version that moved them fails
-loudly. """
+The names replaced are Triton's private ones, as of 3.7. tests/test_kernels_interpreter.py plants
+one error of each kind and demands that it is caught, so a version that moved them fails loudly.
+"""
 import os
 
 assert os.environ.get("TRITON_INTERPRET") == "1" and os.environ.get("MLD_KERNELS") == "triton"
@@ -35,8 +35,7 @@ torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty gives 
 
 
 def float_to_bf16_bits(x):
-    """float32 array -> uint16 bits of bfloat16, rounded to the nearest, ties to even; NaN stays
-    NaN."""
+    """float32 array -> uint16 bits of bfloat16, to the nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
@@ -61,9 +60,8 @@ def cast(self, source, to):
         return TensorHandle(float_to_bf16_bits(source.data), now)
     if was == tl.bfloat16 and now == tl.float32:
         return TensorHandle(bf16_bits_to_float(source.data), now)
-    assert (
-        tl.bfloat16 not in (was, now) or was == now
-    ), f"the harness has no cast from {was} to {now}"
+    known = tl.bfloat16 not in (was, now) or was == now
+    assert known, f"the harness has no cast from {was} to {now}"
     return stock_cast(self, source, to)
 
 
@@ -84,8 +82,8 @@ def erf(self, x):  # the stock one calls Python's math.erf for every element
 
 
 def refuse_bf16(name):
-    """Triton's own arithmetic on the bits of bfloat16 gives garbage: our kernels must go to
-    float32 first."""
+    """Triton's own arithmetic on the bits of bfloat16 gives garbage, so kernels must go to float32
+    first."""
     stock = getattr(InterpreterBuilder, name)
 
     def checked(self, a, b):
@@ -95,14 +93,8 @@ def refuse_bf16(name):
     return checked
 
 
-for name in (
-    "create_fadd",
-    "create_fsub",
-    "create_fmul",
-    "create_fdiv",
-    "create_fcmpOLT",
-    "create_fcmpOGT",
-):
+for name in ("create_fadd", "create_fsub", "create_fmul", "create_fdiv", "create_fcmpOLT",
+             "create_fcmpOGT"):
     setattr(InterpreterBuilder, name, refuse_bf16(name))
 for name in ("cast_impl", "create_fp_ext", "create_fp_trunc"):
     setattr(InterpreterBuilder, name, cast)
@@ -144,23 +136,19 @@ class Watch:
 
     def record(self, into, program, pointers, mask):
         shape = np.broadcast_shapes(pointers.data.shape, mask.data.shape)
-        touched = np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask.data, shape)].astype(
-            np.uint64
-        )
+        touched = np.broadcast_to(pointers.data, shape)[np.broadcast_to(mask.data, shape)]
+        touched = touched.astype(np.uint64)
         place = np.minimum(np.searchsorted(self.allowed, touched), self.allowed.size - 1)
         outside = int((self.allowed[place] != touched).sum())
-        assert (
-            not outside
-        ), f"program {program} accesses {outside} addresses outside the tensors it was given"
+        assert not outside, f"program {program}: {outside} addresses outside the tensors passed"
         into.setdefault(program, []).append(place)  # positions in `allowed`: smaller than addresses
 
     def judge(self):
         owner = np.full(self.allowed.size, -1)
         for number, (program, places) in enumerate(self.writes.items()):
             places = np.unique(np.concatenate(places))
-            assert (
-                owner[places] == -1
-            ).all(), f"program {program} writes where another program writes"
+            free = (owner[places] == -1).all()
+            assert free, f"program {program} writes where another program writes"
             owner[places] = number
         numbers = {program: number for number, program in enumerate(self.writes)}
         for program, places in self.reads.items():
@@ -171,17 +159,14 @@ class Watch:
 
 
 current = None  # the Watch of the launch that is running
-stock_load, stock_store = (
-    InterpreterBuilder.create_masked_load,
-    InterpreterBuilder.create_masked_store,
-)
+stock_load = InterpreterBuilder.create_masked_load
+stock_store = InterpreterBuilder.create_masked_store
 stock_launch = GridExecutor.__call__
 
 
 def load(self, pointers, mask, other, *rest):
-    assert (
-        other is not None or mask.data.all()
-    ), "a masked load without `other`: masked lanes are undefined on a GPU"
+    defined = other is not None or mask.data.all()
+    assert defined, "a masked load without `other`: masked lanes are undefined on a GPU"
     current.record(current.reads, tuple(self.grid_idx), pointers, mask)
     return stock_load(self, pointers, mask, other, *rest)
 
@@ -193,9 +178,8 @@ def store(self, pointers, value, mask, *rest):
 
 def launch(self, *args, **kwargs):
     global current
-    current = Watch(
-        [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.numel()]
-    )
+    passed = (*args, *kwargs.values())
+    current = Watch([t for t in passed if isinstance(t, torch.Tensor) and t.numel()])
     stock_launch(self, *args, **kwargs)
     current.judge()
 

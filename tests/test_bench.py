@@ -1,14 +1,15 @@
-"""What bench.py compares gives the same numbers: baseline, every rung of the ladder, ours.
-Timings are not asserted."""
+"""What the benchmark compares gives the same numbers: baseline, each rung of the ladder, ours."""
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from dev.baseline import RUNGS, Sides, climb, draw_lengths, prompts
 from conftest import ROOT
+from dev.baseline import RUNGS, Sides, climb, draw_lengths, prompts
+from dev.measure import line, row
 from vae import vae_loss
 
 
@@ -18,18 +19,14 @@ def sides():
 
 
 def close(found, expected):
-    """1e-4 relative"""
-    assert (found - expected).norm() <= 1e-4 * expected.norm(), (
-        found - expected
-    ).norm() / expected.norm()
+    error = (found - expected).norm() / expected.norm()
+    assert error <= 1e-4, error
 
 
 def test_the_prompts_differ_and_have_ten_tokens(sides):
     texts = prompts(1024)
-    assert len(set(texts)) == 1024 and sides.model.text_encoder.tokenizer(texts, 77).shape == (
-        1024,
-        10,
-    )
+    assert len(set(texts)) == 1024
+    assert sides.model.text_encoder.tokenizer(texts, 77).shape == (1024, 10)
 
 
 def test_lengths_have_the_mean_of_humanml3d():
@@ -45,20 +42,17 @@ def test_each_part_equals_the_baseline(sides):
         text = m.text_encoder(texts)
         close(text, b.text(texts))
         x_T = sides.noise(11)
-        close(
-            sides.denoise(text, x_T),
-            b.denoise(torch.cat((sides.empty.expand(11, -1, -1), text)), x_T),
-        )
+        both = torch.cat((sides.empty.expand(11, -1, -1), text))
+        close(sides.denoise(text, x_T), b.denoise(both, x_T))
         # of different lengths, in parts that are sorted; of one length
         for some in (lengths, sides.lengths(11)):
             for found, expected in zip(m.decode_latent(x_T, some), b.decode(x_T, some)):
                 there = torch.arange(some.max()) < some[:, None]
                 close(found[there], expected[there])
         features = torch.randn(11, 24, 263)
-        for found, expected in zip(
-            m.vae.encode(features, lengths), b.vae.encode(features, lengths)
-        ):
-            close(found, expected)
+        expected = b.encode(features, lengths)
+        for a, e in zip(m.vae.encode(features, lengths), expected):
+            close(a, e)
 
 
 @pytest.mark.parametrize("rung", range(1, len(RUNGS)))
@@ -72,10 +66,9 @@ def test_training_losses_equal_the_baseline_where_nothing_is_padded(sides, monke
     m, b, lengths, features = sides.model, sides.baseline, sides.lengths(3), torch.randn(3, 24, 263)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     mu, logvar = m.vae.encode(features, lengths)
-    loss = vae_loss(
-        features, m.vae.decode(mu, lengths, 24), mu, logvar, lengths, m.config.vae, m.to_joints
-    )["loss"]
-    close(loss, b.vae_loss(features, lengths))
+    recon = m.vae.decode(mu, lengths, 24)
+    loss = vae_loss(features, recon, mu, logvar, lengths, m.config.vae, m.to_joints)
+    close(loss["loss"], b.vae_loss(features, lengths))
 
 
 def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
@@ -88,9 +81,8 @@ def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
     with torch.inference_mode():
         assert torch.equal(encoder([""]), before) and len(calls) == calls_before
     with torch.autocast("cpu", torch.bfloat16):
-        assert (
-            encoder(["", "a man walks"]).dtype == torch.bfloat16 and len(calls) == calls_before + 2
-        )
+        assert encoder(["", "a man walks"]).dtype == torch.bfloat16
+        assert len(calls) == calls_before + 2
     close(encoder([""]), before)  # to rounding: with the hook another path runs than before it
     calls_before = len(calls)
     with torch.no_grad():
@@ -98,28 +90,19 @@ def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
     assert not torch.equal(encoder([""]), before) and len(calls) == calls_before + 1
 
 
-def bench(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "dev.bench", *words], cwd=ROOT, capture_output=True, text=True
-    )
+def bench(*words, where=("-m", "dev.bench"), cwd=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *map(str, where), *words], cwd=cwd, env=environment,
+                          capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "words, parts",
-    [
-        (
-            ["text", "denoise", "decode", "sentence", "steps", "train", "data"],
-            {
-                "text",
-                "sentence",
-                "sentence, dpm++ 10 steps",
-                "train diffusion, bfloat16, cached latents",
-                "data, batches",
-            },
-        ),
-        (["ladder", "--batches", "2"], {RUNGS[0], RUNGS[-1]}),
-    ],
-)
+SOME = {"text", "sentence", "sentence, dpm++ 10 steps", "train diffusion, bfloat16, cached latents",
+        "data, batches"}
+
+
+@pytest.mark.parametrize("words, parts", [
+    (["text", "denoise", "decode", "sentence", "steps", "train", "data"], SOME),
+    (["ladder", "--batches", "2"], {RUNGS[0], RUNGS[-1]})])
 def test_bench_prints_json(words, parts):
     run = bench(*words, "--quick", "--json")
     assert run.returncode == 0, run.stderr
@@ -130,9 +113,26 @@ def test_bench_prints_json(words, parts):
         assert 0 < low <= middle <= high and r["ratio"] > 0
 
 
+def test_a_row_as_text():
+    """The table shows what was measured, frames/s the other way round than seconds."""
+    times = {"ours": [0.25, 0.5, 0.75], "baseline": [1.0, 1.0, 2.0]}
+    text = line(row("sentence", 4, times, floor=0.25, spent={"Python": 0.5}))
+    for wanted in ("500 ms [250 ms..750 ms]", "2.00x; 2.0 times its floor; floor 250 ms", "Python 50%"):
+        assert wanted in text
+    text = line(row("train", 4, times, {"ours": 10, "baseline": 20}, floor=40,
+                    peak_mb={"ours": 7.4, "baseline": None}))
+    for wanted in ("20 [13..40]", "20 [10..20]", "1.00x; 2.0 times its floor; floor 40", "7 / ? MB"):
+        assert wanted in text
+
+
 def test_the_kernels_need_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    for words, wanted in ((["kernels"], "needs a GPU"), (["tex"], "parts are text")):
-        run = bench(*words)
-        assert run.returncode and wanted in " ".join(run.stderr.split())
+    run = bench("kernels")
+    assert run.returncode and "needs a GPU" in run.stderr
+
+
+@pytest.mark.parametrize("where", [("-m", "dev.bench"), (ROOT / "dev" / "bench.py",)])
+def test_it_runs_from_another_folder(where, tmp_path):
+    run = bench("tex", where=where, cwd=tmp_path)
+    assert run.returncode == 2 and "parts are text" in " ".join(run.stderr.split())

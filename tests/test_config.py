@@ -1,5 +1,4 @@
-"""Settings: layers, types, nearest names, impossible combinations, the assets file, round trips,
-atomic writes."""
+"""The settings: layers, types, nearest names, rules, --help, the assets file, atomic writes."""
 import dataclasses
 import json
 import os
@@ -10,9 +9,7 @@ import sys
 import pytest
 
 import config
-import config as presets
-from config import Config, SettingError, atomic_write, from_dict, to_dict
-from config import PRESETS, parse_args
+from config import PRESETS, Config, SettingError, atomic_write, from_dict, parse_args, to_dict
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,7 +19,7 @@ def resolve(*argv, options=None):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("recipe", presets.RECIPES)
+@pytest.mark.parametrize("recipe", config.RECIPES)
 def test_every_preset_is_valid_and_survives_json(preset, recipe):
     c = resolve("--config", preset, "--recipe", recipe)
     assert from_dict(json.loads(json.dumps(to_dict(c)))) == c
@@ -31,7 +28,8 @@ def test_every_preset_is_valid_and_survives_json(preset, recipe):
 def test_four_layers_each_win_over_the_one_before(tmp_path):
     assets = tmp_path / "assets.py"
     assets.write_text(
-        '"""my machine"""\nclip_path = "/models/clip"\ntrain_vae.batch_size = 24\ntrain_vae.lr = 3e-4\n'
+        '"""my machine"""\nclip_path = "/models/clip"\n'
+        "train_vae.batch_size = 24\ntrain_vae.lr = 3e-4\n"
     )
     assert Config().train_vae.batch_size == 64
     assert (
@@ -100,7 +98,7 @@ def test_modules_swap_as_a_set():
     assert resolve("--config", "mld_humanml3d", "model.target=modules_novae") == c
     assert resolve("--config", "novae_humanml3d").denoiser.latent_dim == 512
     assert resolve("--dataset", "toy", "--modules", "novae").vae.arch == "none"
-    with pytest.raises(SettingError, match="module set .*Did you mean novae"):
+    with pytest.raises(SettingError, match="Unknown --modules .*Did you mean novae"):
         resolve("--modules", "novea")
 
 
@@ -121,7 +119,7 @@ def test_paper_recipe():
         (["--vea.latent_size=3"], "vae.latent_size"),
         (["--num_heads=3"], "num_heads"),
         (["--stag", "vae"], "Did you mean stage"),
-        (["--config", "mld_humanml"], "preset .*mld_humanml3d"),
+        (["--config", "mld_humanml"], "Unknown --config .*mld_humanml3d"),
         (["--recipe", "papers"], "Did you mean paper"),
         (["--vae.latent_size=big"], "vae.latent_size must be a whole number, got 'big'"),
         (["--vae.latent_size=1.5"], "whole number"),
@@ -132,14 +130,17 @@ def test_paper_recipe():
         (["--vae.num_layers=4"], "vae.num_layers must be odd"),
         (["--denoiser.num_layers=4"], "denoiser.num_layers must be odd"),
         (["--vae.num_heads=5"], "must divide vae.latent_dim"),
-        (["--vae.latent_dim=64"], "they must be equal"),
+        (["--vae.latent_dim=64"], "must be equal; found denoiser.latent_dim=128, vae"),
         (["--vae.latent_size=11"], "1 to 10"),
         (["--vae.max_positions=100"], "must hold data.max_frames"),
-        (["--modules", "novae", "--stage", "vae"], "no VAE to train"),
+        (["--modules", "novae", "--stage", "vae"], "needs a VAE to train"),
         (["--modules", "novae", "--cache_latents", "4"], "cache_latents needs a VAE"),
         (["--data.min_length=300"], "below data.max_length"),
         (["--diffusion.num_inference_steps=0"], "num_inference_steps must be positive"),
-        (["--seed=-1"], "train.seed must not be negative, got -1"),
+        (["--seed=-1"], "train.seed must not be negative; found train.seed=-1"),
+        (["--data.unit_length=0"], "data.unit_length must be positive"),
+        (["--train_vae.ema=1"], "train_vae.ema must be below 1"),
+        (["--diffusion.eta=2"], "diffusion.eta must be at most 1"),
         (["--train.log_every=0"], "train.log_every must be positive"),
         (["--text.heads=0"], "text.heads must be positive"),
         (["--text.context_length=2"], "text.context_length must be at least 3"),
@@ -152,7 +153,7 @@ def test_paper_recipe():
             ["--modules", "novae", "--denoiser.max_positions=122"],
             "must hold 3 tokens and data.max_frames: 123",
         ),
-        (["--data.max_frames=130"], "vae.cosine_span .120. must hold data.max_frames .130."),
+        (["--data.max_frames=132"], "must hold data.max_frames; found vae.cosine_span=120, data"),
         (["-stag", "vae"], "Did you mean stage"),
         (["--diffusion.num_inference_steps=1001"], "num_inference_steps must be 1 to"),
         (["--diffusion.guidance_scale=-1"], "guidance_scale"),
@@ -197,17 +198,44 @@ def test_programs_own_flags():
     assert (options.resume, options.num, words) == (True, 4, ["a man"])
     with pytest.raises(SettingError, match="--num must be a whole number"):
         parse_args(["--num", "four"], Options())
-    assert "go on from" not in presets.help_text("doc") and "--num" in presets.help_text(
-        "doc", Options()
-    )
+    assert "--num " not in config.help_text("doc")
+    assert "--num           motions per prompt" in config.help_text("doc", Options())
 
 
-def test_help_lists_every_setting_with_its_meaning():
-    text = presets.help_text("doc")
-    for section, cls in config.SECTIONS.items():
-        for f in dataclasses.fields(cls):
-            line = next(line for line in text.splitlines() if f"--{section}.{f.name} " in line)
-            assert len(line.split(maxsplit=2)[2]) > 8, line
+def printed(capsys, *argv):
+    """What a --help among the words prints: {flag: its value}, and the lines."""
+    with pytest.raises(SystemExit) as stop:
+        resolve(*argv)
+    assert not stop.value.code
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split()[0]: line.split()[1] for line in lines if line.startswith("  --")}, lines
+
+
+def test_help_all_lists_every_setting_with_its_meaning(capsys):
+    _, lines = printed(capsys, "--help", "all")
+    short = {key: name for name, key in config.SHORT.items()}
+    for key in config.FIELDS:
+        line = next(line for line in lines if line.startswith(f"  --{short.get(key, key)} "))
+        assert len(line[43:]) > 8, line
+    _, same = printed(capsys, "--stage", "all", "-h", "all", "--dataset", "toy")
+    assert same == lines
+
+
+def test_help_is_short_and_shows_the_values_at_hand(capsys):
+    values, lines = printed(capsys, "--dataset", "humanml3d", "--help", "--train_vae.lr=3e-4")
+    assert values["--train_diffusion.steps"] == "550000" and values["--train_vae.lr"] == "0.0003"
+    settings = lines[lines.index("Settings, with the values of the preset mld_humanml3d:"):]
+    assert 10 <= len(settings) - 3 <= 14 and "--help all" in lines[-1]
+    assert printed(capsys, "--help")[0]["--train_vae.steps"] == "6000"
+    # a dataset that is not packed yet has help, too
+    assert printed(capsys, "--dataset", "mine", "--help")[0]["--train_vae.steps"] == "4000"
+
+
+def test_an_unknown_flag_names_one_other_flag_not_all():
+    for flag in ("--zzzzzz", "--stag", "--resum"):
+        with pytest.raises(SettingError) as caught:
+            resolve(flag, "1", options=dataclasses.make_dataclass("O", [("resume", bool, False)])())
+        assert len(str(caught.value)) < 90
 
 
 def test_a_checkpoint_from_another_version_is_refused():
@@ -225,6 +253,35 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
         f.write(b"new")
         raise ZeroDivisionError
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file.bin"]
+
+
+WRITER = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from config import atomic_write
+with atomic_write({path!r}) as file:
+    file.write(b"half")
+    file.flush()
+    {then}
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    def writer(name, then):
+        script = WRITER.format(root=str(ROOT), path=str(tmp_path / name), then=then)
+        return subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, text=True)
+
+    (tmp_path / "a stranger's.part").touch()
+    alive = writer("alive", "print('writing', flush=True); input()")
+    alive.stdout.readline()
+    writer("dead", "os.kill(os.getpid(), signal.SIGKILL)").communicate()
+    assert len(list(tmp_path.glob("*" + config.PART))) == 2
+    with atomic_write(tmp_path / "new") as file:
+        file.write(b"whole")
+    assert [path.name[:6] for path in tmp_path.glob("*" + config.PART)] == ["alive."]
+    alive.communicate("\n")
+    assert sorted(os.listdir(tmp_path)) == ["a stranger's.part", "alive", "new"]
 
 
 def test_as_a_program():

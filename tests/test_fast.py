@@ -3,10 +3,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 import fast
-import kernels
 from kernels import graphs
 from test_mld import LENGTHS, condition, make
 from transformer import Layer, Stack

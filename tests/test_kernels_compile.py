@@ -1,10 +1,11 @@
-"""Every tile that the launchers can choose is compiled for sm_80 and sm_90 (the main ones for
-gfx942), without a GPU.
+"""Every tile that the launchers can choose compiles for sm_80 and sm_90 (the main ones for gfx942),
+without a GPU.
 
-kernels/report.py records the launches and compiles them with the real compiler; here it is
-asserted that nothing spills, that shared memory fits the chip, that tensor cores are used for
-16-bit numbers and not for exact float32, and that there are no atomics. It needs a process in
-which Triton is neither absent nor interpreted: the first test starts it. """
+compile_harness.py records the launches and compiles them with the real compiler. Asserted here:
+nothing spills, shared memory fits the chip, tensor cores are used for 16-bit numbers and not for
+exact float32, and there are no atomics. This needs a process in which Triton is neither absent nor
+interpreted, which the first test starts.
+"""
 import importlib.util
 import itertools
 
@@ -15,11 +16,10 @@ from kernels import backend, tiles
 from test_kernels_interpreter import pytest_process
 
 COMPILING = not backend.WHY_NOT and not backend.INTERPRETED
-inside = pytest.mark.skipif(
-    not COMPILING, reason="runs in the process that the first test of this file starts"
-)
+inside = pytest.mark.skipif(not COMPILING,
+                            reason="runs in the process that the first test of this file starts")
 if COMPILING:
-    from dev import kernel_report as report
+    import compile_harness as report
     from kernels.backend import tl, triton
 
     @triton.jit
@@ -33,12 +33,8 @@ TYPES = [torch.bfloat16, torch.float32]
 def test_all_configurations_compile():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("NOT RUN: triton is not installed (requirements.txt brings it on Linux)")
-    assert (
-        pytest_process(
-            ["tests/test_kernels_compile.py"], TRITON_INTERPRET="0", MLD_KERNELS="triton"
-        )
-        > 30
-    )
+    files = ["tests/test_kernels_compile.py"]
+    assert pytest_process(files, TRITON_INTERPRET="0", MLD_KERNELS="triton") > 30
 
 
 def compile_all(launches, arch):
@@ -49,9 +45,8 @@ def compile_all(launches, arch):
 
 
 @inside
-@pytest.mark.parametrize(
-    "arch, dtype, D", [(a, t, D) for D in (128, 64, 32, 16) for a in (90, 80) for t in TYPES]
-)
+@pytest.mark.parametrize("arch, dtype, D", [
+    (a, t, D) for D in (128, 64, 32, 16) for a in (90, 80) for t in TYPES])
 def test_attention(arch, dtype, D):
     flags = ((True, True, True), (True, False, False)) if D == 64 else ((True, True, True),)
     launches = report.attention_launches(arch, dtype, (D,), flags)
@@ -75,9 +70,8 @@ def test_attention_of_clip_and_of_odd_widths(arch):
 def test_layer_norm_and_gelu(arch, dtype):
     """All widths with dropout, which needs most; the others are in docs/kernels.md."""
     launches = report.row_launches(arch, dtype, (16, 32, 64, 128, 256, 512, 1024))
-    assert {launch["BC"] for launch in launches} == {
-        tiles.row_tiles(1, C)[1] for C in range(1, 1025)
-    }
+    every = {tiles.row_tiles(1, C)[1] for C in range(1, 1025)}
+    assert {launch["BC"] for launch in launches} == every
     compile_all([launch for launch in launches if launch["DROPOUT"]
                  and (launch["C"] <= 256 or launch.kernel.startswith("layer_norm"))], arch)
 
@@ -102,8 +96,8 @@ def test_gfx942(dtype):
 
 @inside
 def test_every_answer_of_the_tile_function_is_compiled():
-    """The launches above come from the launchers; here, that they cover all answers for every
-    supported shape."""
+    """The launches above come from the launchers, and cover the answers for every supported
+    shape."""
     for arch in (80, 86, 89, 90, 100, 120, 0):
         as_compiled = 90 if arch in (90, 100) else 80
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -113,12 +107,10 @@ def test_every_answer_of_the_tile_function_is_compiled():
                 for programs in (4, 256):
                     for L in report.attention_lengths(BD, kind, as_compiled, programs):
                         for dropout in (True, False):
-                            known |= tiles.attention_tiles(
-                                L, L, BD, kind, as_compiled, programs, dropout
-                            ).items()
-                for Lq, Lk in itertools.product(
-                    (1, 16, 17, 64, 65, 128, 129, 256, 257, 512), repeat=2
-                ):
+                            size = L, L, BD, kind, as_compiled, programs, dropout
+                            known |= tiles.attention_tiles(*size).items()
+                some = 1, 16, 17, 64, 65, 128, 129, 256, 257, 512
+                for Lq, Lk in itertools.product(some, repeat=2):
                     for programs, dropout in itertools.product((1, 127, 128, 4096), (True, False)):
                         found = tiles.attention_tiles(Lq, Lk, D, dtype, arch, programs, dropout)
                         assert found.items() <= known
@@ -130,15 +122,12 @@ def test_a_spill_and_an_atomic_would_be_seen(monkeypatch):
     monkeypatch.setattr(report.GELU, "forward", with_an_atomic)
     for arch in (80, 90, "gfx942"):
         launch = report.Launch("gelu.forward", (("x", "*fp32"),), (), ("x",), 1, 1)
-        assert report.problems(launch, report.compile_launch(launch, arch), arch) == [
-            "uses atomics"
-        ]
+        built = report.compile_launch(launch, arch)
+        assert report.problems(launch, built, arch) == ["uses atomics"]
     big = dict.fromkeys(("forward", "queries", "keys"), tiles.Tile(64, 64, 1, 1))
     monkeypatch.setattr(report.ATTENTION, "attention_tiles", lambda *_: big)
     with report.recorded(80) as found:
         report.run_attention(200, 64, torch.bfloat16)
     launch = next(launch for launch in found if launch.kernel == "attention.forward")
-    assert any(
-        "spills" in problem
-        for problem in report.problems(launch, report.compile_launch(launch, 80), 80)
-    )
+    found = report.problems(launch, report.compile_launch(launch, 80), 80)
+    assert any("spills" in problem for problem in found)

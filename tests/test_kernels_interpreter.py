@@ -1,7 +1,8 @@
-"""Runs test_kernels.py in Triton's interpreter, and checks the harness that judges it there.
+"""The kernels' tests pass in Triton's interpreter, and the harness that judges there sees faults.
 
 The interpreter has to be chosen before triton is imported, so the cases run in a process of their
-own, which the first test starts. In that process this file's other tests run too. """
+own, which the first test starts. In that process this file's other tests run too.
+"""
 import importlib.util
 import os
 import re
@@ -19,22 +20,17 @@ if backend.INTERPRETED:
     from kernels.backend import tl, triton
 else:
     triton = tl = None
-inside = pytest.mark.skipif(
-    not backend.INTERPRETED, reason="runs in the process that this file's first test starts"
-)
+inside = pytest.mark.skipif(not backend.INTERPRETED,
+                            reason="runs in the process that this file's first test starts")
 
 
 def pytest_process(files, **environment):
-    """Run pytest on files in a fresh process with two workers -> how many tests passed; fails
-    with its output."""
+    """Run pytest on files in a fresh process -> how many tests passed; fails with its output."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    environment = os.environ | environment
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
-    )
-    assert (
-        result.returncode == 0
-    ), f"{' '.join(command)}\n{result.stdout[-12000:]}\n{result.stderr[-4000:]}"
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True,
+                            text=True, timeout=1500)
+    said = f"{' '.join(command)}\n{result.stdout[-12000:]}\n{result.stderr[-4000:]}"
+    assert result.returncode == 0, said
     print(result.stdout[-4000:])
     return int(re.search(r"(\d+) passed", result.stdout)[1])
 
@@ -43,11 +39,7 @@ def pytest_process(files, **environment):
 def test_all_cases_in_the_interpreter():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("NOT RUN: triton is not installed (requirements.txt brings it on Linux)")
-    files = [
-        "tests/test_kernels.py",
-        "tests/test_kernels_interpreter.py",
-        "tests/test_kernels_models.py",
-    ]
+    files = [f"tests/test_kernels{part}.py" for part in ("", "_interpreter", "_models")]
     assert pytest_process(files, TRITON_INTERPRET="1", MLD_KERNELS="triton") > 150
 
 
@@ -113,13 +105,7 @@ def test_rounds_as_a_gpu_does():
         square[(1,)](x, y, IEEE=True, BLOCK=16)
         # added up in float32, rounded to the nearest
         assert torch.equal(y, (x.float() @ x.float()).to(dtype))
-    values = torch.cat(
-        (
-            torch.randn(1000),
-            torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8]),
-        )
-    )
-    bits = torch.from_numpy(harness.float_to_bf16_bits(values.numpy()).view("int16")).view(
-        torch.bfloat16
-    )
-    assert torch.equal(bits, values.to(torch.bfloat16))
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8])
+    values = torch.cat((torch.randn(1000), special))
+    bits = torch.from_numpy(harness.float_to_bf16_bits(values.numpy()).view("int16"))
+    assert torch.equal(bits.view(torch.bfloat16), values.to(torch.bfloat16))

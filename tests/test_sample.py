@@ -1,7 +1,7 @@
-"""sample.py on small models with random weights: what it writes, seeds, lengths, and every wrong
-call."""
+"""sample.py on small models with random weights: its files, seeds, lengths, and wrong calls."""
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,9 +12,8 @@ import torch
 import checkpoint
 import sample
 from clip import WordEncoder
-from config import Config, set_value
+from config import PRESETS, Config, set_value
 from mld import MLD
-from config import PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = {
@@ -86,13 +85,18 @@ def test_as_a_program(models, tmp_path):
         "a-man-jumps.html",
         "a-man-jumps.npy",
     ]
-    assert (
-        "out/a-man-jumps.html" in done.stdout
-        and "s to load" in done.stdout
-        and "attention torch" in done.stdout
-    )
+    *paths, last = done.stdout.splitlines()
+    assert paths == [f"out/a-man-jumps.{kind}" for kind in ("html", "bvh", "npy", "gif")]
+    assert re.fullmatch(r"1 motion \([\d.]+ s\) made in [\d.]+ s", last)
     joints = np.load(tmp_path / "out" / "a-man-jumps.npy")
     assert joints.shape[1:] == (22, 3) and 4 <= len(joints) <= 196 and np.isfinite(joints).all()
+
+
+def test_only_verbose_tells_of_kernels(models, tmp_path, capsys):
+    for flags in ([], ["--verbose"]):
+        sample.main(["a man", "--ckpt", models["text"], "--out", str(tmp_path), *flags])
+        out = capsys.readouterr().out
+        assert ("s to load" in out and "attention torch" in out) == bool(flags)
 
 
 def test_seeds_numbers_and_lengths(models, tmp_path):

@@ -1,10 +1,12 @@
-"""train.py run as a program on a small made-up dataset: every stage, exact resume, two processes,
-bad ends."""
+"""train.py as a program on a small dataset: each stage, exact resume, two processes, bad ends."""
+import contextlib
 import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,87 +16,55 @@ import pytest
 import torch
 
 import checkpoint
-import config as presets
 import train
+from config import PART, parse_args
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, write_pack
 from stages import DiffusionStage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SMALL = (
-    "--train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3 --train.sample_every=6 --train.log_every=1 "
-    "--cache_latents=2 --vae.latent_dim=16 --vae.ff_size=32 --vae.num_layers=3 --denoiser.latent_dim=16 --denoiser.ff_size=32 "
-    "--denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1 --diffusion.num_inference_steps=4 "
-    "--train_vae.batch_size=8 --train_vae.optimizer=muon --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1 --data.max_frames=60"
-).split()
+SMALL = """
+    --train_vae.steps=12 --train_diffusion.steps=12 --train.eval_every=6 --train.save_every=3
+    --train.sample_every=6 --train.log_every=1 --cache_latents=2 --vae.latent_dim=16
+    --vae.ff_size=32 --vae.num_layers=3 --denoiser.latent_dim=16 --denoiser.ff_size=32
+    --denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1
+    --diffusion.num_inference_steps=4 --train_vae.batch_size=8 --train_vae.optimizer=muon
+    --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1
+    --data.max_frames=60
+""".split()
+
+
+def clips_of(seed):
+    """40 short clips in two actions."""
+    features = np.load(GOLDEN / "motion_features.npz")["t2m/features"].astype(np.float32)
+    rng = np.random.default_rng(seed)
+    for i in range(40):
+        action = ("walk", "jump")[i % 2]
+        split = ("train", "train", "train", "val", "test")[i % 5]
+        frames = features[:int(rng.integers(40, 59))]
+        motion = frames + rng.normal(size=(1, 263)).astype(np.float32) * 0.05
+        captions = [Caption(f"a man {action}s {word}") for word in ("once", "slowly", "here")]
+        yield Clip(f"{i:03d}", captions, split, action, motion)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with data/made/made.pack: 40 short clips in two actions."""
+    """A folder with data/made/made.pack."""
     folder = tmp_path_factory.mktemp("train")
-    features = np.load(GOLDEN / "motion_features.npz")["t2m/features"].astype(np.float32)
-    rng = np.random.default_rng(0)
-    clips = []
-    for i in range(40):
-        action = ("walk", "jump")[i % 2]
-        motion = (
-            features[: int(rng.integers(40, 59))]
-            + rng.normal(size=(1, 263)).astype(np.float32) * 0.05
-        )
-        captions = [Caption(f"a man {action}s {word}") for word in ("once", "slowly", "here")]
-        clips.append(
-            Clip(
-                f"{i:03d}",
-                captions,
-                ("train", "train", "train", "val", "test")[i % 5],
-                action,
-                motion,
-            )
-        )
-    write_pack(
-        folder / "data" / "made" / "made.pack",
-        clips,
-        name="made",
-        skeleton="t2m",
-        fps=20.0,
-        actions=["walk", "jump"],
-    )
+    write_pack(folder / "data" / "made" / "made.pack", clips_of(0), name="made", skeleton="t2m",
+               fps=20.0, actions=["walk", "jump"])
     return folder
 
 
 def command(root, *flags, processes=1):
-    start = (
-        [sys.executable]
-        if processes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-        ]
-    )
-    return [
-        *start,
-        "train.py",
-        "--dataset=made",
-        f"--assets.data_root={root / 'data'}",
-        f"--out={root / 'out'}",
-        *SMALL,
-        *flags,
-    ]
+    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *many[:4 * (processes > 1)], "train.py", "--dataset=made",
+            f"--assets.data_root={root / 'data'}", f"--out={root / 'out'}", *SMALL, *flags]
 
 
 def run(root, *flags, processes=1, **options):
-    return subprocess.run(
-        command(root, *flags, processes=processes),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
-    )
+    return subprocess.run(command(root, *flags, processes=processes), cwd=ROOT, text=True,
+                          capture_output=True, timeout=300, **options)
 
 
 def log(root, name):
@@ -137,6 +107,16 @@ def test_one_command_ends_in_a_model_that_samples(root, whole):
     lengths = model.draw_lengths(["a man walks"], seed=0)
     features, joints = model.generate(["a man walks"], lengths=lengths, seed=0)
     assert joints.shape == (1, lengths[0], 22, 3) and joints.isfinite().all()
+
+
+def test_the_final_motions_are_in_the_folder_and_the_terminal_is_quiet(root, whole):
+    """sample_every is 6: motions of step 6 while training, and of the finished stages at 12."""
+    shown = sorted(name for name in os.listdir(whole) if name.endswith(".html"))
+    assert shown == ["diffusion-0000006.html", "diffusion-0000012.html", "report.html",
+                     "vae-0000006.html", "vae-0000012.html"]
+    done = run(root, "--name=whole", "--resume", "--train.sample_every=0")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) < 10, done.stderr[-2000:]
+    assert '"lambda_kl"' in run(root, "--name=whole", "--resume", "--verbose").stdout
 
 
 def test_the_frozen_vae_does_not_change_by_a_bit(whole):
@@ -207,6 +187,161 @@ def test_killed_and_resumed_gives_the_same_numbers(root, whole, tmp_path, proces
         assert second.returncode == 0 and log(root, name) == log(root, "two-whole")
 
 
+def forked(flags, root, hook=None):
+    """train.py in a child of this process, which has everything imported; returns its status."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+            if hook:
+                hook()
+            train.main(command(root, *flags)[2:])
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+STEPS = 23
+
+
+def dies(point, how):
+    """A hook that ends a training at its step `point`, counted over both stages: a SIGKILL after
+    the step, one after the next line of the log, or Ctrl-C."""
+    def hook():
+        update, write = train.Loop.update, train.Run.log
+
+        def reached(stage, step):
+            return step + STEPS * (stage == "diffusion") >= point
+
+        def updated(self, batch):
+            update(self, batch)
+            if how != "in log" and reached(self.name, self.step):
+                os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGINT)
+
+        def logged(self, **values):
+            write(self, **values)
+            if how == "in log" and reached(values["stage"], values["step"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train.Loop.update, train.Run.log = updated, logged
+    return hook
+
+
+def test_twenty_kills_leave_every_line_of_the_log_as_it_is(root):
+    """The intervals of log, validation and checkpoint are coprime, so that kills and Ctrl-C fall
+    between all of them."""
+    flags = (f"--train_vae.steps={STEPS}", f"--train_diffusion.steps={STEPS}",
+             "--train.log_every=5", "--train.save_every=3", "--train.eval_every=7",
+             "--train.sample_every=0")
+    assert forked((*flags, "--name=unkilled"), root) == 0
+    expected, rng = log(root, "unkilled"), np.random.default_rng(0)
+    assert [step for stage, step in expected if stage == "vae"] == [5, 7, 10, 14, 15, 20, 21, 23]
+    for name in ("killed-0", "killed-1", "killed-2", "killed-3"):
+        points = sorted(rng.choice(np.arange(1, 2 * STEPS - 2), 5, replace=False).tolist())
+        for i, point in enumerate(points):
+            how = ("kill", "in log", "ctrl-c")[rng.integers(3)]
+            ended = forked((*flags, f"--name={name}", *["--resume"] * (i > 0)), root,
+                           dies(point, how))
+            assert (ended == 0) == (how == "ctrl-c"), (name, point, how, ended)
+            assert not (root / "out" / name / "model.pt").exists()
+        assert forked((*flags, f"--name={name}", "--resume"), root) == 0
+        assert log(root, name) == expected, points
+
+
+VAE = ("--stage=vae", "--train.eval_every=100", "--train.sample_every=0")
+
+
+def test_an_overwritten_run_leaves_nothing_to_the_new_one(root, whole, tmp_path):
+    """Killed in its first stage, a run that overwrites another goes on alone."""
+    shutil.copytree(whole, root / "out" / "again")
+    killer = tmp_path / "killer.py"
+    killer.write_text(KILLER.format(root=str(ROOT), where="vae", count=5))
+    flags = ("--name=again", "--seed=7")
+    argv = [str(killer) if word == "train.py" else word
+            for word in command(root, *flags, "--overwrite")]
+    assert subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=120).returncode
+    left = os.listdir(root / "out" / "again")
+    assert "vae.pt" in left and not {"diffusion.pt", "model.pt", "vae_best.pt"} & set(left)
+    before = (whole / "model.pt").read_bytes()
+    assert (root / "out" / "again" / "previous" / "model.pt").read_bytes() == before
+    assert run(root, *flags, "--resume").returncode == 0
+    assert run(root, "--name=fresh", "--seed=7").returncode == 0
+    assert log(root, "again") == log(root, "fresh") != log(root, "whole")
+    files = ("vae.pt", "vae_best.pt", "diffusion.pt", "diffusion_best.pt", "model.pt")
+    ids = {checkpoint.load(root / "out" / "again" / name)["run"] for name in files}
+    assert len(ids) == 1 and ids != {checkpoint.load(whole / "model.pt")["run"]}
+
+
+def refused(root, words, *flags):
+    done = run(root, *flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert words in done.stderr, done.stderr[-800:]
+
+
+def test_nothing_of_another_run_is_taken(root, whole):
+    for name in ("other-vae", "mixed"):
+        assert run(root, f"--name={name}", *VAE, "--seed=8").returncode == 0
+    mixed = root / "out" / "mixed"
+    shutil.copy(whole / "diffusion.pt", mixed)
+    refused(root, "diffusion.pt is of another run than vae.pt beside it", "--name=mixed",
+            "--resume", "--seed=8")
+    shutil.copy(whole / "vae_best.pt", mixed)
+    refused(root, "vae_best.pt is of another run", "--name=mixed", "--resume", *VAE, "--seed=8")
+    shutil.copytree(whole, root / "out" / "on-others")
+    refused(root, "was trained on another VAE", "--name=on-others", "--stage=diffusion",
+            f"--train.vae_checkpoint={root / 'out' / 'other-vae' / 'vae_best.pt'}", "--resume")
+    refused(root, "more steps would change", "--name=on-others", "--resume",
+            "--train_vae.steps=14", "--allow-change=steps")
+
+
+def test_resume_refuses_changes_that_are_not_named(root):
+    assert run(root, "--name=changed", *VAE).returncode == 0
+    again = ("--name=changed", *VAE, "--resume")
+    for flag, words in (
+        ("--seed=5", "train.seed=1234, now it is 5"),
+        ("--train_vae.batch_size=4", "train_vae.batch_size=8, now it is 4"),
+        ("--train_vae.schedule=constant", "train_vae.schedule=cosine, now it is constant"),
+        ("--train_vae.ema=0.5", "if you add --allow-change train_vae.ema"),
+        ("--precision=bf16", "train.precision=float32, now it is bf16"),
+        ("--data.min_length=44", "data.min_length=40, now it is 44"),
+        ("--vae.lambda_kl=0.1", "vae.lambda_kl=0.0001, now it is 0.1"),
+        ("--allow-change=lr,stepps", "unknown setting 'stepps'. Did you mean steps?"),
+        ("--overwrite", "give one of the two"),
+    ):
+        refused(root, words, *again, flag)
+    refused(root, "vae.pt does not fit: it has weights of other shapes", *again,
+            "--vae.ff_size=12", "--allow-change=vae.ff_size")
+    refused(root, "train_vae.optimizer=muon, now it is adamw", *again,
+            "--train_vae.optimizer=adamw", "--allow-change=optimizer")
+    pack = root / "data" / "made" / "made.pack"
+    whole = pack.read_bytes()
+    try:
+        write_pack(pack, clips_of(1), name="made", skeleton="t2m", fps=20.0,
+                   actions=["walk", "jump"])
+        refused(root, "data.dataset=made packed as ", *again)
+    finally:
+        pack.write_bytes(whole)
+
+
+def test_a_change_that_is_named_is_made(root):
+    """More steps at another rate: the log says what was asked for, after the old lines."""
+    flags = ("--name=longer", *VAE)
+    assert run(root, *flags).returncode == 0
+    before = log(root, "longer")
+    more = ("--train_vae.steps=15", "--train_vae.lr=3e-4", "--train_vae.schedule=constant",
+            "--train_vae.weight_decay=0.5", "--train_vae.ema=0")
+    done = run(root, *flags, *more, "--resume",
+               "--allow-change=lr,steps,train_vae.schedule,weight_decay,ema")
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = log(root, "longer")
+    assert {key: after[key] for key in before} == before and len(after) == 15
+    assert [after["vae", step]["lr"] for step in (13, 14, 15)] == [3e-4] * 3
+    state = checkpoint.load(root / "out" / "longer" / "vae.pt")
+    groups = [group for one in state["optimizers"] for group in one["param_groups"]]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0} and state["ema"] == []
+
+
 def compare(a, b, tolerance):
     assert a.keys() == b.keys()
     for key in a:
@@ -214,22 +349,155 @@ def compare(a, b, tolerance):
             assert a[key][name] == pytest.approx(b[key][name], rel=tolerance, abs=1e-6), (key, name)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(root, whole):
-    running = subprocess.Popen(
-        command(root, "--name=stopped", "--train.save_every=1000"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    path = root / "out" / "stopped" / "log.jsonl"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(root, whole, number):
+    name = f"stopped-{number}"
+    running = subprocess.Popen(command(root, f"--name={name}", "--train.save_every=1000"), cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    path = root / "out" / name / "log.jsonl"
     while running.poll() is None and not (path.exists() and '"step": 2' in path.read_text()):
         time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out = running.communicate(timeout=100)[0]
     assert running.returncode == 0 and "--resume goes on from here" in out, out[-2000:]
-    assert run(root, "--name=stopped", "--resume").returncode == 0
-    assert log(root, "stopped") == log(root, "whole")
+    assert run(root, f"--name={name}", "--resume").returncode == 0
+    assert log(root, name) == log(root, "whole")
+
+
+def test_two_machines_need_not_share_a_disk(root, whole, tmp_path):
+    """The second process has a folder of its own, and nothing is read from there or written."""
+    other = (f"--out={tmp_path / 'elsewhere'}",)
+    script = tmp_path / "signalled.py"
+    script.write_text(HOOKED.format(root=str(ROOT), then="if (self.run.rank, self.name, self.step) "
+                                    "== (0, 'diffusion', 4): os.kill(os.getpid(), 2)"))
+    codes, out = two_processes(root, script, "--name=apart", other=other)
+    assert codes == [0, 0] and "stopped at step 5 of diffusion" in out[0], out
+    codes, out = two_processes(root, "train.py", "--name=apart", "--resume", other=other)
+    assert codes == [0, 0] and not (tmp_path / "elsewhere").exists(), out
+    compare(log(root, "apart"), log(root, "whole"), 1e-4)
+    # what one process finds wrong ends both, each with the sentence
+    data = tmp_path / "data" / "made" / "made.pack"
+    for flags, words in (
+        (("--train_vae.lr=1e-5",), "Process 1 has other settings"),
+        ((f"--assets.data_root={tmp_path / 'data'}",), "Process 1 has other settings, another"),
+        (("--device=cpu", "--data.fps=30"), "Process 1: "),
+    ):
+        data.parent.mkdir(parents=True, exist_ok=True)
+        write_pack(data, clips_of(1), name="made", skeleton="t2m", fps=20.0,
+                   actions=["walk", "jump"])
+        codes, out = two_processes(root, "train.py", "--name=unalike", other=flags)
+        assert codes == [1, 1] and all(words in one for one in out), out
+        assert not any("Traceback" in one for one in out), out
+    codes, out = two_processes(root, "train.py", "--name=apart", other=other)
+    assert codes == [1, 1] and all("holds a run already" in one for one in out), out
+
+
+def test_two_trainings_in_one_folder_are_refused(root, whole, tmp_path):
+    """And the lock of the first one ends with it, however it ends; so does what it left half."""
+    script = tmp_path / "waits.py"
+    script.write_text(HOOKED.format(root=str(ROOT), then="print('in a step', flush=True); "
+                                    "time.sleep(60)"))
+    flags = ("--name=twice", "--data.workers=1")
+    argv = [str(script) if word == "train.py" else word for word in command(root, *flags)]
+    running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while running.stdout.readline().strip() not in ("in a step", ""):
+        pass
+    for more in ((), ("--resume",), ("--overwrite",)):
+        refused(root, "Another process is training in", *flags, *more)
+    folder = root / "out" / "twice"
+    (folder / f"vae.pt.abcd{PART}").write_bytes(b"half of a checkpoint")
+    running.kill()
+    running.wait()
+    running.stdout.close()
+    done = run(root, *flags, "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert log(root, "twice") == log(root, "whole") and not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("fault", ["raise TypeError('Descriptors cannot be created')",
+                                   "raise ImportError('libprotobuf.so: no such file')"])
+def test_a_broken_tensorboard_costs_one_warning(root, tmp_path, fault):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").write_text(fault)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run(root, "--name=board", *VAE, "--overwrite", env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (done.stdout + done.stderr).count("warning: TensorBoard is broken") == 1
+
+
+def test_a_wall_clock_that_stands_still_or_goes_back_harms_nothing(root):
+    clock = iter(range(10**9, 0, -1))
+
+    def hook():
+        time.time = lambda: float(next(clock) // 1000)
+
+    assert forked(("--name=clock", *VAE), root, hook) == 0
+    lines = (root / "out" / "clock" / "log.jsonl").read_text().splitlines()
+    speeds = [entry["frames_per_s"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert len(speeds) == 12 and all(0 < speed < 1e7 for speed in speeds)
+
+
+HOOKED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import train
+update = train.Loop.update
+
+def updated(self, batch):
+    update(self, batch)
+    {then}
+
+train.Loop.update = updated
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_and_without_a_traceback(root, tmp_path, number):
+    script = tmp_path / "slow.py"
+    script.write_text(HOOKED.format(root=str(ROOT), then="print('in a step', flush=True); "
+                                    "[time.sleep(1) for _ in range(60)]"))
+    argv = [str(script) if word == "train.py" else word
+            for word in command(root, f"--name=twice-{number}", *VAE)]
+    running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    while running.stdout.readline().strip() not in ("in a step", ""):
+        pass
+    for _ in range(2):
+        running.send_signal(number)
+        time.sleep(0.3)
+    _, errors = running.communicate(timeout=10)
+    assert running.returncode == 128 + number and "Traceback" not in errors, errors[-2000:]
+
+
+def two_processes(root, script, *flags, other=()):
+    """Two processes that share nothing but a port, the second with flags of its own. Returns their
+    exit codes and what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running = []
+    for rank in (0, 1):
+        argv = [str(script) if word == "train.py" else word
+                for word in command(root, *flags, *(other if rank else ()))]
+        env = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        running.append(subprocess.Popen(argv, cwd=ROOT, env=env, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    out = [one.communicate(timeout=200)[0] for one in running]
+    return [one.returncode for one in running], out
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_of_two_stops_both_after_the_same_step(root, whole, tmp_path, rank):
+    script, name = tmp_path / "signalled.py", f"one-of-two-{rank}"
+    script.write_text(HOOKED.format(root=str(ROOT), then=f"if (self.run.rank, self.step) == "
+                                    f"({rank}, 5): os.kill(os.getpid(), signal.SIGTERM)"))
+    codes, out = two_processes(root, script, f"--name={name}", "--train.save_every=1000")
+    assert codes == [0, 0] and "stopped at step 6 of vae" in out[0], out
+    codes, out = two_processes(root, "train.py", f"--name={name}", "--resume")
+    assert codes == [0, 0], out
+    compare(log(root, name), log(root, "whole"), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +580,7 @@ def test_a_nan_loss_names_step_clips_and_checkpoint(root):
 def test_cached_latents_come_with_the_lengths_of_their_crops(root, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     options = train.Options()
-    config, _ = presets.parse_args(command(root, "--name=lengths")[2:], options, "")
+    config, _ = parse_args(command(root, "--name=lengths")[2:], options, "")
     made = train.Run(config, options)
     stage = DiffusionStage(made, train.build(made).eval())
     steps, same = len(stage.batches), []
@@ -333,8 +601,8 @@ def test_a_full_disk_leaves_the_checkpoint_intact(root, whole):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
     done = run(root, "--name=full", "--stage=vae", "--overwrite", preexec_fn=limit)
     assert done.returncode == 1 and "error: cannot write" in done.stderr, done.stderr[-1500:]
-    assert (root / "out" / "full" / "vae.pt").read_bytes() == before
-    assert not [name for name in os.listdir(root / "out" / "full") if name.endswith(".part")]
+    assert (root / "out" / "full" / "previous" / "vae.pt").read_bytes() == before
+    assert not list((root / "out" / "full").rglob("*.part"))
 
 
 def test_bad_commands_say_what_is_wrong(root):
