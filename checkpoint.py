@@ -19,12 +19,13 @@ import sys
 
 import torch
 
-from clip import WordEncoder, load_clip
+from clip import WordEncoder
 from config import (FIELDS, SAMPLING, SettingError, atomic_write, from_dict, get_value, nearest,
                     remove_parts, to_dict)
 from formats.safe_pickle import load_torch
 from mld import MLD
 from published import check_names, norms, read_published
+from published_clip import load_clip
 
 # --------------------------------------------------------------------------------------------------
 # Our own format: a torch file of one dict of tensors and plain data

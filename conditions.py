@@ -3,22 +3,23 @@
 A new kind (a style code, say, or a keyframe) is one more class here, a line in CONDITIONS, and its
 name among the choices of denoiser.condition in config.py. A class answers for:
 
-    keyword            what generate() and diffusion_loss() call it
-    projection(cfg)    the denoiser's parameters for it (kept as `emb_proj`, the published name)
-    time_width(cfg)    width of the sinusoid of the noise level, which the published code ties to it
-    encode(...)        what the user gave -> (with, without): the condition, and the empty one
-    tokens(...)        a condition -> tokens (B, L, D), or None
-    summary(...)       a condition -> (B, C), what the length estimator sees
-    of_batch(batch)    a training batch -> what `encode` takes
-    of_clip(pack, i)   one clip of a pack -> the same, for one motion, and how a person would say it
+    keyword             its name as an argument of generate() and diffusion_loss()
+    projection(cfg)     the denoiser's parameters for it (kept as `emb_proj`, the published name)
+    time_width(cfg)     width of the noise level's sinusoid, which the published code ties to it
+    encode(...)         what the user gave -> the condition and the empty one, for B motions
+    tokens(...)         a condition -> tokens (B, L, D), or None
+    summary(...)        a condition -> (B, C), what the length estimator sees, or None
+    summary_width(cfg)  C
+    of_batch(batch)     a training batch -> what `encode` takes
+    of_clip(pack, i)    one clip of a pack -> the same for one motion, and how a person would say it
 """
 import torch
 import torch.nn as nn
 
 
 class Text:
-    """A sentence: the embeddings of a text encoder, ReLU -> Linear (section 3.2)."""
-    keyword, needs_list_of = "texts", "texts"
+    """A sentence: the embeddings of a text encoder, then ReLU and Linear (section 3.3)."""
+    keyword = "texts"
 
     def projection(self, cfg):
         return nn.Sequential(nn.ReLU(), nn.Linear(cfg.text_encoded_dim, cfg.latent_dim))
@@ -30,8 +31,9 @@ class Text:
         return cfg.text_encoded_dim
 
     def encode(self, model, texts, count, known_only=False):
-        """B sentences, None = empty ones -> their embeddings and the empty one's, (B, L, E)
-        each."""
+        """B sentences (None: empty ones) -> their embeddings and the empty one's, (B, L, E) each.
+
+        ValueError without a text encoder, or for one of another width."""
         if texts is not None:
             check_list(texts, count, "texts", all_are=str)
         if model.text_encoder is None:
@@ -43,8 +45,7 @@ class Text:
         wanted = model.config.denoiser.text_encoded_dim
         if table.shape[-1] != wanted:
             raise ValueError(f"The text encoder's output has width {table.shape[-1]}, but the "
-                             f"denoiser takes {wanted}; use the text encoder that it was trained "
-                             "with.")
+                             f"denoiser takes {wanted}; use the one that it was trained with.")
         rows = [unique[text] for text in texts]
         return table[rows], table[unique[""]].expand(count, -1, -1)
 
@@ -65,7 +66,7 @@ class Text:
 
 class Action:
     """An action's number: a learned embedding. That of -1, "no action", is zero."""
-    keyword, needs_list_of = "actions", "action numbers"
+    keyword = "actions"
 
     def projection(self, cfg):
         if cfg.num_actions < 1:
@@ -82,18 +83,17 @@ class Action:
         return cfg.latent_dim
 
     def encode(self, model, actions, count, known_only=False):
-        """B action numbers, None = all unknown -> they and -1, (B,) int64 each. ValueError with
-        known_only for a number that is no action of this model, such as -1."""
+        """B action numbers (None: unknown ones) -> these numbers, and -1s; (B,) int64 each.
+
+        known_only: ValueError for a number that is not an action of this model, such as -1."""
         device = model.mean.device
         unknown = torch.full((count,), -1, device=device)
         if actions is None:
             return unknown, unknown
         check_list(actions, count, "actions")
         actions = torch.as_tensor(actions, device=device)
-        n = model.config.denoiser.num_actions
-        if known_only and (
-            actions.is_floating_point() or not 0 <= actions.min() <= actions.max() < n
-        ):
+        n, whole = model.config.denoiser.num_actions, not actions.is_floating_point()
+        if known_only and not (whole and 0 <= actions.min() <= actions.max() < n):
             raise ValueError(f"Unknown action: this model knows the actions 0 to {n - 1}, found "
                              f"{actions.tolist()}.")
         return actions, unknown
@@ -118,7 +118,7 @@ class Action:
 
 class Nothing:
     """No condition at all: the diffusion learns the distribution of motions alone."""
-    keyword, needs_list_of = None, "no condition"
+    keyword = None
 
     def projection(self, cfg):
         return None
@@ -148,14 +148,14 @@ class Nothing:
 CONDITIONS = {"text": Text, "action": Action, "none": Nothing}
 
 
-def check_list(given, count, name, all_are=object):
+def check_list(given, count, name, all_are=None):
     wrong = isinstance(given, str) or len(given) != count
-    if wrong or not all(isinstance(one, all_are) for one in given):
+    if wrong or all_are and not all(isinstance(one, all_are) for one in given):
         raise ValueError(f"Expected a list of {count} {name}, one per motion, found {given!r}.")
 
 
 def pick(condition, **given):
-    """What was given under this condition's keyword, or None; ValueError if under another's."""
+    """What was given under this condition's keyword, or None; ValueError for another keyword."""
     for keyword, value in given.items():
         if value is not None and keyword != condition.keyword:
             takes = condition.keyword or "no condition"
@@ -164,8 +164,9 @@ def pick(condition, **given):
 
 
 def drop(given, empty, dropped):
-    """The empty condition for the samples where dropped (B,) is true: both sides of guidance are
-    learned by one network (section 3.3). None stays None."""
+    """The empty condition where dropped (B,) is true, else the given one; None stays None.
+
+    This is how one network learns both sides of guidance (section 3.3)."""
     if given is None:
         return None
     return torch.where(dropped.view(-1, *[1] * (given.dim() - 1)), empty, given)

@@ -1,18 +1,19 @@
-"""What is here only to be fast. Every shortcut is exact: it gives the numbers of the plain way.
+"""What is only here to be fast. Every shortcut is exact: it gives the numbers of the plain way.
 
-| shortcut         | the plain way that it replaces                      | why it is exact            |
-| ---------------- | --------------------------------------------------- | -------------------------- |
-| attend_to_memory | `layer.multihead_attn(x, memory)`                   | softmax over one key is 1  |
-| first_tokens     | `stack(x, lengths)[:, :n]`                          | nobody reads the others    |
-| few_tokens       | `stack(x, causal=causal)[:, :n]`                    | the same sums, in one call |
-| shared_queries   | `stack(queries.expand(B, -1, -1), None, memory)`    | equal until they read z    |
-| needed_lengths   | masking by lengths that are all the same            | nothing is masked          |
-| in_parts         | `vae.decode(z, lengths)`                            | clips do not see each other|
-| Guided           | two calls of the denoiser a step, and `guide`       | embeddings do not change   |
-| replayed         | the sampling loop, launched operation by operation  | a CUDA graph of the same   |
+| shortcut         | the plain way                                    | why both agree             |
+| ---------------- | ------------------------------------------------ | -------------------------- |
+| attend_to_memory | `layer.multihead_attn(x, memory)`                | softmax over one key is 1  |
+| first_tokens     | `stack(x, lengths)[:, :n]`                       | nobody reads the others    |
+| few_tokens       | `stack(x, causal=causal)[:, :n]`                 | the same sums, in one call |
+| shared_queries   | `stack(queries.expand(B, -1, -1), None, memory)` | equal until they read z    |
+| needed_lengths   | masks, though all lengths are the same           | nothing is masked          |
+| in_parts         | `vae.decode(z, lengths)`                         | clips don't see each other |
+| Guided           | two calls of the denoiser a step, then `guide`   | embeddings do not change   |
+| replayed         | the sampling loop, operation by operation        | a CUDA graph repeats it    |
 
-The textbook code calls each at one place. `without("first_tokens")` switches one off: the tests
-hold both ways against each other, and `python -m dev.bench ladder` times them one by one. """
+The textbook code calls each of them at one place. `without("first_tokens")` switches one off: the
+tests compare both ways, and `python -m dev.bench ladder` times the shortcuts one by one.
+"""
 import contextlib
 import dataclasses
 from functools import partial
@@ -26,8 +27,8 @@ from kernels import graphs
 
 NAMES = ("attend_to_memory", "first_tokens", "few_tokens", "shared_queries", "needed_lengths",
          "in_parts", "Guided", "replayed")
-OFF = set()  # names of shortcuts that are switched off
-RUNG = 28  # frames: a CUDA graph of the decoder serves lengths up to a multiple of it
+OFF = set()  # names of the shortcuts that are switched off
+RUNG = 28  # frames: a CUDA graph of the decoder serves lengths up to a multiple of this
 DECODED_AT_ONCE = 8  # clips that a CPU decodes together: small buffers stay in its caches
 
 
@@ -36,7 +37,8 @@ def without(*names):
     """`with without("first_tokens"): ...` takes the plain way instead."""
     unknown = set(names) - set(NAMES)
     if unknown:
-        raise ValueError(f"There is no shortcut of the name {unknown.pop()!r} in fast.py.")
+        raise ValueError(f"fast.py has no shortcut of the name {unknown.pop()!r}, only "
+                         f"{', '.join(NAMES)}.")
     before = set(OFF)
     OFF.update(names)
     try:
@@ -54,9 +56,9 @@ def attend_to_memory(layer, x, memory):
     """layer.multihead_attn(x, memory) for x (B, L, D) and memory (B, M, D) -> (B, L, D).
 
     The softmax over a single key is 1, so with M = 1 every query receives that key's value. (One
-    difference in training: the lone probability is never dropped.) Pre-norm layers take the plain
-    way, since norm2 feeds only the queries: it would get no gradient, which DDP reports as an
-    error. """
+    thing differs in training: attention dropout never drops this lone probability.) Pre-norm
+    layers take the plain way: their norm2 feeds the queries alone, so it would get no gradient,
+    and DDP calls that an error."""
     attn = layer.multihead_attn
     if memory.shape[1] > 1 or layer.pre_norm or "attend_to_memory" in OFF:
         return attn(x, memory)
@@ -66,7 +68,7 @@ def attend_to_memory(layer, x, memory):
 
 
 def run_layers(stack, layers, x):
-    """The loop of Stack.forward over `layers`, functions of x, one for each of the stack's own."""
+    """The loop of Stack.forward, with a function of x in `layers` for each of its own layers."""
     joins = [*stack.linear_blocks] if stack.skip else []
     half, kept = len(joins), []
     for number, layer in enumerate(layers):
@@ -82,7 +84,7 @@ def run_layers(stack, layers, x):
 def first_tokens(stack, x, n, lengths=None):
     """stack(x, lengths)[:, :n] for a stack of self-attention layers and x (B, L, D) -> (B, n, D).
 
-    The last layer computes only these n tokens, which still attend to all the others."""
+    The last layer computes only these n tokens. They still attend to all the others."""
     if "first_tokens" in OFF:
         return stack(x, lengths)[:, :n]
     *layers, last = kernels.blocks_of(stack)
@@ -103,8 +105,8 @@ def first_tokens(stack, x, n, lengths=None):
 def few_tokens(stack, x, n=None, causal=False):
     """stack(x, causal=causal)[:, :n] for a few tokens x (B, L, D), none of them padded.
 
-    While sampling, a kernel runs all the layers where there is one for them: Triton on a GPU, C
-    on a CPU. Otherwise the stack runs as usual."""
+    When sampling, one kernel runs all the layers, if there is one for them: Triton on a GPU, C on
+    a CPU. Otherwise the stack runs as usual."""
     if "few_tokens" not in OFF:
         done = kernels.few_tokens(stack, x, n, causal)
         if done is not None:
@@ -115,11 +117,10 @@ def few_tokens(stack, x, n=None, causal=False):
 
 
 def shared_queries(stack, queries, lengths, memory):
-    """stack(queries, lengths, memory) for queries (B, T, D), or (1, T, D): the same for all
-    samples.
+    """stack(queries, lengths, memory) for queries (B, T, D), or (1, T, D) for all samples.
 
-    The same queries stay the same until the first cross-attention, so the first self-attention is
-    computed once. Padding or dropout make them differ from the start."""
+    Queries that start out equal stay equal until the first cross-attention, so the first
+    self-attention is computed only once. Padding or dropout would make them differ earlier."""
     B = len(memory)
     if len(queries) == B:
         return stack(queries, lengths, memory)
@@ -140,31 +141,31 @@ def shared_queries(stack, queries, lengths, memory):
 
 
 def needed_lengths(lengths):
-    """lengths (B,), or None if all are the same: then nothing is padded, and nothing needs a
-    mask."""
-    alike = "needed_lengths" not in OFF and len(lengths.unique()) == 1
-    return None if alike else lengths
+    """lengths (B,), or None if all are the same: then nothing is padded and needs a mask."""
+    same = "needed_lengths" not in OFF and len(lengths.unique()) == 1
+    return None if same else lengths
 
 
 def in_parts(vae, z, lengths):
     """vae.decode(z, lengths) -> (B, T, F).
 
     A CPU decodes a few clips of similar length at a time: little padding, small buffers. A GPU
-    decodes all at once."""
-    at_once = DECODED_AT_ONCE if z.device.type == "cpu" and "in_parts" not in OFF else len(z)
+    decodes all of them at once."""
+    in_turn = z.device.type == "cpu" and "in_parts" not in OFF
     order, T, frames = lengths.argsort(stable=True), int(lengths.max()), None
-    for part in order.split(at_once):
+    for part in order.split(DECODED_AT_ONCE if in_turn else len(z)):
         longest = int(lengths[part[-1]])
         made = vae.decode(z[part], needed_lengths(lengths[part]), longest)
         if frames is None:
-            frames = made.new_empty(len(z), T, made.shape[2])  # autocast may have chosen the type
+            # here and not before the loop, since autocast may choose the type
+            frames = made.new_empty(len(z), T, made.shape[2])
         frames[part] = F.pad(made, (0, 0, 0, T - longest))
     return frames
 
 
 def decode(model, z, lengths):
-    """model.finish(model.vae.decode(z, lengths), lengths) -> features (B, T, F), joints (B, T, J,
-    3).
+    """model.finish(model.vae.decode(z, lengths), lengths) -> features (B, T, F) and joints
+    (B, T, J, 3).
 
     On a GPU one CUDA graph serves all lengths up to a multiple of RUNG frames."""
     if not graphs.wanted(z, lengths) or "replayed" in OFF or model.rest is not None:
@@ -175,8 +176,9 @@ def decode(model, z, lengths):
     def run(z, lengths):
         return model.finish(model.vae.decode(z, lengths, rung), lengths)
 
-    key = "decode", rung, graphs.addresses(model.vae)
-    features, joints = replayed(run, key, z, lengths)
+    settings = rung, dataclasses.astuple(model.config.vae), model.config.data.skeleton
+    weights = graphs.addresses(model.vae), model.mean.data_ptr(), model.std.data_ptr()
+    features, joints = replayed(run, ("decode", settings, weights), z, lengths)
     return features[:, :T], joints[:, :T]
 
 
@@ -185,14 +187,15 @@ def decode(model, z, lengths):
 
 
 class Guided:
-    """The guided denoiser of a run: MLD.guided, with all that a step does not change done
-    beforehand.
+    """MLD.guided for a whole run: what is the same in every step is computed beforehand.
 
-    The embeddings of the noise levels and the condition's tokens are computed once, and both halves
-    of guidance, with and without the condition, run as one batch.
+    That is the embeddings of the noise levels and the condition's tokens. And both halves of
+    guidance, with and without the condition, run as one batch.
 
-    tokens (2B, L, D): without and with the condition; (B, L, D) where there is no guidance.
-    d: DiffusionConfig; frames (B,): lengths for `guide`, where the diffusion is on frames.
+    tokens   (2B, L, D): without, then with the condition; (B, L, D) where there is no guidance
+    lengths  (B,) or None: the denoiser's
+    d        DiffusionConfig
+    frames   (B,) lengths for `guide`, where the diffusion is on frames
     """
 
     def __init__(self, denoiser, tokens, lengths, d, dtype, frames=None):
@@ -216,19 +219,17 @@ def guides(d):
     return d.guidance_scale not in (0, 1)
 
 
-def walk(
-    model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=None, progress=False
-):
+def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=None,
+         progress=False):
     """diffusion.walk with MLD.guided -> x0 like x_T; on a GPU the whole loop is one CUDA graph.
 
-    Loops that draw noise, or that somebody watches, are launched step by step."""
-    frames = None if model.vae else lengths
+    A loop over frames, or one that draws noise or is watched, is launched step by step."""
+    denoiser, frames = model.denoiser, None if model.vae else lengths
     rest = d.clip_sample, generator, None if frames is None else frames.cpu(), callback, progress
     if "Guided" in OFF:
-        plain = model.guided(cond, uncond, needed_lengths(lengths), d)
+        plain = model.guided(cond, uncond, lengths, d)
         times = diffusion.levels(steps, x_T.device)[:, None].repeat(1, len(x_T))
         return diffusion.walk(steps, times, plain, x_T, *rest)
-    denoiser = model.denoiser
     if guides(d):
         both = None if cond is None else torch.cat((uncond, cond))
         tokens = denoiser.condition_tokens(both, lengths.repeat(2))
@@ -245,20 +246,22 @@ def walk(
     watched = callback is not None or progress or any(step.c_noise for step in steps)
     if watched or frames is not None:
         return run(*inputs)
-    key = "walk", tuple(steps), dataclasses.astuple(d), model.dtype
-    return replayed(run, (key, graphs.addresses(denoiser)), *inputs)
+    settings = tuple(steps), dataclasses.astuple(d), dataclasses.astuple(denoiser.cfg), model.dtype
+    return replayed(run, ("walk", settings, graphs.addresses(denoiser)), *inputs)
 
 
 def replayed(function, key, *tensors):
-    """function(*tensors) -> a tensor or several; on a GPU recorded as a CUDA graph, then
-    replayed."""
+    """function(*tensors) -> a tensor or several; on a GPU recorded as a CUDA graph, and replayed.
+
+    key: whatever else the function's launches depend on, such as its settings and where its
+    weights lie (graphs.addresses)."""
     if "replayed" in OFF or not graphs.wanted(*tensors):
         return function(*tensors)
-    return graphs.replay(function, (key, autocast(tensors[0])), *tensors)
+    return graphs.replay(function, (key, autocast(tensors[0]), frozenset(OFF)), *tensors)
 
 
 def autocast(x):
-    """The type that autocast computes in on x's device, or None: a part of a recording's key."""
+    """The type that autocast computes in on x's device, or None where it is off."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
@@ -271,13 +274,14 @@ PRECISIONS = ("float32", "bf16", "int8")
 
 
 def to_precision(model, precision):
-    """Weights of fewer bits, for sampling; returns the model. What the sampler and the joints are
-    computed in, and what generate returns, stay float32.
+    """Give the model weights of fewer bits, for sampling; returns it.
 
-    bf16   all networks' weights and operations in half the bytes, three digits each
-    int8   the weights of the denoiser's and the text tower's layers rounded to 8 bits with a scale
-           for each output. Operations stay float32; a few rows of tokens on a CPU read a quarter of
-           the bytes.
+    bf16   all networks compute in 16 bits, of about three digits, and take half the memory
+    int8   the weights of the denoiser's and the text tower's layers are rounded to 8 bits, with a
+           scale for each output. They compute in float32; a few rows of tokens on a CPU read a
+           quarter of the bytes
+
+    The sampler, the joints and what `generate` returns stay float32. ValueError for another name.
     """
     parts = [model.text_encoder, model.denoiser, model.vae, model.length_estimator]
     parts = [part for part in parts if part is not None]
@@ -290,15 +294,16 @@ def to_precision(model, precision):
             for stack in (m for m in part.modules() if hasattr(m, "skip")):
                 kernels.few_rows.round_to_int8(stack)
     elif precision != "float32":
-        raise ValueError(
-            f"The precision must be one of {', '.join(PRECISIONS)}, not {precision!r}."
-        )
+        raise ValueError(f"The precision must be one of {', '.join(PRECISIONS)}, "
+                         f"not {precision!r}.")
     return model
 
 
 def compile_denoiser(model):
-    """For many prompts in one process: torch.compile makes a denoising step of today's weights,
-    packed, at the first call of generate for each number of motions. That takes half a minute or
-    more, and less where torch's cache on disk knows it."""
+    """torch.compile the denoising step, which pays for many prompts in one process.
+
+    The first call of `generate` for each number of motions then takes half a minute or more, less
+    if torch's cache on disk has the result. The weights are packed as they are at that time:
+    later changes to them are not seen."""
     model.denoiser.predict = torch.compile(model.denoiser.predict, dynamic=False,
                                            options={"freezing": True})

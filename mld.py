@@ -2,19 +2,21 @@
 
     model = MLD(config, text_encoder)
     features, joints = model.generate(texts=["a man jumps"], lengths=[80], seed=1)
+
     python mld.py "a man jumps"       one sentence through the model that ships, step by step
 
 The denoiser's tokens, in this order: N latent tokens, one time token, L condition tokens (N = L = 1
 as published). denoiser.length_token, which is ours, adds one that tells the motion's length.
 
-| form      | diffusion on | self-attention over                 | cross-attention to | read off    |
-| --------- | ------------ | ----------------------------------- | ------------------ | ----------- |
-| trans_enc | latents      | [latents, time, condition] + pos    |                    | the latents |
-| trans_enc | frames       | [time, condition, frames] + pos     |                    | the frames  |
-| trans_dec | either       | [latents, or frames] + pos          | [time, cond.] + pos | all of them |
+| form      | diffusion on | self-attention over              | cross-attention to       | output  |
+| --------- | ------------ | -------------------------------- | ------------------------ | ------- |
+| trans_enc | latents      | [latents, time, condition] + pos |                          | latents |
+| trans_enc | frames       | [time, condition, frames] + pos  |                          | frames  |
+| trans_dec | either       | [latents or frames] + pos        | [time, condition] + pos  | all     |
 
 Parameters carry their published names, except the action embedding (emb_proj.action_embedding
-there, emb_proj.weight here) and final_linear, which is ours. """
+there, emb_proj.weight here) and final_linear, which is ours.
+"""
 import dataclasses
 import sys
 
@@ -35,8 +37,8 @@ from vae import MotionVAE, clip_mean
 
 
 class Denoiser(nn.Module):
-    """epsilon_theta(z_t, t, c) of section 3.2: predicts the noise (or x0, or v) in noised latents
-    (B, N, D); with `nfeats`, in noised frames (B, T, nfeats)."""
+    """epsilon_theta(z_t, t, c) of sections 3.2 and 3.3: predicts the noise (or x0, or v) in noised
+    latents (B, N, D); with `nfeats`, in noised frames (B, T, nfeats)."""
 
     def __init__(self, cfg, nfeats=None):
         super().__init__()
@@ -62,17 +64,21 @@ class Denoiser(nn.Module):
         self.final_linear = nn.Linear(D, D) if cfg.final_linear and not nfeats else None
 
     def forward(self, x_t, timesteps, condition=None, lengths=None):
-        """x_t (B, N, D) latents or (B, T, F) frames; timesteps (B,), or one for all; condition:
-        what the condition's `encode` gives (B embeddings of texts, or action numbers, or None);
-        lengths (B,) of frames. Returns x_t's shape, padded frames zero. ValueError for another
-        width."""
+        """The prediction, of x_t's shape; zero on padded frames.
+
+        x_t         (B, N, D) latents or (B, T, F) frames
+        timesteps   (B,), or one for all
+        condition   what the condition's `encode` gives: B embeddings of texts, B action numbers,
+                    or None
+        lengths     (B,) of frames, or None
+
+        ValueError for latents or frames of another width."""
         self.check_width(x_t)
         time = self.time_embedding(timesteps.reshape(-1))  # (B, D), or (1, D)
         return self.predict(x_t, time, self.condition_tokens(condition, lengths), lengths)
 
     def condition_tokens(self, condition, lengths=None):
-        """The tokens (B, L, D) of a condition and of the motions' lengths; None if there are
-        none."""
+        """The tokens (B, L, D) of a condition and of the motions' lengths, or None."""
         tokens = [self.condition.tokens(self.emb_proj, condition)]
         if self.cfg.length_token:
             if lengths is None:
@@ -116,8 +122,8 @@ class Denoiser(nn.Module):
 
 
 class LengthEstimator(nn.Module):
-    """Condition (B, C) -> logits of the motion's length in units: 1, 2, ... times data.unit_length
-    frames. Ours: the published system asks the user."""
+    """Condition (B, C) -> logits of the motion's length: 1, 2, ... times data.unit_length frames.
+    Ours: the published system asks the user for it."""
 
     def __init__(self, dim, data, width=128):
         super().__init__()
@@ -176,18 +182,18 @@ class MLD(nn.Module):
         """Motions for B texts or B action numbers (or neither: unconditional), of B lengths in
         frames.
 
-        guidance_scale ... eta  as in DiffusionConfig, which has the defaults; guidance_scale 1 is
+        guidance_scale ... eta   as in DiffusionConfig, which has the defaults; guidance_scale 1 is
                   without guidance, 0 without the condition
-        seed      whole number s: motion i draws its noise from a generator of its own, seeded s + i,
-                  and so comes out the same alone and in any batch; or a list of B seeds; None:
-                  torch's global generator
+        seed      a whole number s: motion i draws its noise from a generator of its own, seeded
+                  s + i, so it is the same alone and in any batch; or a list of B seeds; or None
+                  for torch's global generator
         x_T       noise to start from, (B, N, D), or (B, T, F) without a VAE
         callback, progress   see diffusion.walk
         latents   stop before the VAE's decoder and return z (B, N, D)
         others    B values of another kind of condition, under its keyword (conditions.py)
+
         Returns features (B, T, F), not normalised, and joints (B, T, J, 3) in metres, both zero
-        after each motion's own length. ValueError for input or settings that cannot be used.
-        """
+        after each motion's own length. ValueError for input or settings that cannot be used."""
         self.check_eval()
         lengths = self.check_lengths(lengths)
         given = pick(self.condition, texts=texts, actions=actions, **others)
@@ -212,7 +218,7 @@ class MLD(nn.Module):
         return dataclasses.replace(self.config.diffusion, **changes)
 
     def guided(self, cond, uncond, lengths, d):
-        """The guided denoiser of section 3.3, x_t and t -> output, as the equation says it:
+        """The guided denoiser of section 3.3, a function of x_t and t, as the equation says it:
 
             eps_hat = s eps(z_t, t, c) + (1 - s) eps(z_t, t, no c),   s = d.guidance_scale
         """
@@ -226,7 +232,7 @@ class MLD(nn.Module):
                                     d.guidance_rescale, frames)
 
     def start(self, lengths, generator, x_T=None):
-        """x_T as it was given, its shape checked, or drawn from N(0, I): (B, N, D) or (B, T, F)."""
+        """The given x_T, its shape checked, or one from N(0, I): (B, N, D), or (B, T, F)."""
         B, T, v = len(lengths), int(lengths.max()), self.config.vae
         shape = (B, v.latent_size, v.latent_dim) if self.vae else (B, T, len(self.mean))
         if x_T is None:
@@ -244,16 +250,16 @@ class MLD(nn.Module):
 
     def diffusion_loss(self, x0, lengths=None, texts=None, actions=None, t=None, eps=None,
                        dropped=None, **others):
-        """The denoiser's loss (section 3.2): |output - target|^2 at a noise level t per sample, the
-        target being eps, x0 or v. The condition is dropped for some samples, so that one network
-        learns both sides of guidance.
+        """The denoiser's loss (section 3.2): |output - target|^2 at a noise level t per sample,
+        where the target is eps, x0 or v. The condition is dropped for some samples, so that one
+        network learns both sides of guidance (section 3.3).
 
-        x0 (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F); lengths (B,) of
-        frames, None = all T; an action of -1 is unknown. t (B,) int64, eps like x0 and dropped (B,)
-        bool are drawn here from torch's global generator where they are None.
-        Returns {"loss": scalar, "error": (B,), each sample's loss, without gradient}; padded frames
-        do not count.
-        """
+        x0        (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F)
+        lengths   (B,) of frames, None = all T; padded frames do not count
+        texts, actions, others   the condition, as in `generate`; an action of -1 is unknown
+        t, eps, dropped   (B,) int64, like x0, (B,) bool; None: drawn from torch's global generator
+
+        Returns {"loss": scalar, "error": (B,), each sample's loss, without gradient}."""
         B, device = len(x0), x0.device
         padded = None if self.vae else lengths
         x0 = zero_padding(x0, padded)
@@ -274,7 +280,7 @@ class MLD(nn.Module):
     # --- lengths ---
 
     def length_logits(self, given, count, known_only=False):
-        """(B, max_frames / unit_length); no gradient leaves the length estimator."""
+        """(B, max_frames / unit_length); gradients stay within the length estimator."""
         with torch.no_grad():
             cond, _ = self.condition.encode(self, given, count, known_only)
             summary = self.condition.summary(self.denoiser.emb_proj, cond)
@@ -291,16 +297,16 @@ class MLD(nn.Module):
 
     @torch.inference_mode()
     def draw_lengths(self, texts=None, actions=None, count=1, seed=None, **others):
-        """A list of lengths in frames, as training saw them: one for each text or action, or
-        `count` where neither is given; seed as in generate. ValueError for weights without a
-        length estimator, as the published ones are."""
+        """A list of lengths in frames, like those of the training set: one for each text or action,
+        or `count` where neither is given; seed as in `generate`. ValueError for weights without a
+        length estimator, such as the published ones."""
         if self.length_estimator is None:
-            raise ValueError("These weights came without a length estimator; say how long the "
-                             "motions are to be.")
+            raise ValueError("These weights came without a length estimator; give the lengths of "
+                             "the motions.")
         given = pick(self.condition, texts=texts, actions=actions, **others)
         count = count if given is None else len(given)
         shares = self.length_logits(given, count, known_only=True).softmax(-1).cpu()
-        # rare lengths are mostly the estimator's doubt
+        # a small share is more often the estimator's doubt than a real length
         shares[shares < shares.amax(-1, keepdim=True) / 10] = 0
         generators = make_generators(seed, count) or [None] * count
         units = [1 + torch.multinomial(row, 1, generator=g).item()
@@ -316,8 +322,8 @@ class MLD(nn.Module):
         return self.config.vae.max_positions - 2 * self.config.vae.latent_size
 
     def check_lengths(self, lengths, count=None, limit=None):
-        """Lengths, a list or tensor of ints -> (B,) int64 on the model's device; ValueError for any
-        that this model cannot make, or another number of them than `count`."""
+        """A list or tensor of ints -> (B,) int64 on the model's device; ValueError for lengths that
+        this model cannot make, or another number of them than `count`."""
         lengths = torch.as_tensor(lengths)
         limit = min(self.max_frames, limit or self.max_frames)
         wrong = lengths.dim() != 1 or not len(lengths) or lengths.is_floating_point()
@@ -352,8 +358,7 @@ class MLD(nn.Module):
         return fast.decode(self, z.to(self.dtype), self.check_lengths(lengths, len(z)))
 
     def finish(self, features, lengths):
-        """Normalised features (B, T, F) -> features as in the dataset, and joints; zero on
-        padding."""
+        """Normalised features (B, T, F) -> the dataset's features, and joints; zero on padding."""
         joints = zero_padding(self.to_joints(features), lengths)
         return zero_padding(features * self.std + self.mean, lengths), joints
 
@@ -374,8 +379,8 @@ class MLD(nn.Module):
 
     def need_vae(self):
         if self.vae is None:
-            raise ValueError("This model diffuses frames and has no VAE (vae.arch is none): it has "
-                             "no latents.")
+            raise ValueError("This model has no VAE, and so no latents: it diffuses frames "
+                             "(vae.arch is none).")
 
     # --- faster, not exact: see fast.py ---
 
@@ -384,7 +389,7 @@ class MLD(nn.Module):
         return fast.to_precision(self, precision)
 
     def compile_denoiser(self):
-        """torch.compile the denoising step, for many prompts in one process."""
+        """torch.compile the denoising step, which pays for many prompts in one process."""
         fast.compile_denoiser(self)
 
 

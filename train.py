@@ -49,11 +49,12 @@ from tqdm import tqdm
 import checkpoint
 import data
 import kernels
-from clip import WordEncoder, load_clip, vocabulary_of
+from clip import WordEncoder, vocabulary_of
 from config import SettingError, atomic_write, lock, parse_args, to_dict
 from data import to_device
 from judge.own import EvaluatorStage
 from mld import MLD
+from published_clip import load_clip
 from stages import DiffusionStage, Remembered, VAEStage, learning_rate, make_optimizers
 from view.report import read_log, show_motions, write_report
 

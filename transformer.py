@@ -37,8 +37,8 @@ def zero_padding(x, lengths):
 
 
 def sinusoid(positions, dim, shift=0.0):
-    """positions (L,) -> the angles of a sinusoidal embedding (Vaswani et al. 2017, section 3.5),
-    (L, dim // 2): position / 10000^(i / (dim / 2 - shift))."""
+    """positions (L,) -> angles (L, dim // 2) of a sinusoidal embedding (Vaswani et al. 2017,
+    section 3.5): position / 10000^(i / (dim / 2 - shift))."""
     half = dim // 2
     i = torch.arange(half, dtype=torch.float32, device=positions.device)
     exponents = -math.log(10000.0) * i / (half - shift)
@@ -108,8 +108,7 @@ class Attention(nn.Module):
         return self.out_proj(o.transpose(1, 2).reshape(x.shape))
 
     def project(self, x, memory):
-        """Queries of x, keys and values of the memory, or of x itself; one product where one will
-        do."""
+        """Queries of x; keys and values of the memory, or of x itself, which takes one product."""
         D, (weight, bias) = x.shape[-1], (self.in_proj_weight, self.in_proj_bias)
         if memory is None:
             return self.split(F.linear(x, weight, bias), 3)
@@ -130,9 +129,8 @@ class Layer(nn.Module):
                  pre_norm=False, cross=False):
         super().__init__()
         if activation not in ("gelu", "relu", "quick_gelu"):
-            raise ValueError(
-                f"The activation must be gelu, relu or quick_gelu, got {activation!r}."
-            )
+            raise ValueError("The activation must be gelu, relu or quick_gelu, "
+                             f"got {activation!r}.")
         self.dropout, self.activation = dropout, activation
         self.pre_norm, self.cross = pre_norm, cross
         self.self_attn = Attention(dim, heads, attention_dropout)
@@ -143,7 +141,10 @@ class Layer(nn.Module):
             self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x, lengths=None, memory=None, causal=False):
-        """x (B, L, D) -> (B, L, D); lengths (B,): how many tokens of x count; memory (B, M, D)."""
+        """x (B, L, D) -> (B, L, D).
+
+        lengths (B,): only the first lengths[i] tokens of sample i are attended to; None: all.
+        memory (B, M, D): for `cross`. causal: token i sees tokens 0..i only."""
         if self.pre_norm:
             return self.pre_norm_forward(x, lengths, memory, causal)
         x = self.add_norm(x, self.self_attn(x, None, lengths, causal), self.norm1)
@@ -160,11 +161,11 @@ class Layer(nn.Module):
 
     @property
     def p(self):
-        """The dropout rate of now: none outside training."""
+        """The current dropout rate: 0 outside training."""
         return self.dropout if self.training else 0.0
 
     def add_norm(self, x, change, layer_norm, return_sum=False):
-        """LN(x + dropout(change)); with return_sum also the sum x + dropout(change) itself."""
+        """LN(x + dropout(change)); with return_sum, x + dropout(change) as well."""
         return norm(change, layer_norm, x, self.p, return_sum)
 
     def feed_forward(self, x):
@@ -235,4 +236,4 @@ class Stack(nn.Module):
         return x if self.norm is None else norm(x, self.norm)
 
 
-few_rows.KNOWN_MODULES.update((Layer, Attention))  # the kernels import nothing: they are told
+few_rows.KNOWN_MODULES.update((Layer, Attention))  # told, as the kernels import nothing of ours

@@ -74,18 +74,17 @@ class MotionVAE(nn.Module):
         return mu, logvar
 
     def split(self, dist):
-        """The encoder's tokens -> mu, logvar (B, N, D): two sets of tokens, or one through a
-        Linear."""
-        if self.dist_layer is None:
+        """The encoder's tokens -> mu, logvar (B, N, D)."""
+        if self.dist_layer is None:  # two sets of tokens
             return dist.chunk(2, 1)
-        return self.dist_layer(dist).chunk(2, -1)
+        return self.dist_layer(dist).chunk(2, -1)  # one set, through a Linear
 
     def decode(self, z, lengths=None, max_length=None):
         """z (B, N, D) -> features (B, T, F), zero on padding, section 3.1.
 
-        T is max_length, or the longest of the lengths. Frames come out of queries that are
-        positions alone, plus the linear path where there is one. ValueError for latents of
-        another shape, or more frames than positions."""
+        T is max_length, or the longest of the lengths. The queries are positions alone, plus the
+        linear path where there is one. ValueError for latents of another shape, or more frames
+        than positions."""
         T = self.check_latent(z, lengths, max_length)
         start = z.new_zeros(1, T, self.latent_dim)
         if self.linear_path is not None:
@@ -111,13 +110,14 @@ class MotionVAE(nn.Module):
 
 
 class LinearPath(nn.Module):
-    """A linear way from frames to latent and back, added to what the stacks give. Not in the paper.
+    """A linear way from frames to latent and back, added to the stacks' output. Not in the paper.
 
     The decoder's queries know only the time, and attention over N latent tokens can only mix N
     values, so the stacks have to learn products of "which motion" and "which moment". Small
-    models answer with each clip's mean pose for a thousand steps, and glide in the end. On this
-    path a latent holds the amplitudes of the cosines cos(pi k (t + 1/2) / span), k < K, as a
-    discrete cosine transform does (Ahmed et al. 1974), and the stacks learn what remains. """
+    models then answer with each clip's mean pose for a thousand steps, and their feet slide in
+    the end. On this path a latent holds the amplitudes of the cosines
+    cos(pi k (t + 1/2) / span), k < K, as in a discrete cosine transform (Ahmed et al. 1974), and
+    the stacks learn what remains."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -139,7 +139,7 @@ class LinearPath(nn.Module):
         return self.to_latent(amplitudes.flatten(1)).unflatten(1, (N, D))
 
     def decode(self, z, T):
-        """z (B, N, D) -> (B, T, D): the decoder's queries, and a summand of its output."""
+        """z (B, N, D) -> (B, T, D): added to the decoder's queries, and to its output."""
         N, D, K, R = self.size
         amplitudes = self.to_waves(z.flatten(1)).unflatten(1, (K, R)) / 2
         return self.widen(self.waves[:T].to(amplitudes.dtype) @ amplitudes)
@@ -155,8 +155,7 @@ def reparameterize(mu, logvar, eps=None):
 
 
 def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
-    """The VAE's objective (section 3.1): reconstruction, and a small pull of the posterior to
-    N(0, I).
+    """The VAE's objective (section 3.1): reconstruction, and a small pull towards N(0, I).
 
         L = lambda_rec d(x, x') + lambda_joint d(J(x), J(x')) + lambda_velocity |dJ(x) - dJ(x')|
             + lambda_kl KL(N(mu, sigma^2) || N(0, I))
@@ -164,20 +163,25 @@ def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
 
     d is smooth-L1 as in the published code, or the squared error of the paper's text. J recovers
     the joints. Their d may be the mean distance in metres instead, whose gradient does not fade
-    as the error gets small. dJ, which is ours, are the joints' steps in metres a frame: without
-    it, errors of position too small to see make standing feet slide.
+    as the error gets small. dJ, the joints' steps in metres a frame, is ours: without it, errors
+    of position that are too small to see make standing feet slide.
 
     The published code averages over padding too, so that a clip's loss depends on its batch. Ours
     is the mean over a clip's own frames, then over clips: every clip weighs the same in any
     batch, and the mean over two half batches is the whole batch's, on any number of processes.
 
-    features, recon (B, T, F) normalised; mu, logvar (B, N, D); lengths (B,) or None; cfg:
-    VAEConfig; to_joints: normalised features (B, T, F) -> joints (B, T, J, 3) in metres; None if
-    no loss needs it. Returns {"loss", "features", "joints", "velocity", "kl"}, scalars; those
-    without weight are absent. """
+    features, recon   (B, T, F), normalised
+    mu, logvar        (B, N, D)
+    lengths           (B,) or None
+    cfg               VAEConfig
+    to_joints         normalised features (B, T, F) -> joints (B, T, J, 3) in metres; None if no
+                      loss needs it
+
+    Returns {"loss", "features", "joints", "velocity", "kl"}, scalars; terms of weight 0 are
+    absent, except "features" and "kl"."""
     distance = F.smooth_l1_loss if cfg.recons_loss == "smooth_l1" else F.mse_loss
     features = zero_padding(features, lengths)
-    # sums in float32, whatever autocast did
+    # the sums are in float32, whatever autocast did
     recon, mu, logvar = (t.to(features.dtype) for t in (recon, mu, logvar))
     losses = {"features": clip_mean(distance(recon, features, reduction="none"), lengths),
               "kl": 0.5 * (mu.square() + logvar.exp() - logvar - 1).mean()}
@@ -199,8 +203,7 @@ def vae_loss(features, recon, mu, logvar, lengths, cfg, to_joints=None):
 
 
 def clip_mean(error, lengths, per_clip=False):
-    """Mean of error (B, T, *) over each clip's own frames, then (unless per_clip) over the
-    clips."""
+    """Mean of error (B, T, *) over each clip's own frames, then over the clips, unless per_clip."""
     error = error.flatten(2).mean(2)  # (B, T)
     if lengths is None:
         error = error.mean(1)

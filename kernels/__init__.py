@@ -1,27 +1,28 @@
-"""The operations that a transformer spends its time in, as Triton kernels, C and plain torch;
-this file picks.
-
-    MLD_KERNELS=auto    Triton for CUDA tensors of a supported shape and type, on a CPU C for a few rows of tokens when
-                        sampling (few_rows.c), plain torch for all else (the default)
-    MLD_KERNELS=triton  Triton or an error that says why not: never a silent fallback
-    MLD_KERNELS=torch   plain torch
-    MLD_GRAPH=auto, 0, 1  CUDA graphs of the sampler (graphs.py)
+"""The operations that a transformer spends its time in, in Triton, C and plain torch.
 
     import kernels
     o = kernels.attention(q, k, v, lengths)
     with kernels.expect("triton"): ...   # fails if another path, or nothing, ran inside
     print(kernels.summary())             # which path ran, how often
 
+This file picks the path. Environment variables overrule it:
+
+    MLD_KERNELS=auto      the default: Triton for CUDA tensors of a supported shape and type; C
+                          for a few rows of tokens on a CPU, when sampling; else plain torch
+    MLD_KERNELS=triton    Triton, or an error that says why not: never a silent fallback
+    MLD_KERNELS=torch     plain torch
+    MLD_GRAPH=auto, 0, 1  CUDA graphs of the sampler (graphs.py)
+
 The Triton path is checked in Triton's interpreter and compiled for sm_80 and sm_90, but has not
-run on a GPU yet. """
+run on a GPU yet.
+"""
 import contextlib
 from collections import Counter
 
 import torch
 import torch.nn.functional as F
 
-# before the function of the same name takes its place below
-from kernels import attention as attention_kernels
+from kernels import attention as attention_kernels  # below, a function takes its name
 from kernels import backend, denoiser_layer, few_rows, graphs  # noqa: F401
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
@@ -33,68 +34,56 @@ if not backend.WHY_NOT:
 
 
 def attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
-    """Multi-head attention, softmax(q k^T / sqrt(D)) v.
+    """Multi-head attention, softmax(q k^T / sqrt(D)) v; a query without any key gives 0.
 
     q (B, H, Lq, D), k and v (B, H, Lk, D): any strides, so slices of one fused projection need no
-    copy. lengths (B,) int: how many of the first keys are there; the others count for nothing,
-    whatever they hold; None: all. causal: query i sees keys 0..i. dropout_p: share of the
-    probabilities that is dropped, below 1 (0 outside training). Returns (B, H, Lq, D) whose
-    memory is (B, Lq, H, D): `.transpose(1, 2).reshape(B, Lq, H * D)` is free. A query without any
-    key gives 0."""
-    exact = q.dtype == torch.float32 and q.is_cuda and backend.MODE == "auto"
-    if exact:  # measured on an H100 (docs/gpu.md): torch's is 2 times as fast, its backward 7 times
+    copy. lengths (B,) int: how many of a sample's keys count, from the first one on; None: all.
+    causal: query i sees keys 0..i. dropout_p: share of the probabilities that is dropped, below 1
+    (0 outside training). Returns (B, H, Lq, D) with the memory layout of (B, Lq, H, D), so that
+    `.transpose(1, 2).reshape(B, Lq, H * D)` is free."""
+    if q.dtype == torch.float32 and q.is_cuda and backend.MODE == "auto":
+        # measured (docs/gpu.md): exact float32 products are slow in Triton, 7 times in the backward
         calls["attention", "torch"] += not torch.compiler.is_compiling()
         return attention_kernels.torch_attention(q, k, v, lengths, causal, dropout_p)
     if path("attention", q, attention_kernels.unsupported, k, v, lengths) == "torch":
         return attention_kernels.torch_attention(q, k, v, lengths, causal, dropout_p)
-    return operators.attention(
-        q, k, v, lengths, operators.new_seed(q, dropout_p), causal, dropout_p
-    )[0]
+    seed = operators.new_seed(q, dropout_p)
+    return operators.attention(q, k, v, lengths, seed, causal, dropout_p)[0]
 
 
 def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_sum=False):
     """Layer norm of s = residual + dropout(x) over the last dimension.
 
     x and residual (..., C), residual may be None; weight and bias (C,).
-    Returns LN(s) (..., C), and s as well if `return_sum` (for layers that normalise first)."""
-    if path("add_layer_norm", x, layer_norm_kernels.unsupported, residual, weight, bias) == "torch":
-        y, s = layer_norm_kernels.torch_add_layer_norm(x, residual, weight, bias, eps, dropout_p)
-    else:
-        changed = residual is not None or dropout_p > 0  # else s is x itself
-        inputs = (x, residual, weight, bias)
-        training = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in inputs
-        )
-        # under which torch's layer norm gives float32
-        autocast = x.is_cuda and torch.is_autocast_enabled("cuda")
-        dtype = torch.float32 if autocast else layer_norm_kernels.sum_type(x, residual)
-        y, s, _, _ = operators.add_layer_norm(
-            *inputs,
-            operators.new_seed(x, dropout_p),
-            eps,
-            dropout_p,
-            changed and (return_sum or training),
-            dtype,
-        )
-        s = s if changed else x
-    return (y, s) if return_sum else y
+    Returns LN(s) (..., C), and s as well if return_sum (pre-norm layers need it)."""
+    inputs = (x, residual, weight, bias)
+    if path("add_layer_norm", x, layer_norm_kernels.unsupported, *inputs[1:]) == "torch":
+        y, s = layer_norm_kernels.torch_add_layer_norm(*inputs, eps, dropout_p)
+        return (y, s) if return_sum else y
+    changed = residual is not None or dropout_p > 0  # else s is x itself
+    needs_grad = any(t is not None and t.requires_grad for t in inputs)
+    keep = changed and (return_sum or torch.is_grad_enabled() and needs_grad)
+    # torch's layer norm gives float32 under autocast, and so does ours
+    autocast = x.is_cuda and torch.is_autocast_enabled("cuda")
+    dtype = torch.float32 if autocast else layer_norm_kernels.sum_type(x, residual)
+    seed = operators.new_seed(x, dropout_p)
+    y, s, _, _ = operators.add_layer_norm(*inputs, seed, eps, dropout_p, keep, dtype)
+    return (y, s if changed else x) if return_sum else y
 
 
 def linear_gelu(x, weight, bias, dropout_p=0.0):
-    """dropout(gelu(x weight^T + bias)) with the exact (erf) GELU: x (..., C), weight (F, C), bias
-    (F,) -> (..., F)."""
+    """dropout(gelu(x weight^T + bias)), exact (erf) GELU: x (..., C), weight (F, C) -> (..., F)."""
     if path("linear_gelu", x, gelu_kernels.unsupported, weight, bias) == "torch":
         return gelu_kernels.torch_linear_gelu(x, weight, bias, dropout_p)
-    return operators.bias_gelu(
-        F.linear(x, weight), bias, operators.new_seed(x, dropout_p), dropout_p
-    )
+    seed = operators.new_seed(x, dropout_p)
+    return operators.bias_gelu(F.linear(x, weight), bias, seed, dropout_p)
 
 
 def few_tokens(stack, x, first=None, causal=False):
-    """stack(x, causal=causal)[:, :first] by one kernel for all the layers, or None where none fits.
+    """stack(x, causal=causal)[:, :first] by one kernel for all the layers; None where none fits.
 
-    stack: a transformer.Stack; x (B, L, D): a few tokens, none of them padded; no gradient.
-    On a GPU two launches a layer (denoiser_layer.py), on a CPU one call of C (few_rows.py)."""
+    stack: a transformer.Stack; x (B, L, D): a few tokens, none padded; there is no gradient.
+    Two launches a layer on a GPU (denoiser_layer.py), one call of C on a CPU (few_rows.py)."""
     if torch.compiler.is_compiling():
         return None
     triton = backend.MODE != "torch" and not backend.WHY_NOT and (x.is_cuda or backend.INTERPRETED)
@@ -124,8 +113,8 @@ def pays(x, stack):
 
 
 def path(operation, x, unsupported, *others):
-    """-> 'triton' or 'torch' for these tensors; raises where MLD_KERNELS=triton demands what
-    cannot be."""
+    """-> "triton" or "torch" for these tensors; RuntimeError where MLD_KERNELS=triton asks for
+    what is not possible."""
     if backend.MODE not in ("auto", "triton", "torch"):
         raise ValueError(f"MLD_KERNELS must be auto, triton or torch, not '{backend.MODE}'.")
     why_not = backend.WHY_NOT or ("MLD_KERNELS=torch" if backend.MODE == "torch" else "")
@@ -133,17 +122,15 @@ def path(operation, x, unsupported, *others):
         why_not = f"its tensors are on {x.device}, not on a GPU"
     why_not = why_not or unsupported(x, *others)
     if why_not and backend.MODE == "triton":
-        raise RuntimeError(
-            f"MLD_KERNELS=triton, but {operation} cannot run as a Triton kernel: {why_not}."
-        )
-    # compiled code counts its Triton launches, as they happen
-    if why_not and not torch.compiler.is_compiling():
+        raise RuntimeError(f"MLD_KERNELS=triton, but {operation} cannot run as a Triton kernel: "
+                           f"{why_not}.")
+    if why_not and not torch.compiler.is_compiling():  # launches of Triton count themselves
         calls[operation, "torch"] += 1
     return "torch" if why_not else "triton"
 
 
 def summary():
-    """-> what ran so far, e.g. 'add_layer_norm torch x18, attention torch x9'. Plain torch inside
+    """What ran so far, e.g. 'add_layer_norm torch x18, attention torch x9'. Plain torch inside
     torch.compile is not counted, and a CUDA graph only while it is recorded."""
     counts = (f"{operation} {path} x{count}" for (operation, path), count in sorted(calls.items()))
     return ", ".join(counts) or "nothing ran"
@@ -151,14 +138,12 @@ def summary():
 
 @contextlib.contextmanager
 def expect(wanted):
-    """Fail unless at least one operation ran in the block, and all on the path `wanted`
-    ('triton', 'torch' or 'c')."""
+    """Fail unless something ran in the block, and all of it on the path `wanted`: "triton",
+    "torch" or "c"."""
     before = Counter(calls)
     yield
     ran = calls - before
     wrong = {key: count for key, count in ran.items() if key[1] != wanted}
     if wrong or not ran:
-        raise AssertionError(
-            f"expected the {wanted} path, but "
-            + (f"these ran: {wrong}" if wrong else "nothing ran")
-        )
+        found = f"these ran: {wrong}" if wrong else "nothing ran"
+        raise AssertionError(f"expected the {wanted} path, but {found}")

@@ -10,6 +10,7 @@ weights lie (`addresses`). A recorded function must not wait for the GPU, and mu
 from memory that is not pinned.
 """
 import os
+import threading
 import warnings
 from collections import OrderedDict
 
@@ -18,9 +19,10 @@ import torch
 from kernels import backend
 
 MODE = os.environ.get("MLD_GRAPH", "auto")
-BOUND = 32  # recordings kept; the one that was not used for longest goes first
+BOUND = 32  # recordings kept; the least recently used one goes first
 recorded = OrderedDict()  # key -> Recording; SEEN after one call; None where recording failed
 SEEN = "seen once"
+one_at_a_time = threading.RLock()  # a graph's inputs and results are the same tensors for everyone
 
 
 class Recording:
@@ -120,10 +122,12 @@ def wanted(*tensors):
 
 @torch.inference_mode()
 def replay(function, key, *tensors):
-    """function(*tensors) -> tensor or tuple of tensors, by a graph for this key and these shapes."""
+    """function(*tensors) -> tensor or tuple, from the graph of this key and these shapes.
+
+    What it returns are inference tensors."""
     key = (key, backend.MODE, torch.get_float32_matmul_precision(),
            *((t.shape, t.dtype, t.device) for t in tensors))
-    with torch.cuda.device_of(tensors[0]):
+    with one_at_a_time, torch.cuda.device_of(tensors[0]):
         found = recorded.get(key)
         if key not in recorded and MODE == "auto":
             found = recorded[key] = SEEN

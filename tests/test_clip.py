@@ -1,5 +1,4 @@
-"""CLIP's text tower: equal to the published numbers under both namings; reading every published
-form; the small tower."""
+"""CLIP's text tower equals the published one, from every published form; the small tower."""
 import json
 import os
 import pathlib
@@ -10,10 +9,11 @@ import pytest
 import torch
 
 import clip
-from clip import WordEncoder, build_tower, drop_words, load_clip, rename, vocabulary_of
+from clip import WordEncoder, drop_words, vocabulary_of
 from clip_tokenizer import Tokenizer
 from config import TextEncoderConfig
 from conftest import GOLDEN
+from published_clip import build_tower, load_clip, rename
 
 golden = np.load(GOLDEN / "clip_text_tower.npz")
 meta = json.loads(str(golden["meta"]))
@@ -22,10 +22,8 @@ NAMINGS = ("hf", "openai")
 
 def published(naming):
     return {
-        name.split("/", 1)[1]: torch.from_numpy(golden[name])
-        for name in golden.files
-        if name.startswith(naming + "/")
-    }
+        name.split("/", 1)[1]: torch.from_numpy(golden[name]) for name in golden.files
+        if name.startswith(naming + "/")}
 
 
 def relative(a, b):
@@ -43,10 +41,8 @@ def test_equal_to_the_published_tower(naming):
     where = (ids == end).int().argmax(1)
     rows = where < 70
     short = ids[rows, :int(where[rows].max()) + 1]
-    assert (
-        rows.any()
-        and relative(tower.pooled(short, end), torch.from_numpy(golden["text_embeds"])[rows]) < 1e-5
-    )
+    expected = torch.from_numpy(golden["text_embeds"])[rows]
+    assert rows.any() and relative(tower.pooled(short, end), expected) < 1e-5
 
 
 def test_parameters_of_vit_l_14():
@@ -62,21 +58,16 @@ def tiny(width=64, layers=2, embed_dim=12):
     """A random tower of CLIP's vocabulary, under both published namings."""
     torch.manual_seed(0)
     w, hf, oa = width, {}, {}
-    table, positions, projection = (
-        torch.randn(49408, w) * 0.02,
-        torch.randn(77, w) * 0.01,
-        torch.randn(embed_dim, w),
-    )
+    table, positions, projection = (torch.randn(49408, w) * 0.02, torch.randn(77, w) * 0.01,
+                                    torch.randn(embed_dim, w))
     hf["text_model.embeddings.token_embedding.weight"] = oa["token_embedding.weight"] = table
     hf["text_model.embeddings.position_embedding.weight"] = oa["positional_embedding"] = positions
     hf["text_projection.weight"], oa["text_projection"] = projection, projection.T.contiguous()
     for i in range(layers):
         a, b = f"text_model.encoder.layers.{i}.", f"transformer.resblocks.{i}."
-        for ours, theirs, shape in (
-            ("self_attn.out_proj", "attn.out_proj", (w, w)),
-            ("mlp.fc1", "mlp.c_fc", (4 * w, w)),
-            ("mlp.fc2", "mlp.c_proj", (w, 4 * w)),
-        ):
+        for ours, theirs, shape in (("self_attn.out_proj", "attn.out_proj", (w, w)),
+                                    ("mlp.fc1", "mlp.c_fc", (4 * w, w)),
+                                    ("mlp.fc2", "mlp.c_proj", (w, 4 * w))):
             hf[a + ours + ".weight"] = oa[b + theirs + ".weight"] = torch.randn(shape) * 0.1
             hf[a + ours + ".bias"] = oa[b + theirs + ".bias"] = torch.randn(shape[0]) * 0.1
         for n in "12":
@@ -86,17 +77,13 @@ def tiny(width=64, layers=2, embed_dim=12):
         oa[b + "attn.in_proj_weight"], oa[b + "attn.in_proj_bias"] = qkv, bias
         for part, weight, offset in zip("qkv", qkv.chunk(3), bias.chunk(3)):
             hf[f"{a}self_attn.{part}_proj.weight"], hf[f"{a}self_attn.{part}_proj.bias"] = (
-                weight.contiguous(),
-                offset.contiguous(),
-            )
+                weight.contiguous(), offset.contiguous())
     for end in ("weight", "bias"):
         hf[f"text_model.final_layer_norm.{end}"] = oa[f"ln_final.{end}"] = torch.rand(w)
     image = {"visual.proj": torch.randn(4, 4), "logit_scale": torch.tensor(2.0)}
     return {
-        **hf,
-        "vision_model.post_layernorm.weight": torch.ones(3),
-        "logit_scale": torch.tensor(2.0),
-    }, {**oa, **image}
+        **hf, "vision_model.post_layernorm.weight": torch.ones(3),
+        "logit_scale": torch.tensor(2.0)}, {**oa, **image}
 
 
 def write_safetensors(path, tensors):
@@ -104,10 +91,8 @@ def write_safetensors(path, tensors):
     for name, t in tensors.items():
         size = t.numel() * t.element_size()
         header[name] = {
-            "dtype": {torch.float32: "F32", torch.float16: "F16"}[t.dtype],
-            "shape": list(t.shape),
-            "data_offsets": [at, at + size],
-        }
+            "dtype": {torch.float32: "F32", torch.float16: "F16"}[t.dtype], "shape": list(t.shape),
+            "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
     with open(path, "wb") as file:
@@ -129,8 +114,7 @@ def files(tmp_path_factory):
     write_safetensors(root / "shards" / "a.safetensors", {n: hf[n] for n in names[::2]})
     write_safetensors(root / "shards" / "b.safetensors", {n: hf[n] for n in names[1::2]})
     (root / "shards" / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {n: "ab"[i % 2] + ".safetensors" for i, n in enumerate(names)}})
-    )
+        json.dumps({"weight_map": {n: "ab"[i % 2] + ".safetensors" for i, n in enumerate(names)}}))
     torch.save(hf, root / "bin" / "pytorch_model.bin")
     torch.save(oa, root / "openai.pt")
     # ViT-L-14.pt is a TorchScript archive: a module whose parameters carry these names
@@ -162,15 +146,8 @@ class Script(torch.nn.Module):
 
 
 FORMS = [
-    "one",
-    "one/model.safetensors",
-    "shards",
-    "bin",
-    "bin/pytorch_model.bin",
-    "openai.pt",
-    "folder",
-    "folder/ViT-L-14.pt",
-]
+    "one", "one/model.safetensors", "shards", "bin", "bin/pytorch_model.bin", "openai.pt", "folder",
+    "folder/ViT-L-14.pt"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -184,29 +161,23 @@ def test_every_published_form_gives_the_same_tower(files, form):
     assert relative(encoder(texts)[:, 0], expected.pooled(ids, 49407)) < 1e-5
 
 
-@pytest.mark.skipif(
-    not os.path.exists("/proc/self/statm"),
-    reason="NOT TESTED: how much of a file is in memory is read from /proc",
-)
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"),
+                    reason="NOT TESTED: how much of a file is in memory is read from /proc")
 def test_the_image_tower_is_not_read(files, tmp_path):
     text = (files / "one" / "model.safetensors").read_bytes()
     size, = struct.unpack("<Q", text[:8])
     header, image = json.loads(text[8:8 + size]), 1 << 29
     end = max(entry["data_offsets"][1] for entry in header.values())
     header["vision_model.big"] = {
-        "dtype": "F32",
-        "shape": [image // 4],
-        "data_offsets": [end, end + image],
-    }
+        "dtype": "F32", "shape": [image // 4], "data_offsets": [end, end + image]}
     header = json.dumps(header).encode()
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header + text[8 + size:])
         file.truncate(8 + len(header) + end + image)  # half a GB that takes no place on the disk
 
     def resident():
-        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
-            "SC_PAGE_SIZE"
-        )
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident()
     encoder = load_clip(str(tmp_path))
@@ -219,34 +190,26 @@ def test_hidden_states_keep_all_77_positions(files):
 
 def test_a_prompt_alone_and_in_a_batch_are_the_same(files):
     encoder = load_clip(str(files / "one"))
-    assert (
-        relative(
-            encoder(["a man jumps", "a much longer prompt than that one is"])[:1],
-            encoder(["a man jumps"]),
-        )
-        < 1e-5
-    )
+    together = encoder(["a man jumps", "a much longer prompt than that one is"])
+    assert relative(together[:1], encoder(["a man jumps"])) < 1e-5
 
 
 def test_frozen_and_always_in_eval(files):
     encoder = load_clip(str(files / "one")).train()
     assert not encoder.training and not encoder.tower.training
-    assert (
-        not any(p.requires_grad for p in encoder.parameters()) and not encoder(["a"]).requires_grad
-    )
+    assert (not any(p.requires_grad for p in encoder.parameters())
+            and not encoder(["a"]).requires_grad)
 
 
 def test_half_precision_files_become_float32(tmp_path):
     write_safetensors(tmp_path / "half.safetensors", {k: v.half() for k, v in tiny()[0].items()})
-    assert {p.dtype for p in load_clip(str(tmp_path / "half.safetensors")).parameters()} == {
-        torch.float32
-    }
+    encoder = load_clip(str(tmp_path / "half.safetensors"))
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
 
 
 def test_what_is_missing_or_wrong_is_said(files, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="not at .*nowhere.*model.safetensors.*--assets.clip_path"
-    ):
+    with pytest.raises(FileNotFoundError,
+                       match="not at .*nowhere.*model.safetensors.*--assets.clip_path"):
         load_clip(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="holds no model.safetensors"):
         load_clip(str(tmp_path))
@@ -276,22 +239,18 @@ def test_word_encoder():
     torch.manual_seed(0)
     vocabulary = vocabulary_of(["A man jumps.", "the man's left hand"])
     assert vocabulary == ["a", "hand", "jumps", "left", "man", "man's", "the"]
-    encoder = WordEncoder(
-        TextEncoderConfig(kind="scratch", width=16, layers=1, heads=2), vocabulary
-    ).eval()
+    encoder = WordEncoder(TextEncoderConfig(kind="scratch", width=16, layers=1, heads=2),
+                          vocabulary).eval()
     out = encoder(["a man jumps", "A MAN, jumps!", "a man leaps", "a man hovers", "", "man " * 500])
     assert out.shape == (6, 1, 16) and out.isfinite().all()
     assert torch.equal(out[0], out[1]), "case and punctuation do not matter"
     assert torch.equal(out[2], out[3]), "all unknown words are one"
-    assert torch.allclose(
-        encoder(["a man jumps"]), out[:1], atol=1e-6
-    ), "the same alone and in a batch"
+    assert torch.allclose(encoder(["a man jumps"]), out[:1],
+                          atol=1e-6), "the same alone and in a batch"
     encoder(["a man leaps"]).sum().backward()
     gradient = encoder.tower.token_embedding.weight.grad
-    assert (
-        gradient[clip.UNKNOWN].abs().sum() > 0
-        and gradient[encoder.number["jumps"]].abs().sum() == 0
-    )
+    assert gradient[clip.UNKNOWN].abs().sum() > 0
+    assert gradient[encoder.number["jumps"]].abs().sum() == 0
 
 
 def test_word_dropping_makes_words_unknown_at_its_rate():

@@ -114,12 +114,20 @@ def test_generate_with_and_without_every_shortcut(values, scale):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_the_plain_loop_tells_the_length_token_lengths_that_are_all_the_same():
+    model = make(denoiser__length_token=True)
+    given = dict(lengths=[12, 12, 12], seed=5, num_inference_steps=2, **condition(model))
+    expected = model.generate(**given)
+    with fast.without("Guided"):
+        for a, b in zip(model.generate(**given), expected):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 # --------------------------------------------------------------------------------------------------
 # CUDA graphs
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="NOT RUN on a GPU, there is none: a CUDA graph needs one"
-)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(),
+                               reason="NOT RUN on a GPU, there is none: a CUDA graph needs one")
 
 
 def test_no_graph_without_a_gpu():

@@ -1,3 +1,4 @@
+"""The denoiser and MLD equal the published code; a motion is the same alone and in a batch."""
 import json
 
 import numpy as np
@@ -59,32 +60,15 @@ def make(config=None, **values):
 NOVAE = dict(vae__arch="none", denoiser__skip_connect=False, diffusion__sampler="ddpm")
 MODELS = [
     dict(),
-    dict(
-        vae__latent_size=3,
-        denoiser__normalize_latents=True,
-        denoiser__final_linear=True,
-        denoiser__length_token=True,
-        diffusion__eta=1.0,
-    ),
-    dict(
-        denoiser__condition="action",
-        denoiser__num_actions=4,
-        diffusion__sampler="ddpm",
-        vae__arch="actor",
-        data__skeleton="smpl",
-    ),
-    dict(
-        denoiser__condition="none",
-        vae__arch="all_encoder",
-        denoiser__arch="trans_dec",
-        diffusion__sampler="dpm++",
-    ),
+    dict(vae__latent_size=3, denoiser__normalize_latents=True, denoiser__final_linear=True,
+         denoiser__length_token=True, diffusion__eta=1.0),
+    dict(denoiser__condition="action", denoiser__num_actions=4, diffusion__sampler="ddpm",
+         vae__arch="actor", data__skeleton="smpl"),
+    dict(denoiser__condition="none", vae__arch="all_encoder", denoiser__arch="trans_dec",
+         diffusion__sampler="dpm++"),
     NOVAE | dict(denoiser__arch="trans_dec", denoiser__length_token=True),
-    NOVAE
-    | dict(
-        denoiser__arch="trans_enc", denoiser__skip_connect=True, denoiser__normalize_latents=True
-    ),
-]
+    NOVAE | dict(denoiser__arch="trans_enc", denoiser__skip_connect=True,
+                 denoiser__normalize_latents=True)]
 
 
 def condition(model, count=3):
@@ -97,18 +81,9 @@ def condition(model, count=3):
 # The published networks
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "text",
-        "text_latent4",
-        "text_noskip",
-        "text_dec",
-        "action",
-        "novae_trans_enc",
-        "novae_trans_dec",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "text", "text_latent4", "text_noskip", "text_dec", "action", "novae_trans_enc",
+    "novae_trans_dec"])
 def test_equals_the_published_denoiser(name):
     arrays = np.load(GOLDEN / f"denoiser_{name}.npz")
     meta = json.loads(str(arrays["meta"]))
@@ -122,9 +97,8 @@ def test_equals_the_published_denoiser(name):
         known["skip_connect"] = False
     if "emb_proj.action_embedding" in state:
         state["emb_proj.weight"] = state.pop("emb_proj.action_embedding")
-    denoiser = Denoiser(
-        DenoiserConfig(max_positions=64, mask_padding=False, **known), meta.get("nfeats")
-    ).eval()
+    denoiser = Denoiser(DenoiserConfig(max_positions=64, mask_padding=False, **known),
+                        meta.get("nfeats")).eval()
     denoiser.load_state_dict(state)
 
     given = torch.from_numpy(arrays["condition"])
@@ -133,33 +107,22 @@ def test_equals_the_published_denoiser(name):
         given[:2] = -1  # the unconditional half
     lengths = torch.from_numpy(arrays["lengths"]) if "lengths" in arrays else None
     with torch.inference_mode():
-        output = denoiser(
-            torch.from_numpy(arrays["sample"]),
-            torch.from_numpy(arrays["timesteps"]),
-            given,
-            lengths,
-        )
+        output = denoiser(torch.from_numpy(arrays["sample"]), torch.from_numpy(arrays["timesteps"]),
+                          given, lengths)
     assert relative(output, torch.from_numpy(arrays["output"])) < 1e-5
 
 
 def test_equals_the_published_pipeline():
     arrays = np.load(GOLDEN / "pipeline_ddim50_cfg7.5.npz")
     state = {
-        k: v[:, 0] if k.endswith(".pe") else v
-        for k, v in (
-            (k[6:], torch.from_numpy(v)) for k, v in arrays.items() if k.startswith("state/")
-        )
-    }
+        k: v[:, 0] if k.endswith(".pe") else v for k, v in ((k[6:], torch.from_numpy(v))
+                                                            for k, v in arrays.items()
+                                                            if k.startswith("state/"))}
     state.pop("denoiser.mem_pos.pe")
     config = Config()
     for part in (config.vae, config.denoiser):
-        part.latent_dim, part.ff_size, part.num_layers, part.num_heads, part.max_positions = (
-            32,
-            64,
-            5,
-            4,
-            64,
-        )
+        part.latent_dim, part.ff_size, part.max_positions = 32, 64, 64
+        part.num_layers, part.num_heads = 5, 4
     config.denoiser.text_encoded_dim = 48
     embeddings = torch.from_numpy(arrays["embeddings_uncond_then_cond"])
     model = MLD(
@@ -169,12 +132,9 @@ def test_equals_the_published_pipeline():
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not any(key.startswith(("vae.", "denoiser.")) for key in missing) and not unexpected
     trajectory = []
-    features, joints = model.generate(
-        ["a", "b", "c"],
-        lengths=arrays["lengths"].tolist(),
-        x_T=torch.from_numpy(arrays["noise"]),
-        callback=lambda i, t, x, x0: trajectory.append((t, x)),
-    )
+    features, joints = model.generate(["a", "b", "c"], lengths=arrays["lengths"].tolist(),
+                                      x_T=torch.from_numpy(arrays["noise"]),
+                                      callback=lambda i, t, x, x0: trajectory.append((t, x)))
     assert [t for t, _ in trajectory] == arrays["timesteps"].tolist()
     assert torch.equal(embeddings[0], embeddings[2])  # one empty text for the whole batch, then
     for (_, x), expected in zip(trajectory, arrays["latent_trajectory"], strict=True):
@@ -201,8 +161,7 @@ DENOISERS = [
     dict(arch="trans_dec", skip_connect=True, normalize_before=True),
     dict(arch="trans_dec", condition="none"),
     dict(skip_connect=False, normalize_before=True, position_embedding="sine", length_token=True),
-    dict(condition="none", length_token=True),
-]
+    dict(condition="none", length_token=True)]
 
 
 def tiny_denoiser(nfeats=None, **values):
@@ -213,10 +172,8 @@ def tiny_denoiser(nfeats=None, **values):
 def denoiser_inputs(denoiser, dtype=torch.float32, T=5):
     x = torch.randn(2, T if denoiser.nfeats else 2, denoiser.nfeats or 8, dtype=dtype)
     given = {
-        "text": torch.randn(2, T - 2, 6, dtype=dtype),
-        "action": torch.tensor([2, -1]),
-        "none": None,
-    }[denoiser.cfg.condition]
+        "text": torch.randn(2, T - 2, 6, dtype=dtype), "action": torch.tensor([2, -1]),
+        "none": None}[denoiser.cfg.condition]
     return x, torch.tensor([3, 900]), given
 
 
@@ -228,10 +185,8 @@ def test_gradients_match_finite_differences(values, nfeats):
     lengths = torch.tensor([5, 2]) if nfeats or denoiser.cfg.length_token else None
     target = torch.randn_like(x)
     # float32 inside the time sinusoid is a constant to every parameter
-    check_gradients(
-        lambda: (denoiser(x, t, given, lengths) - target).square().mean(),
-        denoiser.named_parameters(),
-    )
+    check_gradients(lambda: (denoiser(x, t, given, lengths) - target).square().mean(),
+                    denoiser.named_parameters())
 
 
 @pytest.mark.parametrize("arch", ["trans_enc", "trans_dec"])
@@ -243,8 +198,7 @@ def test_frames_behind_a_length_are_no_keys(arch):
     x[1, 4:] = torch.nan
     assert torch.equal(denoiser(x, t, given, lengths), y) and not y[1, 4:].any()
     torch.testing.assert_close(
-        denoiser(x[1:, :4], t[1:], given[1:])[0], y[1, :4], rtol=1e-5, atol=1e-5
-    )
+        denoiser(x[1:, :4], t[1:], given[1:])[0], y[1, :4], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ["trans_enc", "trans_dec"])
@@ -261,17 +215,14 @@ def test_a_token_tells_the_length(kind, arch):
 def test_one_level_for_all_or_one_each():
     denoiser = tiny_denoiser()
     x, t, given = denoiser_inputs(denoiser)
-    torch.testing.assert_close(
-        denoiser(x, torch.tensor(7), given), denoiser(x, torch.tensor([7, 7]), given)
-    )
+    torch.testing.assert_close(denoiser(x, torch.tensor(7), given),
+                               denoiser(x, torch.tensor([7, 7]), given))
     assert (denoiser(x, t, given) - denoiser(x, torch.tensor(7), given)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "backend, nfeats, values",
-    [("inductor", None, dict(num_layers=1)), ("aot_eager", 7, dict(arch="trans_dec"))],
-    ids=str,
-)
+@pytest.mark.parametrize("backend, nfeats, values", [("inductor", None, dict(num_layers=1)),
+                                                     ("aot_eager", 7, dict(arch="trans_dec"))],
+                         ids=str)
 def test_compiles_without_graph_breaks(backend, nfeats, values):
     """torch.compile of the denoiser, over latents and over frames, on the CPU. Slow, so C++ is
     made for one layer only."""
@@ -282,9 +233,8 @@ def test_compiles_without_graph_breaks(backend, nfeats, values):
         for T in (5, 9):
             x, t, given = denoiser_inputs(denoiser, T=T)
             lengths = torch.tensor([T, 3]) if nfeats else None
-            torch.testing.assert_close(
-                compiled(x, t, given, lengths), denoiser(x, t, given, lengths), rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(compiled(x, t, given, lengths),
+                                       denoiser(x, t, given, lengths), rtol=1e-4, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -294,23 +244,16 @@ def test_compiles_without_graph_breaks(backend, nfeats, values):
 @pytest.mark.parametrize("values", MODELS, ids=str)
 def test_a_motion_is_the_same_alone_and_in_a_batch(values):
     model = make(**values)
-    features, joints = model.generate(
-        **condition(model), lengths=LENGTHS, seed=5, guidance_scale=2.0
-    )
+    features, joints = model.generate(**condition(model), lengths=LENGTHS, seed=5,
+                                      guidance_scale=2.0)
     assert features.shape == (3, 20, model.config.data.nfeats) and joints.shape == (
-        3,
-        20,
-        24 if values.get("data__skeleton") else 22,
-        3,
-    )
+        3, 20, 24 if values.get("data__skeleton") else 22, 3)
     assert features.isfinite().all() and joints.isfinite().all()
     for i, n in enumerate(LENGTHS):
         one = {key: [value[i]] for key, value in condition(model).items()}
         alone, alone_joints = model.generate(**one, lengths=[n], seed=5 + i, guidance_scale=2.0)
-        assert (
-            relative(features[i, :n], alone[0]) < 1e-5
-            and relative(joints[i, :n], alone_joints[0]) < 1e-5
-        )
+        assert (relative(features[i, :n], alone[0]) < 1e-5
+                and relative(joints[i, :n], alone_joints[0]) < 1e-5)
         assert not features[i, n:].any() and not joints[i, n:].any()
     assert (features[0, 0] - features[1, 0]).abs().max() > 1e-4
 
@@ -320,14 +263,8 @@ def test_nan_in_the_padding_changes_nothing_through_the_whole_sampler():
         model, lengths = make(**values), torch.tensor(LENGTHS)
         x_T = torch.randn(3, 20, 263)
         # noqa: E731
-        run = lambda: model.generate(
-            **condition(model),
-            lengths=LENGTHS,
-            x_T=x_T,
-            seed=0,
-            guidance_scale=2.0,
-            guidance_rescale=0.5,
-        )
+        run = lambda: model.generate(**condition(model), lengths=LENGTHS, x_T=x_T, seed=0,
+                                     guidance_scale=2.0, guidance_rescale=0.5)
         clean = run()
         x_T[~length_mask(lengths, 20)] = torch.nan
         assert all(torch.equal(a, b) for a, b in zip(run(), clean))
@@ -390,15 +327,13 @@ def test_guidance_scales():
 def test_awkward_prompts_with_the_small_text_tower():
     """Empty, 500 words, emoji, other scripts: in one batch, and each the same as alone."""
     model = make()
-    model.text_encoder = WordEncoder(
-        TextEncoderConfig(width=6, heads=2), vocabulary_of(["a man walks"])
-    ).eval()
+    model.text_encoder = WordEncoder(TextEncoderConfig(width=6, heads=2),
+                                     vocabulary_of(["a man walks"])).eval()
     prompts = ["", "a man walks", "walks " * 500, "🕺🕺", "一个人在走路", "\x00\n"]
     features, _ = model.generate(prompts, lengths=[10] * 6, seed=1)
     for i, prompt in enumerate(prompts):
-        assert (
-            relative(model.generate([prompt], lengths=[10], seed=1 + i)[0][0], features[i]) < 1e-5
-        )
+        alone = model.generate([prompt], lengths=[10], seed=1 + i)[0][0]
+        assert relative(alone, features[i]) < 1e-5
 
 
 def test_each_text_is_encoded_once():
@@ -415,12 +350,10 @@ def test_encode_decode_and_interpolate():
     z = model.encode_motion(features, LENGTHS)
     for i, n in enumerate(LENGTHS):
         torch.testing.assert_close(
-            model.encode_motion(features[i : i + 1, :n])[0], z[i], rtol=1e-5, atol=1e-5
-        )
+            model.encode_motion(features[i:i + 1, :n])[0], z[i], rtol=1e-5, atol=1e-5)
     decoded, joints = model.decode_latent(z, LENGTHS)
-    assert (
-        decoded.shape == (3, 20, 263) and joints.shape == (3, 20, 22, 3) and joints.isfinite().all()
-    )
+    assert (decoded.shape == (3, 20, 263) and joints.shape == (3, 20, 22, 3)
+            and joints.isfinite().all())
     alone, _ = model.decode_latent(z[1:2], [13])
     torch.testing.assert_close(decoded[1, :13], alone[0], rtol=1e-5, atol=1e-5)
     path = model.interpolate(z[0], z[1], 5)
@@ -432,11 +365,8 @@ def test_encode_decode_and_interpolate():
 
 def test_normalised_latents_come_back_as_the_vaes():
     """A denoiser that always answers x0 = 0 stands for the mean latent."""
-    model = make(
-        denoiser__normalize_latents=True,
-        denoiser__final_linear=True,
-        diffusion__prediction_type="sample",
-    )
+    model = make(denoiser__normalize_latents=True, denoiser__final_linear=True,
+                 diffusion__prediction_type="sample")
     torch.nn.init.zeros_(model.denoiser.final_linear.weight)
     torch.nn.init.zeros_(model.denoiser.final_linear.bias)
     features, _ = model.generate(["walk"], lengths=[10], sampler="ddpm", seed=0)
@@ -446,9 +376,8 @@ def test_normalised_latents_come_back_as_the_vaes():
 @pytest.mark.parametrize("values", MODELS, ids=str)
 def test_bfloat16_is_near(values):
     model = make(**values)
-    given = dict(
-        lengths=LENGTHS, seed=5, guidance_scale=2.0, num_inference_steps=3, **condition(model)
-    )
+    given = dict(lengths=LENGTHS, seed=5, guidance_scale=2.0, num_inference_steps=3,
+                 **condition(model))
     exact = model.generate(**given)[0]
     near = model.to_precision("bf16").generate(**given)[0]
     assert near.dtype == torch.float32 and 1e-6 < relative(near, exact) < 0.1
@@ -467,11 +396,8 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips(values, prediction_type):
     model = make(**values | dict(diffusion__prediction_type=prediction_type))
     frames = model.vae is None
     x0 = torch.randn(3, 20, 263) if frames else torch.randn(3, model.config.vae.latent_size, 8)
-    t, eps, dropped = (
-        torch.tensor([3, 500, 999]),
-        torch.randn_like(x0),
-        torch.tensor([False, True, False]),
-    )
+    t, eps = torch.tensor([3, 500, 999]), torch.randn_like(x0)
+    dropped = torch.tensor([False, True, False])
     batch = dict(lengths=torch.tensor(LENGTHS), t=t, eps=eps, dropped=dropped, **condition(model))
     loss = model.diffusion_loss(x0, **batch)
     for i, n in enumerate(LENGTHS):
@@ -480,36 +406,26 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips(values, prediction_type):
         one["eps"] = one["eps"][:, :n]
         if not model.config.denoiser.length_token:
             one["lengths"] = None
-        torch.testing.assert_close(
-            loss["error"][i],
-            model.diffusion_loss(x0[i : i + 1, :n], **one)["loss"].detach(),
-            rtol=1e-5,
-            atol=1e-5,
-        )
+        torch.testing.assert_close(loss["error"][i],
+                                   model.diffusion_loss(x0[i:i + 1, :n], **one)["loss"].detach(),
+                                   rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss["loss"].detach(), loss["error"].mean())
     if frames:
         x0[1, 13:] = torch.nan
         torch.testing.assert_close(
-            model.diffusion_loss(x0, **batch)["loss"], loss["loss"], rtol=0, atol=0
-        )
+            model.diffusion_loss(x0, **batch)["loss"], loss["loss"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "values", [MODELS[2], MODELS[5] | dict(denoiser__condition="none")], ids=str
-)
+@pytest.mark.parametrize("values", [MODELS[2], MODELS[5] | dict(denoiser__condition="none")],
+                         ids=str)
 def test_gradients_of_the_loss_match_finite_differences(values):
     model = make(**values).double()
     x0 = torch.randn(3, *((20, 263) if model.vae is None else (1, 8)), dtype=torch.float64)
-    batch = dict(
-        lengths=torch.tensor(LENGTHS),
-        t=torch.tensor([3, 500, 999]),
-        eps=torch.randn_like(x0),
-        dropped=torch.tensor([False, True, False]),
-        **condition(model),
-    )
-    check_gradients(
-        lambda: model.diffusion_loss(x0, **batch)["loss"], model.denoiser.named_parameters()
-    )
+    batch = dict(lengths=torch.tensor(LENGTHS), t=torch.tensor([3, 500, 999]),
+                 eps=torch.randn_like(x0), dropped=torch.tensor([False, True, False]),
+                 **condition(model))
+    check_gradients(lambda: model.diffusion_loss(x0, **batch)["loss"],
+                    model.denoiser.named_parameters())
 
 
 def test_dropped_conditions():
@@ -517,9 +433,10 @@ def test_dropped_conditions():
     x0, t = torch.randn(2, 1, 8), torch.tensor([10, 10])
     eps = torch.randn_like(x0)
     # noqa: E731
-    run = lambda texts, *dropped: model.diffusion_loss(
-        x0, texts=texts, t=t, eps=eps, dropped=torch.tensor(dropped)
-    )["error"]
+    def run(texts, *dropped):
+        dropped = torch.tensor(dropped)
+        return model.diffusion_loss(x0, texts=texts, t=t, eps=eps, dropped=dropped)["error"]
+
     kept, empty = run(["walk", "jump"], False, False), run(["", ""], False, False)
     torch.testing.assert_close(run(["walk", "jump"], False, True), torch.stack((kept[0], empty[1])))
     assert (kept - empty).abs().min() > 1e-5
@@ -529,9 +446,8 @@ def test_dropped_conditions():
 
 
 def test_share_of_dropped_conditions():
-    model = make(
-        denoiser__condition="action", denoiser__num_actions=4, denoiser__condition_dropout=0.25
-    )
+    model = make(denoiser__condition="action", denoiser__num_actions=4,
+                 denoiser__condition_dropout=0.25)
     seen = []
     model.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
     model.diffusion_loss(torch.randn(4000, 1, 8), actions=torch.ones(4000, dtype=torch.int64))
@@ -541,11 +457,8 @@ def test_share_of_dropped_conditions():
 @pytest.mark.parametrize("values", MODELS, ids=str)
 def test_every_parameter_of_the_denoiser_learns(values):
     model = make(**values).train()
-    x0 = (
-        torch.randn(3, 20, 263)
-        if model.vae is None
-        else torch.randn(3, model.config.vae.latent_size, 8)
-    )
+    shape = (20, 263) if model.vae is None else (model.config.vae.latent_size, 8)
+    x0 = torch.randn(3, *shape)
     model.diffusion_loss(x0, lengths=torch.tensor(LENGTHS), **condition(model))["loss"].backward()
     assert all(p.grad is not None for p in model.denoiser.parameters())
     assert model.vae is None or all(p.grad is None for p in model.vae.parameters())
@@ -558,8 +471,7 @@ def test_every_parameter_of_the_denoiser_learns(values):
 KINDS = [
     dict(),
     dict(denoiser__condition="action", denoiser__num_actions=4),
-    dict(denoiser__condition="none"),
-]
+    dict(denoiser__condition="none")]
 
 
 def tell_lengths_apart(model, given, lengths):
@@ -570,35 +482,25 @@ def tell_lengths_apart(model, given, lengths):
         optimizer.step()
 
 
-@pytest.mark.parametrize(
-    "values, given, lengths",
-    [
-        (KINDS[0], dict(texts=["walk", "jump"]), [40, 120]),
-        (KINDS[0] | dict(text__last_hidden_state=True), dict(texts=["walk", "jump"]), [40, 120]),
-        (KINDS[1], dict(actions=[0, 3]), [60, 196]),
-        (KINDS[2], dict(), [80, 80]),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("values, given, lengths", [
+    (KINDS[0], dict(texts=["walk", "jump"]), [40, 120]),
+    (KINDS[0] | dict(text__last_hidden_state=True), dict(texts=["walk", "jump"]), [40, 120]),
+    (KINDS[1], dict(actions=[0, 3]), [60, 196]), (KINDS[2], dict(), [80, 80])], ids=str)
 def test_lengths_are_learnt_from_conditions(values, given, lengths):
     model = make(**values)
     if "text__last_hidden_state" in values:  # every sentence starts with the same token
         table = {
-            text: torch.cat((torch.ones(1, 6), torch.randn(2, 6))) for text in ("walk", "jump", "")
-        }
+            text: torch.cat((torch.ones(1, 6), torch.randn(2, 6))) for text in ("walk", "jump", "")}
         model.text_encoder = Words(table, tokens=3)
     given = {
-        key: torch.tensor(value) if key == "actions" else value for key, value in given.items()
-    }
+        key: torch.tensor(value) if key == "actions" else value for key, value in given.items()}
     before = {name: p.clone() for name, p in model.named_parameters()}
     tell_lengths_apart(model, given, lengths)
     for seed in (0, 1, None):
         assert model.draw_lengths(**given, count=2, seed=seed) == lengths
     changed = {
-        name.split(".")[0]
-        for name, p in model.named_parameters()
-        if not torch.equal(p, before[name])
-    }
+        name.split(".")[0] for name, p in model.named_parameters()
+        if not torch.equal(p, before[name])}
     assert changed == {"length_estimator"}
     assert all(p.grad is None for p in model.denoiser.parameters())
 
@@ -610,12 +512,10 @@ def test_length_loss_is_the_cross_entropy_in_units():
     # shorter than a unit is one, longer than all is all
     expected = -logits.log_softmax(-1)[[0, 1, 2], [0, 9, 48]].mean()
     torch.testing.assert_close(
-        model.length_loss(torch.tensor([3, 43, 300]), ["walk", "jump", "sit"]), expected
-    )
+        model.length_loss(torch.tensor([3, 43, 300]), ["walk", "jump", "sit"]), expected)
     action = make(**KINDS[1])
-    assert action.length_loss(
-        torch.tensor([40, 60]), actions=torch.tensor([2, -1])
-    ).isfinite(), "clips without a label"
+    assert action.length_loss(torch.tensor([40, 60]),
+                              actions=torch.tensor([2, -1])).isfinite(), "clips without a label"
 
 
 def test_seeds_of_lengths():
@@ -623,11 +523,8 @@ def test_seeds_of_lengths():
     texts = ["walk"] * 8
     drawn = model.draw_lengths(texts, seed=3)
     assert len(set(drawn)) > 1 and all(n % 4 == 0 and 4 <= n <= 196 for n in drawn)
-    assert (
-        drawn
-        == model.draw_lengths(texts, seed=3)
-        == model.draw_lengths(texts, seed=list(range(3, 11)))
-    )
+    assert drawn == model.draw_lengths(texts, seed=3)
+    assert drawn == model.draw_lengths(texts, seed=list(range(3, 11)))
     assert drawn[2] == model.draw_lengths(["walk"], seed=5)[0], "the same alone and in a batch"
     assert drawn != model.draw_lengths(texts, seed=4)
     torch.manual_seed(0)
@@ -654,110 +551,61 @@ def test_unlikely_lengths_are_never_drawn():
 # What cannot be
 
 
-@pytest.mark.parametrize(
-    "values, arguments, message",
-    [
-        (dict(), dict(texts=["walk"], lengths=[0]), "1 to 62 frames here, found 0"),
-        (dict(), dict(texts=["walk"], lengths=[-3]), "1 to 62 frames here, found -3"),
-        (dict(), dict(texts=["walk"], lengths=[63]), "1 to 62 frames here, found 63"),
-        (dict(), dict(texts=["walk"], lengths=[2.5]), "whole numbers of frames"),
-        (dict(), dict(texts=["walk"], lengths=[]), "whole numbers of frames"),
-        (dict(), dict(texts=["walk"], lengths=5), "whole numbers of frames"),
-        (dict(), dict(texts=["walk"], lengths=[5, 6]), "list of 2 texts"),
-        (dict(), dict(texts="walk", lengths=[5, 6, 7, 8]), "list of 4 texts"),
-        (
-            dict(),
-            dict(texts=[None], lengths=[5]),
-            r"list of 1 texts, one per motion, found \[None\]",
-        ),
-        (dict(), dict(actions=[0], lengths=[5]), "takes texts, but was given actions"),
-        (MODELS[2], dict(texts=["walk"], lengths=[5]), "takes actions, but was given texts"),
-        (
-            MODELS[2],
-            dict(actions=[4], lengths=[5]),
-            r"Unknown action: this model knows the actions 0 to 3, found \[4\]",
-        ),
-        (MODELS[2], dict(actions=[1, -1], lengths=[5, 5]), "Unknown action"),
-        (MODELS[2], dict(actions=[0.5], lengths=[5]), "Unknown action"),
-        (MODELS[3], dict(texts=["walk"], lengths=[5]), "takes no condition, but was given texts"),
-        (dict(), dict(texts=["walk"], lengths=[5], guidance_scale=-1), "guidance_scale must be"),
-        (
-            dict(),
-            dict(texts=["walk"], lengths=[5], guidance_scale=float("nan")),
-            "guidance_scale must be",
-        ),
-        (
-            dict(),
-            dict(texts=["walk"], lengths=[5], num_inference_steps=0),
-            "num_inference_steps must be",
-        ),
-        (dict(), dict(texts=["walk"], lengths=[5], sampler="ddmi"), "sampler must be one of"),
-        (dict(), dict(texts=["walk"], lengths=[5], seed=[1, 2]), "one per sample"),
-        (
-            dict(),
-            dict(texts=["walk"], lengths=[5], x_T=torch.zeros(1, 1, 9)),
-            r"x_T must have shape \(1, 1, 8\), found \(1, 1, 9\)",
-        ),
-    ],
-)
+@pytest.mark.parametrize("values, arguments, message", [
+    (dict(), dict(texts=["walk"], lengths=[0]), "1 to 62 frames here, found 0"),
+    (dict(), dict(texts=["walk"], lengths=[-3]), "1 to 62 frames here, found -3"),
+    (dict(), dict(texts=["walk"], lengths=[63]), "1 to 62 frames here, found 63"),
+    (dict(), dict(texts=["walk"], lengths=[2.5]), "whole numbers of frames"),
+    (dict(), dict(texts=["walk"], lengths=[]), "whole numbers of frames"),
+    (dict(), dict(texts=["walk"], lengths=5), "whole numbers of frames"),
+    (dict(), dict(texts=["walk"], lengths=[5, 6]), "list of 2 texts"),
+    (dict(), dict(texts="walk", lengths=[5, 6, 7, 8]), "list of 4 texts"),
+    (dict(), dict(texts=[None], lengths=[5]), r"list of 1 texts, one per motion, found \[None\]"),
+    (dict(), dict(actions=[0], lengths=[5]), "takes texts, but was given actions"),
+    (MODELS[2], dict(texts=["walk"], lengths=[5]), "takes actions, but was given texts"),
+    (MODELS[2], dict(actions=[4], lengths=[5]),
+     r"Unknown action: this model knows the actions 0 to 3, found \[4\]"),
+    (MODELS[2], dict(actions=[1, -1], lengths=[5, 5]), "Unknown action"),
+    (MODELS[2], dict(actions=[0.5], lengths=[5]), "Unknown action"),
+    (MODELS[3], dict(texts=["walk"], lengths=[5]), "takes no condition, but was given texts"),
+    (dict(), dict(texts=["walk"], lengths=[5], guidance_scale=-1), "guidance_scale must be"),
+    (dict(), dict(texts=["walk"], lengths=[5], guidance_scale=float("nan")),
+     "guidance_scale must be"),
+    (dict(), dict(texts=["walk"], lengths=[5], num_inference_steps=0),
+     "num_inference_steps must be"),
+    (dict(), dict(texts=["walk"], lengths=[5], sampler="ddmi"), "sampler must be one of"),
+    (dict(), dict(texts=["walk"], lengths=[5], seed=[1, 2]), "one per sample"),
+    (dict(), dict(texts=["walk"], lengths=[5], x_T=torch.zeros(1, 1, 9)),
+     r"x_T must have shape \(1, 1, 8\), found \(1, 1, 9\)")])
 def test_refusals_of_generate(values, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**values).generate(**arguments)
 
 
-@pytest.mark.parametrize(
-    "values, call, message",
-    [
-        (
-            dict(),
-            lambda m: m.decode_latent(torch.zeros(1, 1, 9), [5]),
-            r"latents of shape \(B, 1, 8\), found \(1, 1, 9\)",
-        ),
-        (dict(), lambda m: m.decode_latent(torch.zeros(1, 1, 8), [63]), "found 63"),
-        (
-            dict(),
-            lambda m: m.encode_motion(torch.zeros(1, 5, 262)),
-            "takes 263 features per frame, found 262",
-        ),
-        (
-            dict(),
-            lambda m: m.encode_motion(torch.zeros(1, 5, 263), [6]),
-            "1 to 5 frames here, found 6",
-        ),
-        (
-            dict(),
-            lambda m: m.denoiser(torch.zeros(1, 1, 9), torch.tensor(0), torch.zeros(1, 1, 6)),
-            r"\(B, N, 8\), found \(1, 1, 9\)",
-        ),
-        (
-            MODELS[4],
-            lambda m: m.denoiser(torch.zeros(1, 1, 8), torch.tensor(0), torch.zeros(1, 1, 6)),
-            r"\(B, T, 263\), found \(1, 1, 8\)",
-        ),
-        (MODELS[4], lambda m: m.encode_motion(torch.zeros(1, 5, 263)), "has no VAE"),
-        (MODELS[4], lambda m: m.decode_latent(torch.zeros(1, 1, 8), [5]), "has no VAE"),
-        (dict(), lambda m: m.draw_lengths(actions=[1]), "takes texts, but was given actions"),
-        (
-            MODELS[2],
-            lambda m: m.draw_lengths(actions=[4]),
-            r"Unknown action: this model knows the actions 0 to 3, found \[4\]",
-        ),
-        (MODELS[2], lambda m: m.draw_lengths(actions=[-1]), "Unknown action"),
-        (dict(), lambda m: m.train().generate(["walk"], lengths=[5]), "model.eval"),
-        (
-            dict(),
-            lambda m: MLD(m.config).eval().generate(["walk"], lengths=[5]),
-            "has no text encoder",
-        ),
-        (
-            dict(denoiser__text_encoded_dim=9),
-            lambda m: MLD(m.config, Words(width=6)).eval().generate(["walk"], lengths=[5]),
-            "width 6, but the denoiser takes 9",
-        ),
-        (MODELS[2], lambda m: MLD(m.config).to_joints(torch.zeros(1, 2, 150)), "need a rest pose"),
-        (dict(), lambda m: Denoiser(DenoiserConfig(condition="action")), "num_actions is 0"),
-    ],
-)
+@pytest.mark.parametrize("values, call, message", [
+    (dict(), lambda m: m.decode_latent(torch.zeros(1, 1, 9), [5]),
+     r"latents of shape \(B, 1, 8\), found \(1, 1, 9\)"),
+    (dict(), lambda m: m.decode_latent(torch.zeros(1, 1, 8), [63]), "found 63"),
+    (dict(), lambda m: m.encode_motion(torch.zeros(1, 5, 262)),
+     "takes 263 features per frame, found 262"),
+    (dict(), lambda m: m.encode_motion(torch.zeros(1, 5, 263), [6]), "1 to 5 frames here, found 6"),
+    (dict(), lambda m: m.denoiser(torch.zeros(1, 1, 9), torch.tensor(0), torch.zeros(1, 1, 6)),
+     r"\(B, N, 8\), found \(1, 1, 9\)"),
+    (MODELS[4], lambda m: m.denoiser(torch.zeros(1, 1, 8), torch.tensor(0), torch.zeros(1, 1, 6)),
+     r"\(B, T, 263\), found \(1, 1, 8\)"),
+    (MODELS[4], lambda m: m.encode_motion(torch.zeros(1, 5, 263)), "has no VAE"),
+    (MODELS[4], lambda m: m.decode_latent(torch.zeros(1, 1, 8), [5]), "has no VAE"),
+    (dict(), lambda m: m.draw_lengths(actions=[1]), "takes texts, but was given actions"),
+    (MODELS[2], lambda m: m.draw_lengths(actions=[4]),
+     r"Unknown action: this model knows the actions 0 to 3, found \[4\]"),
+    (MODELS[2], lambda m: m.draw_lengths(actions=[-1]), "Unknown action"),
+    (dict(), lambda m: m.train().generate(["walk"], lengths=[5]), "model.eval"),
+    (dict(), lambda m: MLD(m.config).eval().generate(["walk"], lengths=[5]), "has no text encoder"),
+    (dict(denoiser__text_encoded_dim=9),
+     lambda m: MLD(m.config, Words(width=6)).eval().generate(["walk"], lengths=[5]),
+     "width 6, but the denoiser takes 9"),
+    (MODELS[2], lambda m: MLD(m.config).to_joints(torch.zeros(1, 2, 150)), "need a rest pose"),
+    (dict(), lambda m: Denoiser(DenoiserConfig(condition="action")), "num_actions is 0")])
 def test_refusals(values, call, message):
     with pytest.raises(ValueError, match=message):
         call(make(**values))

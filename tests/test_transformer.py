@@ -1,4 +1,4 @@
-"""transformer.py against torch's own layers, and its masks, skips, positions and initial weights."""
+"""transformer.py equals torch's own layers; its masks, skips, positions and initial weights."""
 import math
 
 import pytest
@@ -21,9 +21,8 @@ def test_layer_equals_torchs_own(pre_norm, activation, memory_tokens):
     # kept in training mode, without dropout: torch's fused inference path would zero the padded
     # rows
     theirs = kind(16, 4, 32, 0.0, activation, batch_first=True, norm_first=pre_norm)
-    ours = Layer(
-        16, 4, 32, activation=activation, pre_norm=pre_norm, cross=memory_tokens > 0
-    ).eval()
+    cross = memory_tokens > 0
+    ours = Layer(16, 4, 32, activation=activation, pre_norm=pre_norm, cross=cross).eval()
     for p in theirs.parameters():
         nn.init.normal_(p, std=0.3)
     ours.load_state_dict(theirs.state_dict())  # the same names
@@ -50,12 +49,10 @@ def test_stack_ignores_what_stands_behind_a_length(pre_norm, skip):
 
 
 def test_causal_stack_does_not_see_the_future():
-    stack, x = Stack(2, 16, 4, 32, activation="quick_gelu", pre_norm=True).eval(), torch.randn(
-        2, 7, 16
-    )
+    stack = Stack(2, 16, 4, 32, activation="quick_gelu", pre_norm=True).eval()
+    x = torch.randn(2, 7, 16)
     torch.testing.assert_close(
-        stack(x, causal=True)[:, :4], stack(x[:, :4], causal=True), rtol=1e-5, atol=1e-5
-    )
+        stack(x, causal=True)[:, :4], stack(x[:, :4], causal=True), rtol=1e-5, atol=1e-5)
     assert (stack(x)[:, :4] - stack(x, causal=True)[:, :4]).abs().max() > 1e-2
 
 
@@ -73,9 +70,8 @@ def test_skip_connections_mirror_the_layers():
 def test_gradients_of_a_layer(pre_norm, activation):
     layer = Layer(4, 2, 6, activation=activation, pre_norm=pre_norm, cross=True).double()
     x, memory = (torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 2))
-    assert torch.autograd.gradcheck(
-        lambda x, m, *_: layer(x, torch.tensor([3, 2]), m), (x, memory, *layer.parameters())
-    )
+    assert torch.autograd.gradcheck(lambda x, m, *_: layer(x, torch.tensor([3, 2]), m),
+                                    (x, memory, *layer.parameters()))
 
 
 def test_dropout_only_in_training():
@@ -90,12 +86,8 @@ def test_dropout_only_in_training():
 
 def test_initial_weights_as_published():
     table = Positions(500, 64).pe
-    assert (
-        table.shape == (500, 64)
-        and table.min() >= 0
-        and 0.99 < table.max() <= 1
-        and abs(table.mean() - 0.5) < 0.01
-    )
+    assert (table.shape == (500, 64) and table.min() >= 0 and 0.99 < table.max() <= 1
+            and abs(table.mean() - 0.5) < 0.01)
     stack = Stack(3, 64, 4, 128, cross=True, skip=True)
     for name, p in stack.named_parameters():
         if p.dim() > 1:  # xavier-uniform: +-sqrt(6 / (in + out))
@@ -120,12 +112,8 @@ def test_zero_padding_removes_nan_from_values_and_gradients():
     x.requires_grad_()
     y = zero_padding(x, LENGTHS)
     (y ** 2).sum().backward()
-    assert (
-        y.isfinite().all()
-        and x.grad.isfinite().all()
-        and torch.equal(y[0], x[0])
-        and not y[1, 4:].any()
-    )
+    assert (y.isfinite().all() and x.grad.isfinite().all() and torch.equal(y[0], x[0])
+            and not y[1, 4:].any())
     assert zero_padding(x, None) is x
 
 

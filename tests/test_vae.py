@@ -1,3 +1,4 @@
+"""The VAE equals the published one; padding, batches and processes do not change its numbers."""
 import json
 
 import numpy as np
@@ -21,8 +22,7 @@ FORMS = [
     dict(arch="encoder_decoder", normalize_before=True),
     dict(arch="encoder_decoder", position_embedding="sine"),
     dict(arch="encoder_decoder", latent_size=2, cosines=6, cosine_span=30),
-    dict(arch="all_encoder", mlp_dist=True, cosines=6),
-]
+    dict(arch="all_encoder", mlp_dist=True, cosines=6)]
 LENGTHS = torch.tensor([20, 13, 1])
 
 
@@ -48,21 +48,13 @@ def published_weights(arrays):
         }
     if "encoder.mu_token" in state:
         state["global_motion_token"] = torch.stack(
-            (state.pop("encoder.mu_token"), state.pop("encoder.logvar_token"))
-        )
+            (state.pop("encoder.mu_token"), state.pop("encoder.logvar_token")))
     return {k: v[:, 0] if k.endswith(".pe") else v for k, v in state.items()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "encoder_decoder_latent1",
-        "encoder_decoder_latent2",
-        "encoder_decoder_latent1_mlpdist",
-        "all_encoder_latent1",
-        "actor",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "encoder_decoder_latent1", "encoder_decoder_latent2", "encoder_decoder_latent1_mlpdist",
+    "all_encoder_latent1", "actor"])
 def test_equals_the_published_vae(name):
     arrays = np.load(GOLDEN / f"vae_{name}.npz")
     meta = {"arch": "actor"} | json.loads(str(arrays["meta"]))
@@ -106,9 +98,8 @@ def test_padding_never_leaks(form):
             alone, alone_logvar = vae.encode(x[i:i + 1, :n])
             torch.testing.assert_close(mu[i], alone[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(logvar[i], alone_logvar[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(
-                decoded[i, :n], vae.decode(alone, max_length=n)[0], rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(decoded[i, :n],
+                                       vae.decode(alone, max_length=n)[0], rtol=1e-5, atol=1e-5)
             assert not decoded[i, n:].any()
         assert torch.equal(mu, vae.encode(x.nan_to_num(7.0), LENGTHS)[0])
         longer = vae.decode(mu, LENGTHS, max_length=30)
@@ -124,9 +115,8 @@ def test_nan_in_the_padding_reaches_neither_loss_nor_gradients():
         for i, n in enumerate(LENGTHS):
             x[i, n:] = rubbish
         mu, logvar = vae.encode(x, LENGTHS)
-        loss = vae_loss(
-            x, vae.decode(mu, LENGTHS, 20), mu, logvar, LENGTHS, VAEConfig(lambda_joint=0.0)
-        )["loss"]
+        loss = vae_loss(x, vae.decode(mu, LENGTHS, 20), mu, logvar, LENGTHS,
+                        VAEConfig(lambda_joint=0.0))["loss"]
         results.append((loss, *torch.autograd.grad(loss, list(vae.parameters()))))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
@@ -141,12 +131,8 @@ def to_joints(features):
 
 
 def test_loss_is_what_its_docstring_says():
-    x, y, mu, logvar = (
-        torch.randn(2, 6, 263),
-        torch.randn(2, 6, 263),
-        torch.randn(2, 1, 8),
-        torch.randn(2, 1, 8),
-    )
+    x, y, mu, logvar = (torch.randn(2, 6, 263), torch.randn(2, 6, 263), torch.randn(2, 1, 8),
+                        torch.randn(2, 1, 8))
     cfg = VAEConfig(lambda_rec=2.0, lambda_joint=3.0, lambda_kl=0.5)
     losses = vae_loss(x, y, mu, logvar, None, cfg, to_joints)
     posterior = torch.distributions.Normal(mu, (logvar / 2).exp())
@@ -154,24 +140,18 @@ def test_loss_is_what_its_docstring_says():
     torch.testing.assert_close(losses["kl"], kl)
     torch.testing.assert_close(losses["features"], F.smooth_l1_loss(y, x))
     torch.testing.assert_close(losses["joints"], F.smooth_l1_loss(to_joints(y), to_joints(x)))
-    torch.testing.assert_close(
-        losses["loss"], 2 * losses["features"] + 3 * losses["joints"] + 0.5 * losses["kl"]
-    )
-    torch.testing.assert_close(
-        vae_loss(x, y, mu, logvar, None, VAEConfig(recons_loss="mse", lambda_joint=0.0))[
-            "features"
-        ],
-        F.mse_loss(y, x),
-    )
+    torch.testing.assert_close(losses["loss"],
+                               2 * losses["features"] + 3 * losses["joints"] + 0.5 * losses["kl"])
+    losses = vae_loss(x, y, mu, logvar, None, VAEConfig(recons_loss="mse", lambda_joint=0.0))
+    torch.testing.assert_close(losses["features"], F.mse_loss(y, x))
 
 
 def test_joints_may_be_held_by_their_distance():
     x, y, mu = torch.randn(2, 6, 263), torch.randn(2, 6, 263), torch.zeros(2, 1, 8)
     cfg = VAEConfig(joints_loss="distance", lambda_rec=0.0, lambda_joint=3.0, lambda_kl=0.0)
     losses = vae_loss(x, y, mu, mu, None, cfg, to_joints)
-    torch.testing.assert_close(
-        losses["joints"], (to_joints(y) - to_joints(x)).square().sum(-1).sqrt().mean()
-    )
+    torch.testing.assert_close(losses["joints"],
+                               (to_joints(y) - to_joints(x)).square().sum(-1).sqrt().mean())
     torch.testing.assert_close(losses["loss"], 3 * losses["joints"])
     y = x.clone().requires_grad_()  # perfect: no distance, and no NaN in its gradient
     vae_loss(x, y, mu, mu, None, cfg, to_joints)["loss"].backward()
@@ -200,9 +180,8 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips():
         y[i, n:] = 0  # as decode leaves it
     whole = vae_loss(x, y, mu, mu, LENGTHS, cfg, to_joints)
     alone = [
-        vae_loss(x[i : i + 1, :n], y[i : i + 1, :n], mu[:1], mu[:1], None, cfg, to_joints)
-        for i, n in enumerate(LENGTHS)
-    ]
+        vae_loss(x[i:i + 1, :n], y[i:i + 1, :n], mu[:1], mu[:1], None, cfg, to_joints)
+        for i, n in enumerate(LENGTHS)]
     for key in whole:
         torch.testing.assert_close(whole[key], sum(a[key] for a in alone) / 3)
     per_clip = clip_mean((x - y).square(), LENGTHS, per_clip=True)
@@ -215,23 +194,14 @@ def test_gradients_match_finite_differences(form, recons_loss):
     vae = make(nfeats=263, **form).double()
     cfg = VAEConfig(recons_loss=recons_loss, lambda_kl=0.1, lambda_velocity=1.0)
     generator = torch.Generator().manual_seed(1)
-    x, eps = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator)
-        for shape in ((2, 5, 263), (2, vae.latent_size, 8))
-    )
+    x, eps = (torch.randn(*shape, dtype=torch.float64, generator=generator)
+              for shape in ((2, 5, 263), (2, vae.latent_size, 8)))
     lengths = torch.tensor([5, 3])
 
     def loss():
         mu, logvar = vae.encode(x, lengths)
-        return vae_loss(
-            x,
-            vae.decode(reparameterize(mu, logvar, eps), lengths, 5),
-            mu,
-            logvar,
-            lengths,
-            cfg,
-            to_joints,
-        )["loss"]
+        return vae_loss(x, vae.decode(reparameterize(mu, logvar, eps), lengths, 5), mu, logvar,
+                        lengths, cfg, to_joints)["loss"]
 
     check_gradients(loss, vae.named_parameters())
 
@@ -240,9 +210,8 @@ def check_gradients(loss, parameters, h=1e-6):
     """Directional derivatives by central differences, one random direction for every parameter."""
     names, parameters = zip(*parameters)
     for name, p, grad in zip(names, parameters, torch.autograd.grad(loss(), parameters)):
-        direction = torch.randn(
-            p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(len(name))
-        )
+        direction = torch.randn(p.shape, dtype=p.dtype,
+                                generator=torch.Generator().manual_seed(len(name)))
         with torch.no_grad():
             p += h * direction
             up = loss()
@@ -261,10 +230,8 @@ def test_reparameterize():
     mu, logvar = torch.full((20000,), 2.0), torch.full((20000,), -1.0)
     z = reparameterize(mu, logvar)
     assert abs(z.mean() - 2) < 0.02 and abs(z.std() - np.exp(-0.5)) < 0.02
-    torch.testing.assert_close(
-        reparameterize(mu, logvar, torch.ones(20000)),
-        torch.full((20000,), 2 + np.exp(-0.5), dtype=torch.float32),
-    )
+    torch.testing.assert_close(reparameterize(mu, logvar, torch.ones(20000)),
+                               torch.full((20000,), 2 + np.exp(-0.5), dtype=torch.float32))
 
 
 def test_logvar_bias_starts_the_posterior_narrow():
@@ -294,9 +261,8 @@ def test_the_linear_path_is_linear_and_keeps_slow_motion():
         slow *= torch.tensor([20.0, 10.0, 10.0])[:, None] * (2 / 20) ** 0.5
         torch.testing.assert_close(z.flatten(1)[:, :12].view(2, 3, 4), slow, rtol=1e-4, atol=1e-5)
         back = path.decode(z, 20)[..., :4]
-        torch.testing.assert_close(
-            back, torch.einsum("bkr,tk->btr", slow / 2, path.waves[:20]), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(back, torch.einsum("bkr,tk->btr", slow / 2, path.waves[:20]),
+                                   rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_learns():
@@ -307,11 +273,9 @@ def test_every_parameter_learns():
         assert all(p.grad is not None for p in vae.parameters()), form
 
 
-@pytest.mark.parametrize(
-    "backend, form",
-    [("inductor", dict(num_layers=1)), ("aot_eager", dict(arch="all_encoder", latent_size=2))],
-    ids=str,
-)
+@pytest.mark.parametrize("backend, form", [("inductor", dict(num_layers=1)),
+                                           ("aot_eager", dict(arch="all_encoder", latent_size=2))],
+                         ids=str)
 def test_compiles_without_graph_breaks(backend, form):
     """torch.compile of encode and decode as one graph, at two lengths, on the CPU. Slow, so C++
     is made for one layer only."""
@@ -326,38 +290,23 @@ def test_compiles_without_graph_breaks(backend, form):
     with torch.inference_mode():
         for T in (20, 32):
             x, lengths = torch.randn(3, T, 10), torch.tensor([T, 13, 1])
-            torch.testing.assert_close(
-                compiled(x, lengths, T), there_and_back(x, lengths, T), rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(compiled(x, lengths, T), there_and_back(x, lengths, T),
+                                       rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda v: v.encode(torch.zeros(2, 20, 11)), "takes 10 features per frame, found 11"),
-        (
-            lambda v: v.encode(torch.zeros(2, 63, 10)),
-            "65 tokens does not fit the position table of 64 rows",
-        ),
-        (
-            lambda v: v.decode(torch.zeros(2, 1, 9), LENGTHS[:2]),
-            r"latents of shape \(B, 1, 8\), found \(2, 1, 9\)",
-        ),
-        (
-            lambda v: v.decode(torch.zeros(2, 2, 8), LENGTHS[:2]),
-            r"latents of shape \(B, 1, 8\), found \(2, 2, 8\)",
-        ),
-        (
-            lambda v: v.decode(torch.zeros(2, 8), LENGTHS[:2]),
-            r"latents of shape \(B, 1, 8\), found \(2, 8\)",
-        ),
-        (
-            lambda v: v.decode(torch.zeros(1, 1, 8), torch.tensor([65])),
-            "65 tokens does not fit the position table",
-        ),
-        (lambda v: v.decode(torch.zeros(1, 1, 8)), "lengths or max_length"),
-    ],
-)
+@pytest.mark.parametrize("call, message", [
+    (lambda v: v.encode(torch.zeros(2, 20, 11)), "takes 10 features per frame, found 11"),
+    (lambda v: v.encode(torch.zeros(2, 63, 10)),
+     "65 tokens does not fit the position table of 64 rows"),
+    (lambda v: v.decode(torch.zeros(2, 1, 9), LENGTHS[:2]),
+     r"latents of shape \(B, 1, 8\), found \(2, 1, 9\)"),
+    (lambda v: v.decode(torch.zeros(2, 2, 8), LENGTHS[:2]),
+     r"latents of shape \(B, 1, 8\), found \(2, 2, 8\)"),
+    (lambda v: v.decode(torch.zeros(2, 8), LENGTHS[:2]),
+     r"latents of shape \(B, 1, 8\), found \(2, 8\)"),
+    (lambda v: v.decode(torch.zeros(1, 1, 8), torch.tensor([65])),
+     "65 tokens does not fit the position table"),
+    (lambda v: v.decode(torch.zeros(1, 1, 8)), "lengths or max_length")])
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call(make())
