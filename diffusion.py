@@ -29,6 +29,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import operator
 from collections import namedtuple
 
 import torch
@@ -44,6 +45,17 @@ def check_name(setting, value, known):
         near = difflib.get_close_matches(str(value).lower(), known, 1, 0.0)[0]
         raise ValueError(f"{setting} must be one of {', '.join(known)}, got {value!r}. "
                          f"Did you mean {near}?")
+
+
+def whole(setting, value):
+    """A whole number, numpy's and torch's among them, as an int; ValueError for anything else."""
+    kind = getattr(value, "dtype", type(value))  # of an array, that of its numbers
+    try:
+        if kind not in (bool, torch.bool) and str(kind) != "bool":
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{setting} must be a whole number, got {value!r}.")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -209,10 +221,10 @@ def plan(schedule, sampler="ddim", num_inference_steps=50, eta=0.0):
     DDIM and DPM-Solver++ end at abar_0, the lowest level that the network was trained on
     (`set_alpha_to_one=False` in the published settings); DDPM ends at 1."""
     check_name("sampler", sampler, SAMPLERS)
-    n = num_inference_steps
-    if not isinstance(n, int) or not 1 <= n <= len(schedule):
+    n = whole("num_inference_steps", num_inference_steps)
+    if not 1 <= n <= len(schedule):
         raise ValueError("num_inference_steps must be a whole number from 1 to the "
-                         f"{len(schedule)} of training, got {n!r}.")
+                         f"{len(schedule)} of training, got {n}.")
     if not 0 <= eta <= 1 or (eta and sampler != "ddim"):
         raise ValueError("eta must be from 0 to 1 for the sampler ddim and 0 for all others, got "
                          f"{eta} for {sampler}.")
@@ -244,10 +256,20 @@ def levels(steps, device=None):
 def make_generators(seed, count):
     """One torch.Generator per sample: seeds s, s + 1, ... for a whole number s, or a list of seeds.
 
-    None for None."""
+    None for None. ValueError for what is no whole number of 64 bits, or another number of seeds."""
     if seed is None:
         return None
-    seeds = seed if isinstance(seed, (list, tuple)) else range(seed, seed + count)
+    try:
+        seeds = [whole("seed", s) for s in seed]
+    except TypeError:  # one, not several
+        first = whole("seed", seed)
+        seeds = range(first, first + count)
+    if len(seeds) != count:
+        raise ValueError(f"seed must be one whole number or {count}, one per motion, got "
+                         f"{len(seeds)}.")
+    for s in seeds:
+        if not -2**63 <= s < 2**64:
+            raise ValueError(f"A seed must be from -2^63 to 2^64 - 1, got {s}.")
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 

@@ -263,9 +263,7 @@ def steps():
 
 
 def in_float64(model):
-    exact = copy.deepcopy(model).double()
-    exact.dtype = torch.float64
-    return exact
+    return copy.deepcopy(model).double()
 
 
 def autocast(precision):
