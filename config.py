@@ -648,10 +648,57 @@ def help_text(doc, options=None, config=None, preset="", everything=False):
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+# --------------------------------------------------------------------------------------------------
+# A program's output
+
+
+class Output:
+    """Standard output or error. A program whose reader has gone, as in `| head -1`, ends here, and
+    quietly: not by an OSError, which programs tell of files."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self.until_closed(self.stream.write, text)
+
+    def flush(self):
+        return self.until_closed(self.stream.flush)
+
+    def until_closed(self, call, *args):
+        try:
+            return call(*args)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # for what is still to be flushed
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            raise SystemExit(0) from None
+
+
+def program(main):
+    """Run main(the command line's words), which returns an exit status or None, and exit."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
-        config, words = parse_args(sys.argv[1:], doc=__doc__)
+        status = main(sys.argv[1:])
+    except BaseException:
+        with contextlib.suppress(SystemExit):
+            sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def main(argv):
+    try:
+        config, words = parse_args(argv, doc=__doc__)
         need(not words, f"config.py takes flags only, found {words and words[0]!r}; see --help.")
         print(json.dumps(to_dict(config), indent=2))
     except SettingError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    program(main)

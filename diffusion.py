@@ -190,7 +190,11 @@ Step = namedtuple("Step", "t p_x p_out c_x c_0 c_last c_noise")
 
 
 def timesteps(abar, sampler, n):
-    """The n levels, falling, at which the network is asked. abar: list of T floats, falling."""
+    """The n levels, falling, at which the network is asked. abar: list of T floats, falling.
+
+    They are those of diffusers for DDIM where n is at least 5 and divides T, and for DDPM where n is
+    T. Elsewhere ours differ on purpose, since x_T is pure noise: fewer DDIM steps, and any other
+    number of DDPM's, start at the noisiest level; other numbers of DDIM's are spread over all."""
     T = len(abar)
     if sampler == "ddim" and n >= 5:
         # as published: 981, 961 ... 1 for 50 of 1000 (all 1000 leave no room for the 1)
@@ -385,6 +389,7 @@ def guide(uncond, cond, scale, rescale=0.0, lengths=None):
 
 
 if __name__ == "__main__":
+    from config import program
     from view import samplers
 
-    samplers.main()
+    program(samplers.main)

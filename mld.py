@@ -18,7 +18,6 @@ Parameters carry their published names, except the action embedding (emb_proj.ac
 there, emb_proj.weight here) and final_linear, which is ours.
 """
 import dataclasses
-import sys
 
 import torch
 import torch.nn as nn
@@ -422,6 +421,7 @@ class MLD(nn.Module):
 
 
 if __name__ == "__main__":
+    from config import program
     from view import walkthrough
 
-    walkthrough.main(sys.argv[1:])
+    program(walkthrough.main)

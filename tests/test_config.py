@@ -1,5 +1,6 @@
 """The settings: layers, types, nearest names, rules, --help, the assets file, atomic writes."""
 import dataclasses
+import glob
 import json
 import os
 import pathlib
@@ -299,3 +300,42 @@ def test_as_a_program():
         and bad.stderr.startswith("error: vae.num_layers must be odd")
         and bad.stderr.count("\n") == 1
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# A program whose reader has gone
+
+
+def without_a_reader(*words, unbuffered="1"):
+    """`python words | head -0` -> exit status, what was said as an error."""
+    nobody, end = os.pipe()
+    os.close(nobody)
+    try:
+        done = subprocess.run([sys.executable, *words], stdout=end, stderr=subprocess.PIPE,
+                              cwd=config.HERE, text=True, timeout=300,
+                              env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    finally:
+        os.close(end)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+@pytest.mark.parametrize("words", [
+    ["config.py"], ["config.py", "--help"], ["train.py", "--help", "all"], ["eval.py", "--help"],
+    ["prepare.py", "check", "toy"], ["mld.py"], ["diffusion.py"], ["sample.py", "--help"],
+    ["clip_tokenizer.py", "a", "b"], ["dev/tables.py"]], ids=" ".join)
+def test_a_closed_pipe_is_no_error(words, unbuffered):
+    """As in `| head -1`; and what is an error remains one."""
+    status, said = without_a_reader(*words, unbuffered=unbuffered)
+    if words == ["dev/tables.py"]:
+        assert status == 1 and said.startswith("usage: ")
+    else:
+        assert (status, said) == (0, "")
+
+
+def test_every_program_ends_so():
+    for path in [*glob.glob(f"{config.HERE}/*.py"), *glob.glob(f"{config.HERE}/dev/*.py")]:
+        with open(path, encoding="utf-8") as file:
+            _, guard, last = file.read().partition('\nif __name__ == "__main__":\n')
+        prints = not path.endswith(("checkpoint.py", "figure.py"))  # they only write a file
+        assert not (guard and prints) or "    program(" in last, path

@@ -482,7 +482,7 @@ def test_copies_of_an_int8_stack_are_int8():
 
 
 def test_weights_that_are_no_longer_rounded_are_read_as_they_are():
-    """Training goes on, or a checkpoint is loaded: the numbers are torch's own, not rounded ones."""
+    """Training goes on, or a checkpoint is loaded: the numbers are torch's, not rounded ones."""
     stack, x = stack_of(), torch.randn(1, 3, 32)
     few_rows.round_to_int8(stack)
     check(stack, x)
