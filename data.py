@@ -1,4 +1,6 @@
 """Packed datasets -> padded batches with lengths, grouped by length so that little padding is computed."""
+import signal
+
 import numpy as np
 import torch
 
@@ -56,6 +58,12 @@ def permuted(positions, size, seed):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Batches
+
+
+def ignore_signals(worker):
+    """Ctrl-C and SIGTERM reach the worker processes, too: the training process decides when they end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Batches:
@@ -156,7 +164,7 @@ class Batches:
             return (self.batch(epoch, step) for step in range(first_step, self.steps))
         keys = [(epoch, step) for step in range(first_step, self.steps)]
         return iter(torch.utils.data.DataLoader(self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
-                                                generator=torch.Generator()))  # its own: the global one must not notice the workers
+                                                worker_init_fn=ignore_signals, generator=torch.Generator()))  # its own: the global one must not notice the workers
 
     def padded_share(self, epoch=0):
         """Share of the frames of an epoch's batches (over all ranks together) that is padding."""

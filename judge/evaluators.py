@@ -354,8 +354,8 @@ class EvaluatorStage(nn.Module):
         """There is nothing to look at."""
 
     def save(self, path):
-        checkpoint.save(path, self.run.config, self.judge.state_dict(), vocabulary=self.judge.vocabulary,
-                        actions=self.judge.actions, judge=True)
+        self.run.save(path, self.judge.state_dict(), vocabulary=self.judge.vocabulary,
+                      actions=self.judge.actions, judge=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
