@@ -1,4 +1,6 @@
 """Packed datasets -> padded batches with lengths, in which clips of similar length are together."""
+import signal
+
 import numpy as np
 import torch
 
@@ -57,6 +59,13 @@ def permuted(positions, size, seed):
 
 # --------------------------------------------------------------------------------------------------
 # Batches
+
+
+def ignore_signals(worker):
+    """Ctrl-C and SIGTERM reach the workers too; the training process decides when they end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
 
 class Batches:
     """The batches of one split. Whatever is random depends only on a few numbers, so that a run can
@@ -163,11 +172,8 @@ class Batches:
     def epoch(self, epoch, first_step=0, workers=0):
         """Iterate over an epoch's batches from `first_step`; `workers` processes prepare them."""
         keys = [(epoch, step) for step in range(first_step, self.steps)]
-        if not workers:
-            return (self.batch(*key) for key in keys)
-        return iter(torch.utils.data.DataLoader(
-            self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
-            generator=torch.Generator()))  # leaves the global random state alone
+        return iter(torch.utils.data.DataLoader(self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
+                                                worker_init_fn=ignore_signals, generator=torch.Generator()))  # its own: the global one must not notice the workers
 
     def padded_share(self, epoch=0):
         """The share of padding in the frames of an epoch's batches, over all ranks."""

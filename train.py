@@ -225,7 +225,7 @@ class Run:
         return result[0]
 
     def together(self, make):
-        """make() on every process, with the first one's error, if any has one, on all of them."""
+        """What make() returns, which every process calls; an error of one is everybody's."""
         if self.world == 1:
             return make()
         value, error = attempt(make)
@@ -233,7 +233,7 @@ class Run:
         dist.all_gather_object(errors, error)
         for rank, error in enumerate(errors):
             if error is not None:
-                raise error if rank == 0 else type(error)(f"Process {rank}: {error}")
+                raise error if rank == 0 else ValueError(f"Process {rank}: {error}")
         return value
 
     def check_alike(self):
@@ -503,8 +503,7 @@ def train_evaluator(run):
     if not fit(run, stage):
         return None
     path = run.path("evaluator_model.pt")
-    if run.main:
-        stage.save(path)
+    run.from_main(lambda: stage.save(path))
     found = c.name in ("", run.config.data.dataset) and c.out == type(c)().out
     run.say("eval.py finds it there" if found else f"eval.py takes it by --evaluator {path}")
     return path

@@ -351,13 +351,15 @@ def compare(a, b, tolerance):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(root, whole, number):
+    """A terminal and a cluster send it to the processes that prepare batches, too."""
     name = f"stopped-{number}"
-    running = subprocess.Popen(command(root, f"--name={name}", "--train.save_every=1000"), cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    flags = (f"--name={name}", "--train.save_every=1000", "--data.workers=1")
+    running = subprocess.Popen(command(root, *flags), cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.STDOUT, start_new_session=True)
     path = root / "out" / name / "log.jsonl"
     while running.poll() is None and not (path.exists() and '"step": 2' in path.read_text()):
         time.sleep(0.01)
-    running.send_signal(number)
+    os.killpg(running.pid, number)
     out = running.communicate(timeout=100)[0]
     assert running.returncode == 0 and "--resume goes on from here" in out, out[-2000:]
     assert run(root, f"--name={name}", "--resume").returncode == 0
