@@ -172,8 +172,12 @@ class Batches:
     def epoch(self, epoch, first_step=0, workers=0):
         """Iterate over an epoch's batches from `first_step`; `workers` processes prepare them."""
         keys = [(epoch, step) for step in range(first_step, self.steps)]
-        return iter(torch.utils.data.DataLoader(self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
-                                                worker_init_fn=ignore_signals, generator=torch.Generator()))  # its own: the global one must not notice the workers
+        if not workers:
+            return (self.batch(*key) for key in keys)
+        return iter(torch.utils.data.DataLoader(
+            self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator()))  # of its own: the global one must not be drawn from
 
     def padded_share(self, epoch=0):
         """The share of padding in the frames of an epoch's batches, over all ranks."""
@@ -182,6 +186,9 @@ class Batches:
 
 
 def to_device(batch, device):
-    """The batch with its tensors on `device`."""
-    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-            for key, value in batch.items()}
+    """A batch with its tensors on the device; what is not a tensor stays."""
+    def moved(value):
+        if torch.device(device).type == "cuda" and not value.is_cuda:
+            value = value.pin_memory()  # else the copy waits for the GPU
+        return value.to(device, non_blocking=True)
+    return {key: moved(value) if torch.is_tensor(value) else value for key, value in batch.items()}

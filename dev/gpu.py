@@ -805,7 +805,7 @@ def make_step(sides, stage, precision, how):
     if how == "graphed":
         fixed = model.condition.encode(model, texts, B)  # looking texts up is not recorded
 
-        def recorded_loss(*tensors):
+        def recorded_loss(_, *tensors):
             names = ("features", "lengths", "eps") if stage == "vae" else ("x0",)
             inputs = dict.fromkeys(("texts", "dropped", "eps", "t")) | dict(zip(names, tensors))
             inputs["texts"] = texts
@@ -824,7 +824,7 @@ def make_step(sides, stage, precision, how):
             if how == "graphed":
                 inputs = {"x0": inputs["x0"]}
         if graph is not None:
-            loss = graph(*(v for v in inputs.values() if torch.is_tensor(v)))["loss"]
+            loss = graph((), *(v for v in inputs.values() if torch.is_tensor(v)))["loss"]
         else:
             optimizer.zero_grad(set_to_none=True)
             with autocast(precision):
