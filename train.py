@@ -351,7 +351,8 @@ class Loop:
         run, train = self.run, self.run.config.train
         return (run.device.type == "cuda" and graphs.MODE != "0" and run.world == 1
                 and hasattr(self.stage, "tensors") and self.s.accumulate == 1
-                and train.precision != "fp16" and not train.compile and run.config.vae.arch != "none")
+                and train.precision != "fp16" and not train.compile
+                and run.config.vae.arch != "none")
 
     def recorded_loss(self, names, *tensors):
         with self.run.autocast():

@@ -327,7 +327,7 @@ def correctness():
 
 
 def check_sampler():
-    """The whole sampler, guided, for two lengths, against float64 in plain torch on the same device."""
+    """The whole sampler, guided, for two lengths, against float64 on the same device."""
     sides = make_sides()
     model, T, n = sides.model, sides.frames, 2 if ARGS.dry else 8
     texts, lengths = prompts(n), [T, T // 2] * (n // 2)  # padding, too
