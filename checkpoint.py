@@ -97,7 +97,9 @@ def find_device(name, local=0):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        if name == "cuda":  # several processes may share a card
+            name = f"cuda:{local % max(1, torch.cuda.device_count())}"
+        device = torch.device(name)
         torch.empty(0, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -171,4 +171,14 @@ class WordEncoder(nn.Module):
         return ids.to(self.tower.positional_embedding.device)
 
     def forward(self, texts):
-        return self.tower.pooled(self.ids(texts), END)[:, None]
+        return self.of_ready(self.ids(texts))
+
+    def ready(self, texts):
+        """forward in two parts: what is done for a text on the host, a tensor of few shapes ..."""
+        ids = self.ids(texts)
+        L = ids.shape[1]
+        return F.pad(ids, (0, min(-L % RUNG, self.context_length - L)), value=END)
+
+    def of_ready(self, ids):
+        """... and what is computed of it: (B, L) -> (B, 1, W)."""
+        return self.tower.pooled(ids, END)[:, None]

@@ -34,6 +34,9 @@ class Text:
         """B sentences (None: empty ones) -> their embeddings and the empty one's, (B, L, E) each.
 
         ValueError without a text encoder, or for one of another width."""
+        if torch.is_tensor(texts):  # what the encoder's `ready` made of B texts and the empty one
+            table = model.text_encoder.of_ready(texts).to(model.dtype)
+            return table[:-1], table[-1:].expand(count, -1, -1)
         if texts is not None:
             check_list(texts, count, "texts", all_are=str)
         if model.text_encoder is None:
@@ -41,7 +44,7 @@ class Text:
                              "text_encoder.")
         texts = [""] * count if texts is None else list(texts)
         unique = {text: i for i, text in enumerate(dict.fromkeys([*texts, ""]))}
-        table = model.text_encoder(list(unique)).to(model.dtype)
+        table = model.text_encoder(list(unique)).to(model.mean.device, model.dtype)
         wanted = model.config.denoiser.text_encoded_dim
         if table.shape[-1] != wanted:
             raise ValueError(f"The text encoder's output has width {table.shape[-1]}, but the "

@@ -1,4 +1,6 @@
 """Packed datasets -> padded batches with lengths, in which clips of similar length are together."""
+import signal
+
 import numpy as np
 import torch
 
@@ -57,6 +59,13 @@ def permuted(positions, size, seed):
 
 # --------------------------------------------------------------------------------------------------
 # Batches
+
+
+def ignore_signals(worker):
+    """Ctrl-C and SIGTERM reach the workers too; the training process decides when they end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
 
 class Batches:
     """The batches of one split. Whatever is random depends only on a few numbers, so that a run can
@@ -167,7 +176,8 @@ class Batches:
             return (self.batch(*key) for key in keys)
         return iter(torch.utils.data.DataLoader(
             self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
-            generator=torch.Generator()))  # leaves the global random state alone
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator()))  # of its own: the global one must not be drawn from
 
     def padded_share(self, epoch=0):
         """The share of padding in the frames of an epoch's batches, over all ranks."""
@@ -176,6 +186,9 @@ class Batches:
 
 
 def to_device(batch, device):
-    """The batch with its tensors on `device`."""
-    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-            for key, value in batch.items()}
+    """A batch with its tensors on the device; what is not a tensor stays."""
+    def moved(value):
+        if torch.device(device).type == "cuda" and not value.is_cuda:
+            value = value.pin_memory()  # else the copy waits for the GPU
+        return value.to(device, non_blocking=True)
+    return {key: moved(value) if torch.is_tensor(value) else value for key, value in batch.items()}

@@ -25,6 +25,7 @@ precision. A step of the loop is then a handful of tensor operations that look n
 wait for the device.
 """
 import bisect
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -49,12 +50,9 @@ def check_name(setting, value, known):
 
 def whole(setting, value):
     """A whole number, numpy's and torch's among them, as an int; ValueError for anything else."""
-    kind = getattr(value, "dtype", type(value))  # of an array, that of its numbers
-    try:
-        if kind not in (bool, torch.bool) and str(kind) != "bool":
+    if "bool" not in str(getattr(value, "dtype", type(value))):
+        with contextlib.suppress(TypeError):
             return operator.index(value)
-    except TypeError:
-        pass
     raise ValueError(f"{setting} must be a whole number, got {value!r}.")
 
 
@@ -192,9 +190,8 @@ Step = namedtuple("Step", "t p_x p_out c_x c_0 c_last c_noise")
 def timesteps(abar, sampler, n):
     """The n levels, falling, at which the network is asked. abar: list of T floats, falling.
 
-    They are those of diffusers for DDIM where n is at least 5 and divides T, and for DDPM where n is
-    T. Elsewhere ours differ on purpose, since x_T is pure noise: fewer DDIM steps, and any other
-    number of DDPM's, start at the noisiest level; other numbers of DDIM's are spread over all."""
+    They are those of diffusers for DDIM with n >= 5 that divides T, and for DDPM with n = T.
+    Elsewhere diffusers leaves out the noisiest levels, although x_T is pure noise."""
     T = len(abar)
     if sampler == "ddim" and n >= 5:
         # as published: 981, 961 ... 1 for 50 of 1000 (all 1000 leave no room for the 1)
@@ -260,7 +257,7 @@ def levels(steps, device=None):
 def make_generators(seed, count):
     """One torch.Generator per sample: seeds s, s + 1, ... for a whole number s, or a list of seeds.
 
-    None for None. ValueError for what is no whole number of 64 bits, or another number of seeds."""
+    None for None. ValueError for what is no whole number of 64 bits, or another count of them."""
     if seed is None:
         return None
     try:
@@ -268,12 +265,9 @@ def make_generators(seed, count):
     except TypeError:  # one, not several
         first = whole("seed", seed)
         seeds = range(first, first + count)
-    if len(seeds) != count:
-        raise ValueError(f"seed must be one whole number or {count}, one per motion, got "
-                         f"{len(seeds)}.")
-    for s in seeds:
-        if not -2**63 <= s < 2**64:
-            raise ValueError(f"A seed must be from -2^63 to 2^64 - 1, got {s}.")
+    if len(seeds) != count or not all(-2**63 <= s < 2**64 for s in seeds):
+        raise ValueError(f"seed must be a whole number from -2^63 to 2^64 - 1, or {count} of them, "
+                         f"one per motion, got {seed!r}.")
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 

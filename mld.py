@@ -178,15 +178,8 @@ class MLD(nn.Module):
         return self.denoiser.time_embedding.linear_1.weight.dtype
 
     def _apply(self, fn, recurse=True):
-        """What half(), to(device) and the like call. 16 bits are too few for the sampler and for
-        sums over a whole path, so the buffers of MLD itself keep the type that they have."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, held in before.items():
-            now = self._buffers[name]
-            if now is not None and now.dtype in (torch.float16, torch.bfloat16):
-                self._buffers[name] = held.to(now.device)
-        return self
+        """What half(), to(device) and the like call."""
+        return fast.keep_buffers(self, lambda: super(MLD, self)._apply(fn, recurse))
 
     # --- generation ---
 
@@ -200,10 +193,10 @@ class MLD(nn.Module):
         guidance_scale ... eta   as in DiffusionConfig, which has the defaults; guidance_scale 1 is
                   without guidance, 0 without the condition
         seed      a whole number s: motion i draws its noise from a generator of its own, seeded
-                  s + i, so it is the same alone and in any batch, to rounding; or a list of B
-                  seeds; or None for torch's global generator. Where denoiser.mask_padding is off,
-                  as with the published weights without a VAE, frames attend to padding, and a
-                  motion does depend on the longest of its batch
+                  s + i, so it is the same alone and in any batch, to rounding (except where
+                  denoiser.mask_padding is off, as with the published weights without a VAE: there
+                  frames attend to the padding up to the longest motion of the batch); or a list
+                  of B seeds; or None for torch's global generator
         x_T       noise to start from, (B, N, D), or (B, T, F) without a VAE
         callback, progress   see diffusion.walk
         latents   stop before the VAE's decoder and return z (B, N, D)
@@ -265,8 +258,7 @@ class MLD(nn.Module):
             raise ValueError("generate would run with dropout; call model.eval() first.")
         kind = self.dtype if self.vae is None else next(self.vae.parameters()).dtype
         if kind != self.dtype:
-            raise ValueError(f"The denoiser's weights are {self.dtype} and the VAE's {kind}; "
-                             "convert the whole model, as model.float() does.")
+            raise ValueError(f"The denoiser is {self.dtype} and the VAE {kind}; convert both.")
 
     # --- training ---
 
@@ -346,14 +338,10 @@ class MLD(nn.Module):
     def check_lengths(self, lengths, count=None, limit=None):
         """A list or tensor of ints -> (B,) int64 on the model's device; ValueError for lengths that
         this model cannot make, or another number of them than `count`."""
-        try:
-            lengths = torch.as_tensor(lengths)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError("lengths must be whole numbers of frames, one per motion, found "
-                             f"{lengths!r}.") from None
+        lengths = torch.as_tensor(lengths)
         limit = min(self.max_frames, limit or self.max_frames)
-        wrong = lengths.dim() != 1 or not len(lengths)
-        wrong = wrong or lengths.dtype.is_floating_point or lengths.dtype == torch.bool
+        wrong = lengths.is_floating_point() or lengths.dtype == torch.bool
+        wrong = wrong or lengths.dim() != 1 or not len(lengths)
         if wrong or count not in (None, len(lengths)):
             raise ValueError(f"lengths must be {count or ''} whole numbers of frames, one per "
                              f"motion, found {lengths.tolist()}.")

@@ -45,6 +45,10 @@ def arguments(argv):
     add("--out", default="out", help="folder to write to")
     add("--format", default="html", help="html, bvh, npy, gif, or several with commas between; "
                                          "gif needs Pillow")
+    add("--fps", type=float, help="frames a second of the files; otherwise the model's own")
+    add("--bvh", choices=("rigid", "exact"), default="rigid", help="rigid: rotations only, which "
+        "every program reads, 2 mm off on average; exact: joints have position channels, too")
+    add("--unit", choices=("m", "cm"), default="m", help="of BVH files; other files have metres")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add("--precision", choices=("float32", "bf16", "int8"), default="float32",
         help="of the weights; bf16 and int8 are not exact, and bf16 is slow on processors that "
@@ -83,6 +87,8 @@ def read_prompts(args):
         raise ValueError(f"--num must be at least 1, got {args.num}.")
     if args.seconds is not None and not args.seconds > 0:
         raise ValueError(f"--seconds must be positive, got {args.seconds:g}.")
+    if args.fps is not None and not 1 <= args.fps <= 1000:
+        raise ValueError(f"--fps must be from 1 to 1000, got {args.fps:g}.")
     wrong = sorted(set(args.format.split(",")) - set(FORMATS))
     if wrong:
         raise ValueError(f"--format must be of {', '.join(FORMATS)}, got {', '.join(wrong)}.")
@@ -120,7 +126,7 @@ def write_motions(args, shown, fps):
             if kind == "npy":
                 render.write_npy(path, one["joints"])
             else:
-                bvh.write_bvh(path, one["joints"], fps)
+                bvh.write_bvh(path, one["joints"], fps, args.bvh == "exact", args.unit)
             written.append(path)
     return written
 
@@ -133,6 +139,7 @@ def run(args, prompts):
     import kernels
     import motion
     from config import AssetsConfig
+    from formats import rigs
 
     assets = AssetsConfig(clip_path=args.clip) if args.clip else None
     device = checkpoint.find_device(args.device)
@@ -152,6 +159,9 @@ def run(args, prompts):
         texts, labels, lengths=lengths, guidance_scale=args.guidance, sampler=args.sampler,
         num_inference_steps=args.steps, seed=args.seed, progress=sys.stderr.isatty())
     motions = [j[:n].cpu().numpy() for j, n in zip(joints, lengths)]
+    if args.fps:
+        motions = [rigs.resample(j, fps, args.fps) for j in motions]
+        fps = args.fps
     if skeleton == "t2m":  # every HumanML3D body has the same bones
         bones = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
         motions = [motion.keep_bones(j, bones, motion.T2M.parents) for j in motions]
@@ -165,7 +175,7 @@ def run(args, prompts):
     ended = time.perf_counter()
     print("\n".join(written))
     count = "1 motion" if len(motions) == 1 else f"{len(motions)} motions"
-    long = ", ".join(f"{n / fps:.1f} s" for n in lengths[:4]) + ", ..." * (len(lengths) > 4)
+    long = ", ".join(f"{len(j) / fps:.1f} s" for j in motions[:4]) + ", ..." * (len(motions) > 4)
     print(f"{count} ({long}) made in {ended - STARTED:.1f} s")
     if args.verbose:
         print(f"{loaded - STARTED:.1f} s to load, {made - loaded:.1f} s to sample, "

@@ -21,6 +21,7 @@ from data import to_device
 from formats.pack import Caption
 from vae import clip_mean, vae_loss
 
+RUNG = 28  # frames: a CUDA graph of the VAE's step serves batches up to a multiple of it
 BANDS = 4  # of noise levels; the error of each is logged on its own
 
 
@@ -43,13 +44,20 @@ class VAEStage(nn.Module):
         self.model = [model]  # in a list, so that only the VAE counts as this stage's
         self.batches = run.batches("train", self.settings.batch_size)
         if run.config.train.compile:
-            self.vae.encoder.compile(dynamic=True)
-            self.vae.decoder.compile(dynamic=True)
+            for name in ("encode", "decode"):
+                setattr(self.vae, name, torch.compile(getattr(self.vae, name), dynamic=True))
 
     def prepare(self, batch, step):
         shape = (batch["global_size"], self.vae.latent_size, self.vae.latent_dim)
         eps = torch.randn(shape, generator=self.run.draws(self.name, step))
         return {**batch, "eps": eps[self.run.share]}
+
+    def tensors(self, batch):
+        """What forward reads, as tensors of few shapes, for a CUDA graph each (graphs.py)."""
+        features = batch["features"]
+        padding = -features.shape[1] % RUNG
+        return {"features": nn.functional.pad(features, (0, 0, 0, padding)),
+                "lengths": batch["lengths"], "eps": batch["eps"]}
 
     def forward(self, batch):
         features, lengths = batch["features"], batch["lengths"]
@@ -106,6 +114,11 @@ class Remembered(nn.Module):
         if new:
             self.table.update(zip(new, self.encoder(new)))
         return torch.stack([self.table[text] for text in texts])
+
+    ready = forward  # see clip.WordEncoder
+
+    def of_ready(self, embeddings):
+        return embeddings
 
 
 class DiffusionStage(nn.Module):
@@ -192,16 +205,25 @@ class DiffusionStage(nn.Module):
         return batch
 
     def condition(self, batch):
-        """(texts, actions) of a batch; what the model is not conditioned on is None."""
-        return (batch["texts"] if self.kind == "text" else None,
-                batch["actions"] if self.kind == "action" else None)
+        """What guides the batch, by the name that generate and diffusion_loss know it by."""
+        condition = self.model[0].condition
+        return {condition.keyword: condition.of_batch(batch)} if condition.keyword else {}
+
+    def tensors(self, batch):
+        """What forward reads, as tensors of few shapes, for a CUDA graph each (graphs.py)."""
+        names = ["x0", "lengths", "t", "eps", "dropped", "whole"]
+        names += ["actions"] * (self.kind == "action")
+        tensors = {name: batch[name] for name in names}
+        if self.kind == "text":
+            tensors["texts"] = self.model[0].text_encoder.ready([*batch["texts"], ""])
+        return tensors
 
     def forward(self, batch):
         model, condition, t = self.model[0], self.condition(batch), batch["t"]
-        out = model.diffusion_loss(batch["x0"], batch["lengths"], *condition, t, batch["eps"],
-                                   batch["dropped"])
+        out = model.diffusion_loss(batch["x0"], batch["lengths"], t=t, eps=batch["eps"],
+                                   dropped=batch["dropped"], **condition)
         # its input is detached: it trains the estimator of lengths and nothing else
-        length_loss = model.length_loss(batch["whole"], *condition)
+        length_loss = model.length_loss(batch["whole"], **condition)
         losses = {"loss": out["loss"] + 0.01 * length_loss, "length_loss": length_loss}
         bands = t * BANDS // len(model.schedule)
         for band in range(BANDS):  # the sum of errors and how many there were: summary() divides
@@ -231,7 +253,7 @@ class DiffusionStage(nn.Module):
         first = self.prepare(batches.batch(0, 0), 0, "val")
         first = to_device({**first, "actions": first["actions"].clamp(min=0)}, self.run.device)
         model, seeds = self.model[0], first["items"].tolist()
-        made = model.generate(*self.condition(first), lengths=first["lengths"], seed=seeds,
+        made = model.generate(**self.condition(first), lengths=first["lengths"], seed=seeds,
                               latents=True)
         made = made[0] if model.vae is None else made
         for name, x in (("made", made), ("true", first["x0"])):
@@ -252,7 +274,7 @@ class DiffusionStage(nn.Module):
         lengths = np.minimum(pack.lengths[items], self.run.config.data.max_frames).tolist()
         captions = [caption_of(pack, i) if self.kind == "text" else pack.action(i) for i in items]
         condition = self.condition({"texts": captions, "actions": pack.labels[items].tolist()})
-        _, joints = model.generate(*condition, lengths=lengths, seed=0)
+        _, joints = model.generate(**condition, lengths=lengths, seed=0)
         self.run.show(f"diffusion-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption
                                                 in zip(joints, lengths, captions)])
 
@@ -284,7 +306,8 @@ def make_optimizers(stage):
     rest = [p for p in trained.values() if p not in matrices]
     groups = [{"params": [p for p in rest if p.dim() > 1], "weight_decay": s.weight_decay},
               {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2))]
+    fused = all(p.is_cuda for p in trained.values())
+    optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2), fused=fused)]
     if muon:
         optimizers.append(Muon(muon, s.lr, weight_decay=s.weight_decay))
     return optimizers

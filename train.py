@@ -49,6 +49,7 @@ from tqdm import tqdm
 import checkpoint
 import data
 import kernels
+from kernels import graphs
 from clip import WordEncoder, vocabulary_of
 from config import SettingError, atomic_write, lock, parse_args, to_dict
 from data import to_device
@@ -103,7 +104,9 @@ class Run:
             torch.set_num_threads(config.train.threads)
         keep_freed_memory()
         if self.world > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            alone = self.device.type == "cuda" and here <= torch.cuda.device_count()
+            dist.init_process_group("nccl" if alone else "gloo")  # NCCL wants a GPU a process
         self.pack = self.together(lambda: data.open_pack(config))
         self.together(self.count_actions)
         self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
@@ -225,7 +228,7 @@ class Run:
         return result[0]
 
     def together(self, make):
-        """make() on every process, with the first one's error, if any has one, on all of them."""
+        """What make() returns, which every process calls; an error of one is everybody's."""
         if self.world == 1:
             return make()
         value, error = attempt(make)
@@ -233,7 +236,7 @@ class Run:
         dist.all_gather_object(errors, error)
         for rank, error in enumerate(errors):
             if error is not None:
-                raise error if rank == 0 else type(error)(f"Process {rank}: {error}")
+                raise error if rank == 0 else ValueError(f"Process {rank}: {error}")
         return value
 
     def check_alike(self):
@@ -306,6 +309,9 @@ class Loop:
             run.rewind_log(self.name, self.step)
         parallel = torch.nn.parallel.DistributedDataParallel
         self.net = parallel(stage) if run.world > 1 else stage
+        self.graph, self.ahead = None, None  # ahead: the next batch, fetched while the GPU works
+        if self.recordable():
+            self.graph = graphs.TrainingGraph(self.recorded_loss, self.params)
         self.bar = tqdm(total=self.s.steps, initial=self.step, desc=self.name, unit="step",
                         disable=not run.main, dynamic_ncols=True)
         stage.train()
@@ -318,6 +324,9 @@ class Loop:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             groups = [{key: value for key, value in group.items() if key != "params"}
                       for group in optimizer.param_groups]
+            for group, old in zip(optimizer.param_groups, saved["param_groups"]):
+                if "fused" in group:  # of this device, not of the one that saved
+                    old["fused"] = group["fused"]
             optimizer.load_state_dict(saved)
             for group, settings in zip(optimizer.param_groups, groups):
                 group.update(settings)  # which --allow-change may have changed
@@ -336,16 +345,35 @@ class Loop:
             optimizers=optimizers, scaler=self.scaler.state_dict(), since=self.since,
             vae=self.run.vae))
 
+    def recordable(self):
+        """Whether a step's forward and backward can be CUDA graphs: five times as fast as launching
+        them one by one (docs/gpu.md)."""
+        run, train = self.run, self.run.config.train
+        return (run.device.type == "cuda" and graphs.MODE != "0" and run.world == 1
+                and hasattr(self.stage, "tensors") and self.s.accumulate == 1
+                and train.precision != "fp16" and not train.compile
+                and run.config.vae.arch != "none")
+
+    def recorded_loss(self, names, *tensors):
+        with self.run.autocast():
+            return self.net(dict(zip(names, tensors)))
+
     def batches(self):
         """The batches of the steps that are left, until the run is told to stop."""
-        batches, workers, epoch = self.stage.batches, self.run.config.data.workers, None
+        self.source = self.epoch = None
         while self.step < self.s.steps and not self.run.stopping:
             self.started = time.perf_counter()
-            now, first = divmod(self.step, len(batches))
-            if now != epoch:
-                epoch, source = now, batches.epoch(now, first, workers)
-            batch = self.stage.prepare(next(source), self.step)
-            yield to_device(batch, self.run.device)
+            batch, self.ahead = self.ahead or self.fetch(self.step), None
+            yield batch
+
+    def fetch(self, step):
+        batches = self.stage.batches
+        epoch, first = divmod(step, len(batches))
+        if epoch != self.epoch:
+            workers = self.run.config.data.workers
+            self.epoch, self.source = epoch, batches.epoch(epoch, first, workers)
+        batch = to_device(self.stage.prepare(next(self.source), step), self.run.device)
+        return batch if self.graph is None else {**batch, "tensors": self.stage.tensors(batch)}
 
     def update(self, batch):
         """One step of the optimisers."""
@@ -354,6 +382,8 @@ class Loop:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate
         losses = self.backward(batch)
+        if self.graph is None:  # else they are looked at when the GPU has its work
+            losses = self.checked(losses, batch)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         clip = self.s.grad_clip or math.inf
@@ -365,6 +395,10 @@ class Loop:
             decay = min(self.s.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
         self.step += 1
+        if self.graph is not None:
+            if self.step < self.s.steps:
+                self.ahead = self.fetch(self.step)
+            losses = self.checked(losses, batch)
         since, sums = self.since, self.since["sums"]
         since["steps"] += 1
         since["frames"] += batch["global_frames"]
@@ -374,11 +408,13 @@ class Loop:
         self.bar.update()
 
     def backward(self, batch):
-        """The gradients of a batch, in micro-batches; returns the losses over all processes."""
+        """The gradients of a batch, in micro-batches; returns this process' share of the losses."""
         run, n = self.run, self.s.accumulate
         # dropout and the like draw from torch's own stream: it depends on the step, not on the past
         stream = (run.config.train.seed, self.name == "vae", self.step, run.rank)
         torch.manual_seed(hash(stream) % 2**63)
+        if self.graph is not None:
+            return self.graph(tuple(batch["tensors"]), *batch["tensors"].values())
         self.stage.zero_grad(set_to_none=True)
         losses, parts = {}, list(micro_batches(batch, n))
         for i, part in enumerate(parts):
@@ -393,7 +429,11 @@ class Loop:
                 self.scaler.scale(out["loss"] * (share * run.world)).backward()
             for key, value in out.items():
                 losses[key] = losses.get(key, 0.0) + value.detach() * share
-        own, losses = losses["loss"], run.mean(losses)
+        return losses
+
+    def checked(self, losses, batch):
+        """The losses over all processes; FloatingPointError if they are no numbers."""
+        own, losses = losses["loss"], self.run.mean(losses)
         if not math.isfinite(losses["loss"]):
             clips = f" in the batch of clips {', '.join(batch['ids'])}"
             clips = "" if math.isfinite(own) else clips
@@ -503,8 +543,7 @@ def train_evaluator(run):
     if not fit(run, stage):
         return None
     path = run.path("evaluator_model.pt")
-    if run.main:
-        stage.save(path)
+    run.from_main(lambda: stage.save(path))
     found = c.name in ("", run.config.data.dataset) and c.out == type(c)().out
     run.say("eval.py finds it there" if found else f"eval.py takes it by --evaluator {path}")
     return path

@@ -325,7 +325,7 @@ def correctness():
 
 
 def check_sampler():
-    """The whole sampler, guided, for two lengths, against float64 in plain torch on the same device."""
+    """The whole sampler, guided, for two lengths, against float64 on the same device."""
     sides = make_sides()
     model, T, n = sides.model, sides.frames, 2 if ARGS.dry else 8
     texts, lengths = prompts(n), [T, T // 2] * (n // 2)  # padding, too
@@ -803,7 +803,7 @@ def make_step(sides, stage, precision, how):
     if how == "graphed":
         fixed = model.condition.encode(model, texts, B)  # looking texts up is not recorded
 
-        def recorded_loss(*tensors):
+        def recorded_loss(_, *tensors):
             names = ("features", "lengths", "eps") if stage == "vae" else ("x0",)
             inputs = dict.fromkeys(("texts", "dropped", "eps", "t")) | dict(zip(names, tensors))
             inputs["texts"] = texts
@@ -822,7 +822,7 @@ def make_step(sides, stage, precision, how):
             if how == "graphed":
                 inputs = {"x0": inputs["x0"]}
         if graph is not None:
-            loss = graph(*(v for v in inputs.values() if torch.is_tensor(v)))["loss"]
+            loss = graph((), *(v for v in inputs.values() if torch.is_tensor(v)))["loss"]
         else:
             optimizer.zero_grad(set_to_none=True)
             with autocast(precision):

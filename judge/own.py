@@ -7,7 +7,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.distributed.nn.functional import all_gather
 
-import checkpoint
 from clip import WordEncoder, drop_words, vocabulary_of, words_of
 from config import TextEncoderConfig
 from data import to_device
@@ -163,5 +162,5 @@ class EvaluatorStage(nn.Module):
 
     def save(self, path):
         judge = self.judge
-        checkpoint.save(path, self.run.config, judge.state_dict(), vocabulary=judge.vocabulary,
-                        actions=judge.actions, judge=True)
+        self.run.save(path, judge.state_dict(), vocabulary=judge.vocabulary, actions=judge.actions,
+                      judge=True)

@@ -13,8 +13,8 @@ This file picks the path. Environment variables overrule it:
     MLD_KERNELS=torch     plain torch
     MLD_GRAPH=auto, 0, 1  CUDA graphs of the sampler (graphs.py)
 
-The Triton path is checked in Triton's interpreter and compiled for sm_80 and sm_90, but has not
-run on a GPU yet.
+The Triton path has run on an H100 and an H200 (docs/gpu.md); it is also checked in Triton's
+interpreter, and compiled for sm_80 and sm_90.
 """
 import contextlib
 from collections import Counter

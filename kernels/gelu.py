@@ -56,7 +56,7 @@ def backward(h, bias, dy, seed, dh, dbiases, R, threshold, rescale,
     (programs, C) float32."""
     columns = tl.program_id(1) * BC + tl.arange(0, BC)
     shift = tl.load(bias + columns, mask=columns < C, other=0.0).to(tl.float32)
-    db = tl.zeros((BC,), tl.float32)
+    db = tl.zeros((ROWS, BC), tl.float32)  # see layer_norm.py's backward
     for start in tl.range(tl.program_id(0) * ROWS, R, tl.num_programs(0) * ROWS):
         rows = start + tl.arange(0, ROWS)
         mask = (rows < R)[:, None] & (columns < C)[None, :]
@@ -68,9 +68,9 @@ def backward(h, bias, dy, seed, dh, dbiases, R, threshold, rescale,
             g = tl.where(keep, g * rescale, 0.0)
         g *= (0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
               + z * tl.exp(-0.5 * z * z) * 0.3989422804014327)
-        db += tl.sum(g, 0)
+        db += g
         tl.store(dh + at, g.to(dh.dtype.element_ty), mask=mask)
-    tl.store(dbiases + tl.program_id(0) * C + columns, db, mask=columns < C)
+    tl.store(dbiases + tl.program_id(0) * C + columns, tl.sum(db, 0), mask=columns < C)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ MODE = os.environ.get("MLD_GRAPH", "auto")
 BOUND = 32  # recordings kept; the least recently used one goes first
 recorded = OrderedDict()  # key -> Recording; SEEN after one call; None where recording failed
 SEEN = "seen once"
+spoiled = set()  # pools in which a recording failed: torch refuses to record there again
 one_at_a_time = threading.RLock()  # a graph's inputs and results are the same tensors for everyone
 
 
@@ -43,6 +44,7 @@ class Recording:
 
 def capture(run, device, warm_ups=2, pool=None):
     """-> a graph of what run() launches, and what it returned while it was recorded."""
+    pool = shared_pool(device) if pool is None else pool
     before = torch.cuda.current_stream()
     generator = torch.cuda.default_generators[device.index]
     state = generator.clone_state()
@@ -57,11 +59,11 @@ def capture(run, device, warm_ups=2, pool=None):
                 run()
         before.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=shared_pool(device) if pool is None else pool,
-                              capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = run()
         return graph, outputs
-    except BaseException:  # torch leaves its stream and its generator as they were in between
+    except BaseException:  # torch leaves stream, generator and pool as they were in between
+        spoiled.add(pool)
         torch.cuda.set_stream(before)
         generator.graphsafe_set_state(state)
         raise
@@ -73,40 +75,39 @@ def shared_pool(device):
     """Memory of the living recordings on this device, which never run at the same time."""
     for other in recorded.values():
         if isinstance(other, Recording) and other.inputs[0].device == device:
-            return other.graph.pool()
+            if other.graph.pool() not in spoiled:
+                return other.graph.pool()
     return torch.cuda.graph_pool_handle()
 
 
 class TrainingGraph:
-    """loss_of(*tensors) -> dict of scalars with "loss", and its gradients, as a graph per shape.
+    """A loss and its gradients, forward and backward, as one graph for each shape of the batch.
 
-    A call leaves the gradients in the parameters' .grad, which must stay the tensors they are
-    (zero_grad(set_to_none=False) is not needed: they are zeroed here). The first call for a shape
-    records, so parameters and random numbers are used three times then, but nothing is updated."""
+    loss_of(names, *tensors) -> dict of scalars, with "loss" among them. A call returns them and
+    leaves the gradients in the parameters' .grad, which must stay the tensors that they are."""
 
     def __init__(self, loss_of, parameters):
-        self.loss_of, self.parameters = loss_of, [p for p in parameters if p.requires_grad]
-        self.recorded = {}
+        self.loss_of, self.parameters, self.recorded = loss_of, list(parameters), {}
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
 
-    def __call__(self, *tensors):
-        key = tuple((t.shape, t.dtype) for t in tensors)
+    def __call__(self, names, *tensors):
+        key = names, *((t.shape, t.dtype) for t in tensors)
         if key not in self.recorded:
             inputs, grads = [t.clone() for t in tensors], [p.grad for p in self.parameters]
 
             def run():
                 torch._foreach_zero_(grads)
-                losses = self.loss_of(*inputs)
+                losses = self.loss_of(names, *inputs)
                 losses["loss"].backward()
                 return {name: value.detach() for name, value in losses.items()}
 
-            pool = next(iter(self.recorded.values()))[0].pool() if self.recorded else None
+            pool = next((graph.pool() for graph, *_ in self.recorded.values()), None)
             pool = torch.cuda.graph_pool_handle() if pool is None else pool
             self.recorded[key] = *capture(run, tensors[0].device, pool=pool), inputs
         graph, losses, inputs = self.recorded[key]
         for held, given in zip(inputs, tensors):
-            held.copy_(given, non_blocking=True)
+            held.copy_(given)
         graph.replay()
         return {name: value.clone() for name, value in losses.items()}
 

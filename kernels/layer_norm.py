@@ -83,8 +83,9 @@ def backward(dy, dsum, s, weight, mean, rstd, seed, ds, dx, dweights, dbiases,
     columns = tl.arange(0, BC)
     there = columns < C
     w = tl.load(weight + columns, mask=there, other=0.0).to(tl.float32)
-    dw = tl.zeros((BC,), tl.float32)
-    db = tl.zeros((BC,), tl.float32)
+    # summed row by row: adding rows up in the loop would exchange numbers between warps each time
+    dw = tl.zeros((ROWS, BC), tl.float32)
+    db = tl.zeros((ROWS, BC), tl.float32)
     for start in tl.range(tl.program_id(0) * ROWS, R, tl.num_programs(0) * ROWS):
         rows = start + tl.arange(0, ROWS)
         mask = (rows < R)[:, None] & there[None, :]
@@ -94,8 +95,8 @@ def backward(dy, dsum, s, weight, mean, rstd, seed, ds, dx, dweights, dbiases,
         g = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
         n = (tl.load(s + at, mask=mask, other=0.0).to(tl.float32) - mu[:, None]) * r[:, None]
         n = tl.where(mask, n, 0.0)
-        dw += tl.sum(g * n, 0)
-        db += tl.sum(g, 0)
+        dw += g * n
+        db += g
         g = g * w[None, :]
         d = (g - (tl.sum(g, 1) / C)[:, None] - n * (tl.sum(g * n, 1) / C)[:, None]) * r[:, None]
         if HAS_DSUM:
@@ -107,8 +108,8 @@ def backward(dy, dsum, s, weight, mean, rstd, seed, ds, dx, dweights, dbiases,
                 d = tl.where(keep, d * rescale, 0.0)
             tl.store(dx + at, d.to(dx.dtype.element_ty), mask=mask)
     part = tl.program_id(0) * C + columns
-    tl.store(dweights + part, dw, mask=there)
-    tl.store(dbiases + part, db, mask=there)
+    tl.store(dweights + part, tl.sum(dw, 0), mask=there)
+    tl.store(dbiases + part, tl.sum(db, 0), mask=there)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -117,11 +117,13 @@ def test_a_row_as_text():
     """The table shows what was measured, frames/s the other way round than seconds."""
     times = {"ours": [0.25, 0.5, 0.75], "baseline": [1.0, 1.0, 2.0]}
     text = line(row("sentence", 4, times, floor=0.25, spent={"Python": 0.5}))
-    for wanted in ("500 ms [250 ms..750 ms]", "2.00x; 2.0 times its floor; floor 250 ms", "Python 50%"):
+    for wanted in ("500 ms [250 ms..750 ms]", "2.00x; 2.0 times its floor; floor 250 ms",
+                   "Python 50%"):
         assert wanted in text
     text = line(row("train", 4, times, {"ours": 10, "baseline": 20}, floor=40,
                     peak_mb={"ours": 7.4, "baseline": None}))
-    for wanted in ("20 [13..40]", "20 [10..20]", "1.00x; 2.0 times its floor; floor 40", "7 / ? MB"):
+    for wanted in ("20 [13..40]", "20 [10..20]", "1.00x; 2.0 times its floor; floor 40",
+                   "7 / ? MB"):
         assert wanted in text
 
 

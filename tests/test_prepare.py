@@ -550,7 +550,7 @@ def recordings(tmp_path):
     folder = tmp_path / "bvh"
     (folder / "more").mkdir(parents=True)
     for name, frames in (("walk", 90), ("long walk", 450), ("short", 20), ("more/silent", 60)):
-        bvh.write_bvh(folder / f"{name}.bvh", walking(frames, seed=frames), 20)
+        bvh.write_bvh(folder / f"{name}.bvh", walking(frames, seed=frames), 20, exact=True)
     (tmp_path / "captions.txt").write_text(
         "# mine\nwalk: a man walks: left, then clockwise\nwalk.bvh\tthe figure glides\n\n"
         "long walk: someone walks\nshort: a step\n"
