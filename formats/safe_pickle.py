@@ -9,11 +9,17 @@ file names is ever imported or called.
     load_torch("mld_humanml3d.ckpt")          the same with tensors, memory-mapped
     named_tensors(load_torch("ViT-L-14.pt"))  {"transformer.resblocks.0.ln_1.weight": tensor, ...}
     load_safetensors("model.safetensors")     {"text_model.final_layer_norm.weight": tensor, ...}
+    load_npz("SMPL_NEUTRAL.npz")              {"J": array, ...}
+
+A small file cannot ask for much: what it makes (copies, unpacked archives, tensors larger than
+their storage) is bounded by TIMES its size, and only plain keys are hashed.
 """
 import collections
 import json
+import io
 import math
 import mmap
+import os
 import pickle
 import re
 import struct
@@ -27,6 +33,21 @@ import torch
 READ_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError,
                ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
                MemoryError)
+
+TIMES, FREE = 20, 1 << 20  # bytes for each byte of a file, and for any file
+
+
+class Budget:
+    """Counts the bytes that reading a file makes, beyond what it holds itself."""
+
+    def __init__(self, size):
+        self.left = TIMES * size + FREE
+
+    def spend(self, size):
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise ValueError(f"it would grow to more than {TIMES} times its size")
+
 
 # --------------------------------------------------------------------------------------------------
 # What a name in a pickle stands for
@@ -82,12 +103,22 @@ class Dtype:
             self.value = self.value.newbyteorder(state[1])
 
 
+def count(shape):
+    """The number of elements of a shape, which a file may have filled with anything."""
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise pickle.UnpicklingError("it holds an array whose shape is not made of numbers")
+    return math.prod(shape)
+
+
 class Array(np.ndarray):
     def __setstate__(self, state):
         version, shape, dtype, fortran, data = state
         # numpy reads as many objects as the shape says, past the end of a shorter list.
-        if dtype.value.hasobject and (type(data) is not list or len(data) != math.prod(shape)):
+        if dtype.value.hasobject and (type(data) is not list or len(data) != count(shape)):
             raise pickle.UnpicklingError("it holds an array of objects without its objects")
+        # Elements of no size could be any number of them.
+        if not dtype.value.itemsize and count(shape):
+            raise pickle.UnpicklingError("it holds an array of elements without a size")
         super().__setstate__((version, shape, dtype.value, fortran, data))
 
 
@@ -100,11 +131,17 @@ def numpy_scalar(dtype, data):
 
 def instance(cls, *_):
     if not (isinstance(cls, type) and issubclass(cls, Foreign)):
-        raise pickle.UnpicklingError(f"it tries to make an instance of {cls!r}")
+        raise pickle.UnpicklingError(f"it tries to make an instance of a {type(cls).__name__}")
     return cls()
 
 
+def never(*_):  # a class that a pickle names, but has no reason to call
+    raise pickle.UnpicklingError("it makes an array of any size")
+
+
 def tensor(storage, offset, size, stride, *_):
+    if count(size) > max(storage.numel(), 1):  # one number, shown many times by strides of 0
+        raise ValueError(f"a tensor of shape {tuple(size)} has only {storage.numel()} numbers")
     return storage.as_strided(size, stride, offset)
 
 
@@ -112,7 +149,7 @@ PLAIN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): Builder(lambda *_: {}),
     ("_codecs", "encode"): Builder(lambda text, coding="latin1": text.encode("latin1")),
-    ("numpy", "ndarray"): Array, ("numpy", "dtype"): Dtype}
+    ("numpy", "ndarray"): Builder(never), ("numpy", "dtype"): Dtype}
 for module in ("builtins", "__builtin__"):
     for kind in (set, frozenset, list, dict, complex, object):
         PLAIN[module, kind.__name__] = kind
@@ -140,10 +177,111 @@ TENSORS |= {
     ("torch", "Size"): Builder(tuple)}
 
 
-class Reader(pickle.Unpickler):
-    def __init__(self, file, table=PLAIN, refuse_foreign=True, storage=None):
-        super().__init__(file, encoding="latin1")  # for the strings of Python 2
+PLAIN_KEYS = (str, bytes, int, float, complex, bool, type(None), np.generic)
+
+
+def plain_keys(keys):
+    """Hashing (((a, a), (a, a)), ...) takes for ever; of a key that holds others, that is."""
+    for key in keys:
+        flat = key if type(key) in (tuple, frozenset) else (key,)
+        if not all(isinstance(part, PLAIN_KEYS) or type(part) is type for part in flat):
+            raise pickle.UnpicklingError("it has a dict or a set whose keys are not plain")
+
+
+class Source:
+    """A file for a Reader that is never asked for more bytes than there are."""
+
+    def __init__(self, file, size):
+        self.file, self.size, self.readline = file, size, file.readline
+
+    def read(self, size):
+        if size > self.size:
+            raise EOFError(f"{size} bytes were expected in a file of {self.size}")
+        return self.file.read(size)
+
+    def readinto(self, buffer):
+        data = self.read(len(buffer))
+        buffer[:len(data)] = data
+        return len(data)
+
+
+class Reader(pickle._Unpickler):
+    """Python's own unpickler, whose steps can be looked at before they are taken. `size`: bytes of
+    the file that the pickle is in."""
+
+    def __init__(self, file, table=PLAIN, refuse_foreign=True, storage=None, size=0, budget=None):
+        super().__init__(Source(file, size), encoding="latin1")  # for the strings of Python 2
         self.table, self.refuse_foreign, self.storage = table, refuse_foreign, storage
+        self.budget = budget or Budget(size)
+
+    def look(self, function, args):
+        """Before a call: most builders copy what they get, and some hash it."""
+        for arg in args if isinstance(args, tuple) else ():
+            if isinstance(arg, (str, bytes, bytearray)):
+                self.budget.spend(len(arg))
+            elif isinstance(arg, (list, tuple, dict, set, frozenset)):
+                self.budget.spend(8 * len(arg))
+            if function in (set, frozenset):
+                plain_keys(arg)
+            elif function in (dict, collections.OrderedDict) and not isinstance(arg, dict):
+                plain_keys(pair[0] for pair in arg)
+
+    def step_reduce(self):
+        self.look(*self.stack[-2:])
+        self.load_reduce()
+
+    def step_newobj(self):
+        self.look(*self.stack[-2:])
+        self.load_newobj()
+
+    def step_newobj_ex(self):
+        self.look(*self.stack[-3:-1])
+        self.load_newobj_ex()
+
+    def _instantiate(self, function, args):
+        self.look(function, tuple(args))
+        super()._instantiate(function, args)
+
+    def step_bytearray(self):
+        size, = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    def step_build(self):
+        state, instance = self.stack[-1], self.stack[-2]
+        if isinstance(instance, Array) and isinstance(state, tuple) and len(state) == 5:
+            if count(state[1]) > self.budget.left:
+                raise ValueError(f"it holds an array of shape {state[1]}")
+            self.budget.spend(len(state[4]))
+        elif isinstance(state, (tuple, dict)):
+            self.budget.spend(8 * len(state))
+        self.load_build()
+
+    def step_setitem(self):
+        plain_keys(self.stack[-2:-1])
+        self.load_setitem()
+
+    def step_setitems(self):
+        plain_keys(self.stack[::2])
+        self.load_setitems()
+
+    def step_additems(self):
+        plain_keys(self.stack)
+        self.load_additems()
+
+    def step_frozenset(self):
+        plain_keys(self.stack)
+        self.load_frozenset()
+
+    def step_dict(self):
+        plain_keys(self.stack[::2])
+        self.load_dict()
+
+    dispatch = pickle._Unpickler.dispatch | {code[0]: step for code, step in (
+        (pickle.REDUCE, step_reduce), (pickle.NEWOBJ, step_newobj),
+        (pickle.NEWOBJ_EX, step_newobj_ex), (pickle.BYTEARRAY8, step_bytearray),
+        (pickle.BUILD, step_build), (pickle.DICT, step_dict),
+        (pickle.SETITEM, step_setitem), (pickle.SETITEMS, step_setitems),
+        (pickle.ADDITEMS, step_additems), (pickle.FROZENSET, step_frozenset))}
 
     def find_class(self, module, name):
         if (module, name) in self.table:
@@ -156,6 +294,7 @@ class Reader(pickle.Unpickler):
     def persistent_load(self, pid):
         if self.storage is None or not isinstance(pid, tuple) or pid[0] != "storage":
             raise pickle.UnpicklingError("it refers to data outside of itself")
+        plain_keys(pid[2:3])
         return self.storage(*pid[1:])
 
 
@@ -169,11 +308,24 @@ def load_pickle(path):
     the file names anything else or is not a whole pickle."""
     with open(path, "rb") as file:
         try:
-            return base_arrays(Reader(file).load())
+            return base_arrays(Reader(file, size=os.path.getsize(path)).load())
         except READ_ERRORS as error:
-            reason = error or type(error).__name__
+            reason = short(error)
             raise ValueError(f"{path} is not a pickle of plain data: {reason}. Use the file as its "
                              "authors published it.") from None
+
+
+def short(error):
+    """What an error says, in one line; a file may have a say in how long it is."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def load_npz(path):
+    """{name: array} of an .npz file, without objects and within the bound of its size."""
+    with zipfile.ZipFile(path) as archive:
+        Budget(os.path.getsize(path)).spend(sum(info.file_size for info in archive.infolist()))
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def base_arrays(data, seen=None):
@@ -200,15 +352,18 @@ def base_arrays(data, seen=None):
 
 def dense(value):
     """An entry of an SMPL file as an array: an ndarray, a chumpy object or a scipy csc matrix."""
-    if not isinstance(value, Foreign):
-        return np.asarray(value)
-    state = value.state
-    if "x" in state:
+    state = value.state if isinstance(value, Foreign) else {"x": value}
+    if isinstance(state.get("x"), (np.ndarray, np.generic)):
         return np.asarray(state["x"])
+    if not isinstance(value, Foreign):
+        raise ValueError(f"a {type(value).__name__} was found where an array was expected")
     if "indptr" not in state or not value.name.rsplit(".", 1)[-1].startswith("csc"):
         raise ValueError(f"a {value.name} object was found where an array was expected")
-    matrix = np.zeros(state.get("_shape", state.get("shape")), state["data"].dtype)
-    columns = np.repeat(np.arange(matrix.shape[1]), np.diff(state["indptr"]))
+    shape, counts = state.get("_shape", state.get("shape")), np.diff(state["indptr"])
+    if math.prod(shape) > 1e7 or counts.min() < 0 or counts.sum() != len(state["indices"]):
+        raise ValueError(f"its matrix of shape {shape} has other numbers than its index says")
+    matrix = np.zeros(shape, state["data"].dtype)
+    columns = np.repeat(np.arange(matrix.shape[1]), counts)
     np.add.at(matrix, (state["indices"], columns), state["data"])
     return matrix
 
@@ -228,7 +383,7 @@ def load_torch(path):
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             return (read_zip if memory[:4] == b"PK\x03\x04" else read_legacy)(file, memory)
         except READ_ERRORS as error:
-            raise ValueError(f"{path} is not a whole torch file ({error or type(error).__name__}); "
+            raise ValueError(f"{path} is not a whole torch file ({short(error)}); "
                              "it is of another kind or was cut short: get it again.") from None
 
 
@@ -242,31 +397,38 @@ def mapped(memory, start, numel, dtype):
 
 
 def read_zip(file, memory):
+    budget = Budget(len(memory))
+
+    def unpack(info):
+        budget.spend(info.file_size)
+        return archive.read(info)
+
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
-        if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
+        if "byteorder" in entries and unpack(entries["byteorder"]) != b"little":
             raise ValueError("its numbers are big-endian")
 
         def storage(dtype, key, location, numel, *_):
             info = entries[f"data/{key}"]
             if info.compress_type != zipfile.ZIP_STORED:
-                return torch.frombuffer(bytearray(archive.read(info)), dtype=dtype, count=numel)
+                return torch.frombuffer(bytearray(unpack(info)), dtype=dtype, count=numel)
             name, extra = struct.unpack_from("<HH", memory, info.header_offset + 26)
             if numel * dtype.itemsize > info.file_size:
                 raise EOFError(f"storage {key} is too short")
             return mapped(memory, info.header_offset + 30 + name + extra, numel, dtype)
 
-        with archive.open(entries["data.pkl"]) as pickled:
-            return Reader(pickled, TENSORS | PLAIN, False, storage).load()
+        pickled = unpack(entries["data.pkl"])
+        return Reader(io.BytesIO(pickled), TENSORS | PLAIN, False, storage, len(pickled)).load()
 
 
 def read_legacy(file, memory):
     """Five pickles (magic number, protocol, system, the object, the keys of its storages), then
     the length and the numbers of each storage."""
-    if Reader(file).load() != 0x1950a86a20f9469cfc6c:
+    size = len(memory)
+    if Reader(file, size=size).load() != 0x1950a86a20f9469cfc6c:
         raise ValueError("it has no torch header")
     for _ in range(2):
-        Reader(file).load()
+        Reader(file, size=size).load()
     # The numbers come after the object: read past it to find them, then read it with them.
     start, dtypes = file.tell(), {}
 
@@ -275,8 +437,9 @@ def read_legacy(file, memory):
         return torch.empty(0, dtype=dtype)
 
     no_tensors = {key: Builder(lambda *_: None) for key in TENSORS if key[0] == "torch._utils"}
-    Reader(file, TENSORS | PLAIN | no_tensors, False, skip).load()
-    keys, place, found = Reader(file).load(), file.tell(), {}
+    Reader(file, TENSORS | PLAIN | no_tensors, False, skip, size).load()
+    keys, place, found = Reader(file, size=size).load(), file.tell(), {}
+    plain_keys(keys)
     for key in keys:
         numel, = struct.unpack_from("<q", memory, place)
         found[key] = mapped(memory, place + 8, numel, dtypes[key])
@@ -288,18 +451,28 @@ def read_legacy(file, memory):
         return found[key]
 
     file.seek(start)
-    return Reader(file, TENSORS | PLAIN, False, storage).load()
+    return Reader(file, TENSORS | PLAIN, False, storage, size).load()
+
+
+PLACES = 1_000_000  # in nested dicts, before a file is thought to have no end
 
 
 def named_tensors(data, prefix=""):
     """{dotted name: tensor} of every tensor in nested dicts and placeholders, such as the modules
-    of a TorchScript archive."""
-    if isinstance(data, torch.Tensor):
-        return {prefix: data}
-    data = data.state if isinstance(data, Foreign) else data
-    found = {}
-    for key, value in data.items() if isinstance(data, dict) else ():
-        found |= named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+    of a TorchScript archive. ValueError if these are nested without end."""
+    found, waiting, places = {}, [(prefix, data)], 0
+    while waiting:
+        name, value = waiting.pop()
+        places += 1
+        if places > PLACES or len(name) > 10_000:
+            raise ValueError("its dicts are nested without end; get the file again.")
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+            continue
+        value = value.state if isinstance(value, Foreign) else value
+        inner = value.items() if isinstance(value, dict) else ()
+        waiting += [(f"{name}.{key}" if name else str(key), part)
+                    for key, part in reversed(list(inner))]
     return found
 
 
@@ -322,6 +495,7 @@ def load_safetensors(path):
             size, = struct.unpack_from("<Q", memory)
             if size > len(memory) - 8:
                 raise EOFError("its header is not whole")
+            budget = len(memory)
             for name, entry in json.loads(memory[8:8 + size]).items():
                 if name == "__metadata__":
                     continue
@@ -329,10 +503,12 @@ def load_safetensors(path):
                     DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"])
                 if start < 0 or end - start != math.prod(shape) * dtype.itemsize:
                     raise ValueError(f"{name} has {end - start} bytes for the shape {shape}")
+                budget -= end - start
+                if budget < 0 or len(shape) > 64:
+                    raise ValueError("its tensors overlap")
                 flat = mapped(memory, 8 + size + start, math.prod(shape), dtype)
                 tensors[name] = flat.view(shape)
             return tensors
         except READ_ERRORS as error:
-            reason = error or type(error).__name__
-            raise ValueError(f"{path} is not a whole safetensors file ({reason}); it is of another "
-                             "kind or was cut short: get it again.") from None
+            raise ValueError(f"{path} is not a whole safetensors file ({short(error)}); it is of "
+                             "another kind or was cut short: get it again.") from None

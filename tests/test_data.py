@@ -131,7 +131,7 @@ def test_joints_are_kept_to_a_quarter_millimetre_and_make_features(tmp_path):
     ]
     pack = save(tmp_path / "a.pack", clips, encoding="joints", actions=["walk"])
     for i, j in enumerate(joints):
-        coarse = packs.decode_joints(packs.encode_joints(j), 22)
+        coarse = packs.decode_joints(packs.encode_joints(j), 22, 50)
         assert np.abs(coarse - j).max() <= 0.00025 + 1e-9
         np.testing.assert_array_equal(
             pack.features(i), motion.joints_to_features(coarse, motion.T2M).astype(np.float32)

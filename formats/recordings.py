@@ -1,0 +1,145 @@
+"""Your own motion capture, BVH files with a file of captions -> clips.
+
+What a file does not say is found from the body in it: its unit, which axis points up, whether left
+and right are exchanged, whether people walk at a usual pace. What was found is said.
+"""
+import hashlib
+import os
+from collections import Counter
+
+import numpy as np
+
+import motion
+from formats import bvh, plausible, rigs
+from formats.datasets import swap_sides
+from formats.pack import Caption, Clip
+from formats.text import inside, read_lines, visible
+
+FEW = 20  # with fewer files than this, all are in the train split
+
+
+def read_captions(path, folder, found, encoding=None):
+    """{bvh file, relative to the folder: [captions]} from a captions file (see prepare.py).
+
+    Names that no recording has, and recordings without a caption, are counted in `found`.
+    ValueError for a line of another form, or if no name meets a recording."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not a file; expected lines `file name: caption`.")
+    files = visible(folder, ".bvh")
+    known = {name[:-4]: name for name in files} | {name: name for name in files}
+    captions, strangers = {}, []
+    for number, line in enumerate(read_lines(path, encoding), start=1):
+        if not line or line.startswith("#"):
+            continue
+        # A name may hold a colon or a caption a tab: what names a recording decides.
+        pairs = [line.split(mark, 1) for mark in ("\t", ": ", ":") if mark in line]
+        pairs = [(name.strip(), text.strip()) for name, text in pairs]
+        pairs = [pair for pair in pairs if all(pair)]
+        if not pairs:
+            raise ValueError(f"{path}, line {number}: expected `file name: caption` or "
+                             f"`file name<TAB>caption`, found {line[:100]!r}.")
+        met = [(inside(name), text) for name, text in pairs if inside(name) in known]
+        if met:
+            captions.setdefault(known[met[0][0]], []).append(met[0][1])
+        else:
+            strangers.append(pairs[0][0])
+    if not captions and not strangers:
+        raise ValueError(f"{path} holds no caption; expected lines `file name: caption`.")
+    found.meet(path, [*captions, *strangers], folder, files)
+    found["without caption"] += [name for name in files if name not in captions]
+    return captions
+
+
+def ids_of(names):
+    """Files (relative names) -> {file: id}: without .bvh and blanks. Files whose ids would be the
+    same keep their own names."""
+    short = {name: name[:-4].replace(" ", "_") for name in names}
+    for make in (lambda name: name[:-4], lambda name: name):
+        counts = Counter(short.values())
+        short = {name: make(name) if counts[id] > 1 else id for name, id in short.items()}
+    return short
+
+
+def unused(id, taken):
+    """`id`, or a longer one if a recording is called that; notes it in `taken`."""
+    while id in taken:
+        id += "_"
+    taken.add(id)
+    return id
+
+
+def read_recording(path, table, found, *, unit=None, up=None, fps=None, keep=False, encoding=None):
+    """A BVH file -> joints (T, 22, 3) at 20 frames a second, and its faults [(first, last frame of
+    the result, sentence)]. ValueError if it cannot be read or understood."""
+    recording = bvh.read_bvh(path, encoding)
+    joints, what = rigs.to_metres(recording, table, unit, up)
+    rate, name, cut, faults = fps or recording.fps, os.path.basename(path), 0, []
+    if not keep:
+        cut = plausible.rest_frames(joints, rate)
+        after = len(joints) - plausible.rest_frames(joints[cut:][::-1], rate)
+        if cut:
+            found.say("a rest pose before the motion is left out", f"{name}: {cut} frames")
+        if after < len(joints):
+            found.say("a rest pose after the motion is left out",
+                      f"{name}: {len(joints) - after} frames")
+        joints = joints[cut:after]
+        faults = plausible.faults(joints, rate)
+        if not fps:
+            plausible.check_pace(joints, rate)
+    found.say(f"read with {what['unit']} as the unit and {what['up']} up", name)
+    if what["mirrored"]:
+        found.say("left and right are exchanged (left-handed coordinates); x is turned round", name)
+    scale = motion.T2M.fps / rate
+    return rigs.resample(joints, rate, motion.T2M.fps), [
+        (int(fault.first * scale), int(fault.last * scale) + 1,
+         f"{name}, frame {fault.frame + cut}: {fault.reason}") for fault in faults]
+
+
+def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, rig=None,
+              encoding=None, **options):
+    """Yield the clips of {bvh file: [captions]}, with mirrored copies (prefix M) if `mirror`.
+
+    A recording of max_length frames or more is cut into windows of equal length. A hash of the
+    file's name puts all its windows and copies into one split: 80% train, 5% val, 15% test.
+    rig (a name or the path of a table), and unit, up, fps: None finds them. Windows in which
+    something happens that no person can do are left out and named, unless `keep`."""
+    table = rigs.RIGS.get(rig) or (rigs.read_table(rig, encoding) if rig else None)
+    ids = ids_of(sorted(captions))
+    taken = set(ids.values())
+    for name, id in ids.items():
+        try:
+            joints, faults = read_recording(os.path.join(folder, name), table, found,
+                                            encoding=encoding, **options)
+        except (OSError, ValueError) as error:
+            found.fail(name, error)
+            continue
+        draw = int(hashlib.sha256(id.encode()).hexdigest(), 16) % 100
+        split = "train" if draw < 80 or len(captions) < FEW else "val" if draw < 85 else "test"
+        frames = len(joints) - 1  # features have one frame less
+        if frames < min_length:
+            found[f"shorter than {min_length} frames"].append(id)
+            continue
+        windows, texts = -(-frames // (max_length - 1)), captions[name]
+        cuts = np.linspace(0, frames, windows + 1).round().astype(int).tolist()
+        good = False
+        for number, (first, last) in enumerate(zip(cuts, cuts[1:])):
+            part = unused(f"{id}_{number}", taken) if windows > 1 else id
+            fault = next((f for f in faults if f[0] <= last and f[1] >= first), None)
+            if fault:
+                found.leave(part, fault[2])
+                continue
+            window = joints[first:last + 1]
+            good, copies = True, [(part, window, texts)]
+            if mirror:
+                swapped = [swap_sides(text) for text in texts]
+                copies.append((unused(f"M{part}", taken), motion.mirror_joints(window, motion.T2M),
+                               swapped))
+            for copy, places, sentences in copies:
+                try:
+                    features = motion.joints_to_features(places, motion.T2M, motion.T2M_OFFSETS,
+                                                         clip=copy).astype(np.float32)
+                except ValueError as error:  # for example, nobody moves
+                    found[str(error).removeprefix(f"clip {copy}: ")].append(copy)
+                    continue
+                yield Clip(copy, [Caption(text) for text in sentences], split, features=features)
+        found.good += good
