@@ -262,7 +262,7 @@ def compare_times(args):
 
     def loose():
         return [(np.load(os.path.join(vectors, id + ".npy")).astype(np.float32),
-                 datasets.read_texts(os.path.join(texts, id + ".txt"))) for id in ids]
+                 datasets.read_texts(os.path.join(texts, id + ".txt"), Found())) for id in ids]
 
     def read_all():
         opened = Pack.open(pack.path)
@@ -348,7 +348,7 @@ def main(argv):
         if not 1 <= args.min_length < args.max_length:
             raise ValueError("--min-length must be at least 1 and below --max-length, found "
                              f"{args.min_length} and {args.max_length}.")
-        if not 1 <= (getattr(args, "fps", None) or 30) <= 1000:
+        if getattr(args, "fps", None) is not None and not 1 <= args.fps <= 1000:
             raise ValueError(f"--fps must be 1 to 1000 frames a second, found {args.fps}.")
         args.run(args)
     except (OSError, ValueError) as error:

@@ -28,19 +28,19 @@ SLOW, FAST = 1.2, 0.18  # see `pace`
 Fault = namedtuple("Fault", "first last frame reason")
 
 
-def _groups(values, limit, shift, gap, reason):
+def _groups(values, limit, shift, gap, reason, worst=False):
     """Faults of runs of values (n,) above `limit`, at frames n + shift; runs closer than `gap`
-    frames are one. reason: a function of the frame and the value at the worst frame."""
+    frames are one. reason: a function of n and the value, at the first or the worst of a run."""
     at = np.flatnonzero(values > limit)
     for run in np.split(at, np.flatnonzero(np.diff(at) > gap) + 1) if len(at) else ():
-        worst = run[values[run].argmax()]
-        yield Fault(int(run[0]) + shift, int(run[-1]) + shift, int(worst) + shift,
-                    reason(worst, values[worst]))
+        named = run[values[run].argmax() if worst else 0]
+        yield Fault(int(run[0]) + shift, int(run[-1]) + shift, int(named) + shift,
+                    reason(named, values[named]))
 
 
 def faults(joints, fps, skeleton=T2M):
-    """Joints (T, J, 3) in metres, Y up -> list of Faults, in the order of their frames: steps and
-    turns of speed too large, bones that change their length, a body or a height of no person."""
+    """Joints (T, J, 3) in metres, Y up -> list of Faults, the plainest first: steps that are too
+    large, bones that change their length, a body or a height of no person, and changes of speed."""
     joints = np.asarray(joints, np.float64)
     if not len(joints):
         return []
@@ -48,22 +48,17 @@ def faults(joints, fps, skeleton=T2M):
     lag = max(1, round(fps * SPAN))
     seconds, found = lag / fps, []
 
-    def moving(size, root_limit, limit, shift, what, unit):  # size (n, J)
-        for some, most, who in ((size[:, :1], root_limit, 0), (size[:, 1:], limit, None)):
-            if not some.size:
-                continue
-            fastest = some.argmax(1)
-            found.extend(_groups(
-                some.max(1), most, shift, 2 * lag,
-                lambda t, value: f"{names[who if who == 0 else fastest[t] + 1]} {what} "
-                                 f"{value:.4g} {unit} (people: up to {most:g})"))
+    def moving(size, what, unit, root_limit, limit):  # size (n, J) of each joint's step or turn
+        for first, last, most in ((0, 1, root_limit), (1, size.shape[1], limit)):
+            part = size[:, first:last]
+            if part.size:
+                fastest = first + part.argmax(1)
+                found.extend(_groups(
+                    part.max(1), most, lag, 2 * lag, lambda n, value: f"{names[fastest[n]]} {what} "
+                    f"{value:.4g} {unit} (people: up to {most:g})", worst=unit == "m/s2"))
 
     steps = joints[lag:] - joints[:-lag]
-    moving(np.linalg.norm(steps, axis=-1) / seconds, ROOT_SPEED, SPEED, lag, "moves at", "m/s")
-    turns = (steps[lag:] - steps[:-lag]) / seconds**2
-    moving(np.linalg.norm(turns, axis=-1), ROOT_ACCELERATION, ACCELERATION, lag,
-           "changes its speed by", "m/s2")
-
+    moving(np.linalg.norm(steps, axis=-1) / seconds, "moves at", "m/s", ROOT_SPEED, SPEED)
     bones = np.linalg.norm(joints[:, 1:] - joints[:, list(parents[1:])], axis=-1)
     usual = np.median(bones, axis=0)
     off = np.abs(bones - usual) / np.maximum(BONE[0], BONE[1] * usual)
@@ -81,7 +76,10 @@ def faults(joints, fps, skeleton=T2M):
     beyond = np.abs(height - sum(HEIGHT) / 2) - (HEIGHT[1] - HEIGHT[0]) / 2
     found.extend(_groups(beyond, 0, 0, 1, lambda t, _: f"the pelvis is {height[t]:.4g} m above "
                          "the floor"))
-    return sorted(found)
+    turns = (steps[lag:] - steps[:-lag]) / seconds**2
+    moving(np.linalg.norm(turns, axis=-1), "changes its speed by", "m/s2", ROOT_ACCELERATION,
+           ACCELERATION)
+    return found
 
 
 def feature_faults(features, name, fps):
@@ -110,17 +108,19 @@ def feature_faults(features, name, fps):
                              f"(people: up to {limit:.3g})"))
     if not found and name != "smpl":  # sums over wrong steps would only repeat what is known
         found = faults(to_metres(features, name), fps, SKELETONS[name])
-    return sorted(found)
+    return found
 
 
 def rest_frames(joints, fps):
     """How many frames before the motion hold a calibration pose, such as the T-pose far away that
-    CMU's files begin with, and the blend from it: up to a jump within the first quarter second
-    that is faster than 8 m/s and four times as fast as anything in the second after it."""
+    CMU's files begin with, and the blend from it: up to a jump within the first quarter second, in
+    which at least four joints (elbows and wrists) are faster than 6 m/s and three times as fast as
+    in the second after it."""
     most = min(int(fps / 4) + 1, len(joints) - 2)
-    speed = np.linalg.norm(np.diff(joints[:most + int(fps) + 1], axis=0), axis=-1).max(1) * fps
+    speed = np.linalg.norm(np.diff(joints[:most + int(fps) + 1], axis=0), axis=-1) * fps
+    speed = np.sort(speed, axis=1)[:, -4]
     for k in range(most, 0, -1):
-        if speed[k - 1] > 8 and speed[k - 1] > 4 * speed[k:k + int(fps)].max():
+        if speed[k - 1] > 6 and speed[k - 1] > 3 * speed[k:k + int(fps)].max():
             return k
     return 0
 
@@ -171,6 +171,12 @@ def check_pace(joints, fps):
 AXES = {"y": ((0, 1, 2), (1, 1, 1)), "z": ((0, 2, 1), (1, 1, -1)), "x": ((1, 0, 2), (-1, 1, 1)),
         "-y": ((0, 1, 2), (1, -1, -1)), "-z": ((0, 2, 1), (1, -1, 1)),
         "-x": ((1, 0, 2), (1, -1, 1))}  # order and signs of the coordinates that turn it to Y
+
+
+class Unclear(ValueError):
+    """A motion that alone does not tell which way is up; other recordings of the set may."""
+
+
 UPRIGHT = 0.8  # cosine between the line from feet to head and an axis
 
 
@@ -192,11 +198,11 @@ def find_up(joints, rest=None):
     It is the one on which the head is above the feet in most frames; Y, if there is none (as in
     somersaults). Somebody who lies still looks like somebody who stands while another axis is up.
     So an axis other than Y needs a second witness: the skeleton's own rest pose (22, 3), or
-    somebody who walks across it. ValueError, with the flag to give, without one."""
+    somebody who walks across it. Unclear, with the flag to give, without one."""
     lines = _standing(joints)
     shares = {axis: (turn_up(lines, axis)[:, 1] > UPRIGHT).mean() for axis in AXES}
     up = max(shares, key=shares.get)
-    if up == "y" or shares[up] < 0.5:
+    if shares[up] < 0.5 or shares["y"] > 0.1:
         return "y"
     if rest is not None and turn_up(_standing(rest), up)[1] > UPRIGHT:
         return up
@@ -204,8 +210,8 @@ def find_up(joints, rest=None):
     size = np.median(np.linalg.norm(joints[:, 15] - joints[:, 7], axis=-1))
     if np.hypot(extent[0], extent[2]) > max(0.6 * size, 2 * extent[1]):
         return up
-    raise ValueError(f"the head is beside or below the feet in most frames: is somebody lying "
-                     f"there, or does {up} point up? Give --up=y or --up={up}")
+    raise Unclear(f"the head is beside or below the feet in most frames: is somebody lying "
+                  f"there, or does {up} point up? Give --up=y or --up={up}")
 
 
 def upright(features, name):

@@ -6,6 +6,7 @@ and right are exchanged, whether people walk at a usual pace. What was found is 
 import hashlib
 import os
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 
@@ -60,17 +61,22 @@ def ids_of(names):
     return short
 
 
-def unused(id, taken):
+def unused(id, taken, found):
     """`id`, or a longer one if a recording is called that; notes it in `taken`."""
+    wanted = id
     while id in taken:
         id += "_"
     taken.add(id)
+    if id != wanted:
+        found.say("called differently, because another recording has the name",
+                  f"{wanted} -> {id}")
     return id
 
 
 def read_recording(path, table, found, *, unit=None, up=None, fps=None, keep=False, encoding=None):
-    """A BVH file -> joints (T, 22, 3) at 20 frames a second, and its faults [(first, last frame of
-    the result, sentence)]. ValueError if it cannot be read or understood."""
+    """A BVH file -> joints (T, 22, 3) at 20 frames a second, its faults [(first, last frame of the
+    result, sentence)], and which axis points up in it. ValueError if it cannot be read or
+    understood."""
     recording = bvh.read_bvh(path, encoding)
     joints, what = rigs.to_metres(recording, table, unit, up)
     rate, name, cut, faults = fps or recording.fps, os.path.basename(path), 0, []
@@ -92,11 +98,11 @@ def read_recording(path, table, found, *, unit=None, up=None, fps=None, keep=Fal
     scale = motion.T2M.fps / rate
     return rigs.resample(joints, rate, motion.T2M.fps), [
         (int(fault.first * scale), int(fault.last * scale) + 1,
-         f"{name}, frame {fault.frame + cut}: {fault.reason}") for fault in faults]
+         f"{name}, frame {fault.frame + cut}: {fault.reason}") for fault in faults], what["up"]
 
 
 def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, rig=None,
-              encoding=None, **options):
+              up=None, encoding=None, **options):
     """Yield the clips of {bvh file: [captions]}, with mirrored copies (prefix M) if `mirror`.
 
     A recording of max_length frames or more is cut into windows of equal length. A hash of the
@@ -105,12 +111,20 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
     something happens that no person can do are left out and named, unless `keep`."""
     table = rigs.RIGS.get(rig) or (rigs.read_table(rig, encoding) if rig else None)
     ids = ids_of(sorted(captions))
-    taken = set(ids.values())
-    for name, id in ids.items():
+    taken, ups, again = set(ids.values()), Counter(), {}
+    for name, id in chain(ids.items(), again.items()):  # `again` fills while the first are read
+        usual = up or (ups.most_common(1)[0][0] if name in again and ups else None)
         try:
-            joints, faults = read_recording(os.path.join(folder, name), table, found,
-                                            encoding=encoding, **options)
+            joints, faults, axis = read_recording(os.path.join(folder, name), table, found,
+                                                  up=usual, encoding=encoding, **options)
+            if name in again:
+                found.say(f"somebody lies there: {axis} is taken to point up, as in most other "
+                          "recordings", name)
+            ups[axis] += 1
         except (OSError, ValueError) as error:
+            if isinstance(error, plausible.Unclear) and name not in again:
+                again[name] = id
+                continue
             found.fail(name, error)
             continue
         draw = int(hashlib.sha256(id.encode()).hexdigest(), 16) % 100
@@ -123,7 +137,7 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
         cuts = np.linspace(0, frames, windows + 1).round().astype(int).tolist()
         good = False
         for number, (first, last) in enumerate(zip(cuts, cuts[1:])):
-            part = unused(f"{id}_{number}", taken) if windows > 1 else id
+            part = unused(f"{id}_{number}", taken, found) if windows > 1 else id
             fault = next((f for f in faults if f[0] <= last and f[1] >= first), None)
             if fault:
                 found.leave(part, fault[2])
@@ -132,8 +146,8 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
             good, copies = True, [(part, window, texts)]
             if mirror:
                 swapped = [swap_sides(text) for text in texts]
-                copies.append((unused(f"M{part}", taken), motion.mirror_joints(window, motion.T2M),
-                               swapped))
+                other = motion.mirror_joints(window, motion.T2M)
+                copies.append((unused(f"M{part}", taken, found), other, swapped))
             for copy, places, sentences in copies:
                 try:
                     features = motion.joints_to_features(places, motion.T2M, motion.T2M_OFFSETS,

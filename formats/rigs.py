@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from formats.plausible import AXES, find_up, is_mirrored, turn_up
+from formats.plausible import AXES, Unclear, find_up, is_mirrored, turn_up
 from formats.text import read_text
 from motion import T2M
 
@@ -179,8 +179,8 @@ def to_metres(bvh, mapping=None, unit=None, up=None):
     unit = unit or find_unit(joints, bvh.path)
     try:
         up = up or find_up(joints, rest)
-    except ValueError as error:
-        raise ValueError(f"{bvh.path}: {error}") from None
+    except Unclear as error:
+        raise Unclear(f"{bvh.path}: {error}") from None
     joints = turn_up(joints, up) * UNITS[unit]
     mirrored = is_mirrored(joints)
     if mirrored:  # x becomes -x, and every joint keeps its name

@@ -28,7 +28,7 @@ def read_text(path, encoding=None):
         if "\0" not in text:
             return text.replace("\r\n", "\n").replace("\r", "\n")
         line = text.count("\n", 0, text.index("\0")) + 1
-    kinds = " or ".join(tried).upper()
+    kinds = " or ".join(name.upper() for name in tried)
     raise ValueError(f"{path}, line {line}: this is not {kinds} text; name its encoding with "
                      "--encoding, for example --encoding gbk or cp1252.") from error
 
