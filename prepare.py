@@ -19,6 +19,11 @@ A pack is written to data/NAME/NAME.pack. The options of a command: python prepa
 HumanML3D's layout is new_joint_vecs/, texts/, Mean.npy, Std.npy, train.txt, val.txt and test.txt.
 A captions file for `bvh` has lines `file name: caption` or `file name<TAB>caption`, with the name
 relative to DIR and .bvh optional; a file may have several. Empty lines and # lines are skipped.
+
+Unit, axis that points up, left and right, and pace of your own recordings are found from the body
+in them, and said; --unit, --up and --fps say otherwise. Files that cannot be read and motion that
+no person can have made are left out, and all of them are named; --keep packs such motion, --strict
+refuses the set. Names that ought to meet (captions and recordings, lists and files) are counted.
 """
 import argparse
 import dataclasses
@@ -41,7 +46,8 @@ from formats import datasets, plausible, recordings
 from formats.found import Found
 from formats.pack import Pack, write_pack
 from formats.pack_index import NFEATS, PLAIN_NAME
-from formats.text import read_lines
+from formats.safe_pickle import Budget
+from formats.text import read_lines, visible
 from view import render
 
 # What the published datasets hold, according to their authors or to training logs.
@@ -131,16 +137,17 @@ def find_motions(source, scratch):
     if os.path.isfile(source):
         try:
             with zipfile.ZipFile(source) as wheel:
-                wheel.extractall(scratch, [name for name in wheel.namelist()
-                                           if name.startswith(MOTIONS) and name.endswith(".txt")])
+                wanted = [info for info in wheel.infolist() if info.filename.startswith(MOTIONS)
+                          and info.filename.endswith(".txt")]
+                Budget(os.path.getsize(source)).spend(sum(info.file_size for info in wanted))
+                wheel.extractall(scratch, wanted)
         except zipfile.BadZipFile:
             raise ValueError(f"{source} is not a wheel; expected pybullet 3.2.7, or the folder of "
                              "its motions.") from None
     datasets.need(top := scratch if os.path.isfile(source) else source)
     inside = os.path.join(top, MOTIONS)
     folder = inside if os.path.isdir(inside) else top
-    names = sorted(os.path.relpath(os.path.join(top, name), folder).replace(os.sep, "/")
-                   for top, _, files in os.walk(folder) for name in files if name.endswith(".txt"))
+    names = visible(folder, ".txt")
     digest = hashlib.sha256()
     for name in names:
         with open(os.path.join(folder, name), "rb") as file:

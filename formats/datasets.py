@@ -8,6 +8,7 @@ import math
 import os
 import re
 import tokenize
+from collections import Counter
 
 import numpy as np
 
@@ -326,6 +327,11 @@ def read_uestc(folder, found, encoding=None):
         if not match or int(match[1]) >= len(actions) or not re.fullmatch(r"\d{1,9}", length, re.A):
             raise ValueError(f"{info}: expected names a<0..{len(actions) - 1}>_d<view>_p<person>_"
                              f"c<side> and numbers of frames, found {name!r} and {length!r}.")
+
+    twice = [id for id, times in Counter(match[0] for match in parsed).items() if times > 1]
+    if twice:
+        raise ValueError(f"{info}: {twice[0]} is there twice in names.txt; each name needs to be "
+                         "of one sequence.")
 
     def clips():
         for i, match in enumerate(parsed):

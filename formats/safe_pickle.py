@@ -505,7 +505,8 @@ def load_safetensors(path):
                     raise ValueError(f"{name} has {end - start} bytes for the shape {shape}")
                 budget -= end - start
                 if budget < 0 or len(shape) > 64:
-                    raise ValueError("its tensors overlap")
+                    raise ValueError(f"{name} overlaps another tensor" if budget < 0 else
+                                     f"{name} has {len(shape)} dimensions")
                 flat = mapped(memory, 8 + size + start, math.prod(shape), dtype)
                 tensors[name] = flat.view(shape)
             return tensors

@@ -661,6 +661,8 @@ def test_bad_uestc_folders_and_smpl_files_are_refused(tmp_path, capsys):
     assert "found 'a40_d0_p001_c1_color.avi'" in refused(capsys, tmp_path, "uestc", tmp_path / "b")
     uestc(tmp_path / "c", ["a0_d0_p001_c1"], [60], frames=["60", "61"])
     assert "1 names, 2 lengths and 1 poses" in refused(capsys, tmp_path, "uestc", tmp_path / "c")
+    uestc(tmp_path / "d", ["a0_d0_p001_c1"] * 2, [60, 60])
+    assert "a0_d0_p001_c1 is there twice" in refused(capsys, tmp_path, "uestc", tmp_path / "d")
     (tmp_path / "c" / "info" / "names.txt").unlink()
     assert "lacks names.txt" in refused(capsys, tmp_path, "uestc", tmp_path / "c")
     folder = dump(tmp_path / "h" / "humanact12poses.pkl", humanact12())
