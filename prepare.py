@@ -46,7 +46,7 @@ from formats import datasets, plausible, recordings
 from formats.found import Found
 from formats.pack import Pack, write_pack
 from formats.pack_index import NFEATS, PLAIN_NAME
-from formats.safe_pickle import Budget
+from formats.pickle_reader import Budget
 from formats.text import read_lines, visible
 from view import render
 
@@ -355,8 +355,8 @@ def main(argv):
         if not 1 <= args.min_length < args.max_length:
             raise ValueError("--min-length must be at least 1 and below --max-length, found "
                              f"{args.min_length} and {args.max_length}.")
-        if getattr(args, "fps", None) is not None and not 1 <= args.fps <= 1000:
-            raise ValueError(f"--fps must be 1 to 1000 frames a second, found {args.fps}.")
+        if getattr(args, "fps", None) is not None and not 2 <= args.fps <= 1000:
+            raise ValueError(f"--fps must be 2 to 1000 frames a second, found {args.fps}.")
         args.run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

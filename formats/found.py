@@ -5,7 +5,12 @@ took for granted. Nothing wrong passes in silence, and one broken file does not 
 def some(names, most=3):
     """The first few of some names, for a sentence."""
     names = list(names)
-    return ", ".join([*map(str, names[:most]), *["..."] * (len(names) > most)])
+    return shown(", ".join([*map(str, names[:most]), *["..."] * (len(names) > most)]))
+
+
+def shown(text):
+    """Text that can be printed, whatever bytes the names of files in it are made of."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class Found(dict):
@@ -30,7 +35,7 @@ class Found(dict):
 
     def fail(self, name, error):
         """Leave out one file or clip that cannot be used; `error` becomes one line."""
-        self.broken[name] = " ".join(str(error).split())
+        self.broken[shown(name)] = shown(" ".join(str(error).split()))
 
     def leave(self, name, reason):
         """Leave out one clip in which something happens that no person can do."""

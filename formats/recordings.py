@@ -80,6 +80,9 @@ def read_recording(path, table, found, *, unit=None, up=None, fps=None, keep=Fal
     recording = bvh.read_bvh(path, encoding)
     joints, what = rigs.to_metres(recording, table, unit, up)
     rate, name, cut, faults = fps or recording.fps, os.path.basename(path), 0, []
+    if not 2 <= rate <= 1000:
+        raise ValueError(f"{path}: {rate:g} frames a second cannot be; give the true rate with "
+                         "--fps")
     if not keep:
         cut = plausible.rest_frames(joints, rate)
         after = len(joints) - plausible.rest_frames(joints[cut:][::-1], rate)
@@ -92,7 +95,8 @@ def read_recording(path, table, found, *, unit=None, up=None, fps=None, keep=Fal
         faults = plausible.faults(joints, rate)
         if not fps:
             plausible.check_pace(joints, rate)
-    found.say(f"read with {what['unit']} as the unit and {what['up']} up", name)
+    found.say(f"read with {what['unit']} as the unit, {what['up']} up, {rate:g} frames a second",
+              name)
     if what["mirrored"]:
         found.say("left and right are exchanged (left-handed coordinates); x is turned round", name)
     scale = motion.T2M.fps / rate

@@ -862,12 +862,20 @@ def test_only_the_window_with_lost_tracking_is_left_out(tmp_path, capsys):
     assert pack.ids == ["walk_0", "walk_2"] and "walk_1: walk.bvh, frame 300: pelvis" in said
 
 
+def test_names_of_files_that_are_no_text_can_be_printed(tmp_path, capsys):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff\x1b[31m.bvh")).write_text(WALK)
+    code, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": WALK}, captions="walk: walks\n")
+    assert code == 0 and "left out, without caption: 1 (??[31m.bvh)" in said
+
+
 @pytest.mark.parametrize("name, unit, up", [
     ("y_up", "m", "y"), ("z_up", "m", "z"), ("y_down", "cm", "-y")])
 def test_the_axis_that_points_up_is_found_from_the_body(tmp_path, capsys, name, unit, up):
     text = (CASES / f"{name}.bvh").read_text()
     code, said, pack = pack_of(tmp_path, capsys, {"a.bvh": text})
-    assert code == 0 and f"read with {unit} as the unit and {up} up: 1 (a.bvh)" in said
+    assert code == 0 and f"read with {unit} as the unit, {up} up, 30 frames a second: 1" in said
     want = pack_of(tmp_path, capsys, {"a.bvh": (CASES / "y_up.bvh").read_text()})[2].features(0)
     np.testing.assert_allclose(pack.features(0)[:, :-4], want[:, :-4], atol=2e-3)
 
@@ -919,7 +927,9 @@ def test_a_wrong_frame_time_is_found_by_the_pace(tmp_path, capsys, seconds, sent
     want = pack_of(tmp_path, capsys, {"walk.bvh": WALK})[2]
     np.testing.assert_allclose(pack.features(0), want.features(0), atol=1e-5)
     code, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": text}, "--fps", 0)
-    assert code == 1 and "--fps must be 1 to 1000" in said
+    assert code == 1 and "--fps must be 2 to 1000" in said
+    code, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": WALK.replace("0.008333", "8.333")})
+    assert code == 1 and "0.120005 frames a second cannot be; give the true rate with --fps" in said
 
 
 def test_one_unreadable_recording_is_named_and_the_others_are_packed(tmp_path, capsys):
