@@ -177,7 +177,7 @@ def fetch_wheel(folder):
 def screened(clips, found, skeleton, fps, args):
     """The clips in which nothing happens that no person can do; at the end, ValueError if too many
     were left out."""
-    upright = []
+    postures = []
     for clip in clips:
         faults = ()
         if clip.joints is not None:
@@ -185,15 +185,19 @@ def screened(clips, found, skeleton, fps, args):
         elif args.command != "bvh" and datasets.fits(clip.features, (None, NFEATS[skeleton])):
             faults = plausible.feature_faults(clip.features, skeleton, fps)
             if skeleton != "smpl":
-                upright.append(plausible.upright(clip.features, skeleton))
+                postures.append(plausible.posture(clip.features, skeleton))
         if faults and not args.keep:
             found.leave(clip.id, f"frame {faults[0].frame}: {faults[0].reason}")
             found.good -= 1
         else:
             yield clip
-    if upright and np.mean(upright) < 0.5:
-        found.say(f"warning: the head is above the feet in only {sum(upright)} of {len(upright)} "
+    upright, mirrored = np.sum(postures, axis=0) if postures else (0, 0)
+    if upright < len(postures) / 2:
+        found.say(f"warning: the head is above the feet in only {upright} of {len(postures)} "
                   "clips; does Y point up in this set?")
+    if mirrored > len(postures) / 2:
+        found.say(f"warning: the toes point backwards in {mirrored} of {len(postures)} clips; are "
+                  "left and right exchanged in this set?")
     found.judge(args.strict)
 
 

@@ -51,7 +51,7 @@ def load_npy(path, shape):
                 raise ValueError(f"{size} bytes of {dtype} are not in it")
             array = np.fromfile(file, dtype, math.prod(found)) if size else np.empty(0, dtype)
             array = array.reshape(found, order="F" if columns_first else "C")
-    except (*safe_pickle.READ_ERRORS, OSError, SyntaxError, tokenize.TokenError) as error:
+    except (*safe_pickle.READ_ERRORS, SyntaxError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a readable .npy file of numbers: {reason}.") from None
     if not fits(array, shape):
@@ -232,7 +232,7 @@ def rest_joints(path):
         if not np.isfinite(joints).all():
             raise ValueError("its joints are not finite")
         return joints - joints[0]
-    except (*safe_pickle.READ_ERRORS, OSError) as error:
+    except safe_pickle.READ_ERRORS as error:
         raise ValueError(f"{path} is not an SMPL body model with 24 rest joints (J, or J_regressor "
                          f"and v_template): {error}.") from None
 

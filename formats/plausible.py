@@ -214,13 +214,13 @@ def find_up(joints, rest=None):
                   f"there, or does {up} point up? Give --up=y or --up={up}")
 
 
-def upright(features, name):
-    """Whether the head is above the feet in most frames of features (T, F) of "t2m" or "kit"."""
-    body = SKELETONS[name]
+def posture(features, name):
+    """Features (T, F) of "t2m" or "kit" -> whether the head is above the feet in most frames, and
+    whether left and right are exchanged (never for "kit")."""
+    body, joints = SKELETONS[name], to_metres(np.asarray(features, np.float64), name)
     feet = [pair[0] for pair in body.feet]
-    heights = to_metres(np.asarray(features, np.float64), name)[..., 1]
-    above = heights[:, body.joint_names.index("head")] - heights[:, feet].mean(1)
-    return bool((above > 0.5).mean() >= 0.5)
+    above = joints[:, body.joint_names.index("head"), 1] - joints[:, feet, 1].mean(1)
+    return (above > 0.5).mean() >= 0.5, body is T2M and is_mirrored(joints)
 
 
 def is_mirrored(joints):

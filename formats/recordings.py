@@ -139,7 +139,6 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
             continue
         windows, texts = -(-frames // (max_length - 1)), captions[name]
         cuts = np.linspace(0, frames, windows + 1).round().astype(int).tolist()
-        good = False
         for number, (first, last) in enumerate(zip(cuts, cuts[1:])):
             part = unused(f"{id}_{number}", taken, found) if windows > 1 else id
             fault = next((f for f in faults if f[0] <= last and f[1] >= first), None)
@@ -147,7 +146,8 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
                 found.leave(part, fault[2])
                 continue
             window = joints[first:last + 1]
-            good, copies = True, [(part, window, texts)]
+            copies = [(part, window, texts)]
+            found.good += 1
             if mirror:
                 swapped = [swap_sides(text) for text in texts]
                 other = motion.mirror_joints(window, motion.T2M)
@@ -160,4 +160,3 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
                     found[str(error).removeprefix(f"clip {copy}: ")].append(copy)
                     continue
                 yield Clip(copy, [Caption(text) for text in sentences], split, features=features)
-        found.good += good

@@ -31,8 +31,8 @@ from formats.pickle_reader import (
 
 # What reading a broken or malicious file may raise.
 READ_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError,
-               ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
-               MemoryError)
+               OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError,
+               ArithmeticError, MemoryError)
 
 # --------------------------------------------------------------------------------------------------
 # Plain pickles

@@ -353,7 +353,7 @@ def test_the_look_at_an_index_is_linear_and_fast(pack):
             assert fault_of(head, a, text + 3 * n) is None
             times.append(time.perf_counter() - start)
         return min(times)
-    assert seconds(1_000_000) < 25 * seconds(100_000)
+    assert seconds(100_000) < 25 * seconds(10_000)
 
 
 def test_damaged_motion_is_found_when_a_clip_is_first_read(pack, tmp_path):
@@ -373,6 +373,17 @@ def test_damaged_motion_is_found_when_a_clip_is_first_read(pack, tmp_path):
         path = rewritten(str(tmp_path / "b.pack"), tmp_path / "c.pack", clip_crc=lambda a: None)
         with pytest.raises(ValueError, match="clip 000007 holds a number that is not finite or"):
             Batches(Pack.open(path), "train", 333).batch(0, 0)
+
+
+def test_a_worker_that_meets_a_damaged_clip_says_so_in_one_sentence(tmp_path):
+    path = tmp_path / "a.pack"
+    save(path, clips_of([50, 50]))
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="a.pack is damaged .*clip 000000 does not") as error:
+        list(Batches(Pack.open(str(path)), "train", 2).epoch(0, workers=1))
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 
 
 def test_damaged_joints_and_captions_are_refused(tmp_path):

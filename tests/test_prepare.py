@@ -316,12 +316,20 @@ def test_features_of_no_person_are_left_out_or_kept(layout, tmp_path, capsys, pa
     assert "000001" in Pack.open(str(tmp_path / "b.pack")).ids
 
 
-def test_a_set_that_lies_on_its_side_is_said(layout, tmp_path, capsys):
+@pytest.mark.parametrize("turn, sentence", [
+    (lambda joints: joints[..., [0, 2, 1]] * (1, 1, -1),
+     "warning: the head is above the feet in only 0 of 5 clips; does Y point up in this set?"),
+    (lambda joints: joints * (-1, 1, 1), "warning: the toes point backwards in 5 of 5 clips; are "
+                                         "left and right exchanged in this set?"),
+    (lambda joints: joints, "")])
+def test_a_set_that_lies_or_has_its_sides_exchanged_is_said(layout, tmp_path, capsys, turn,
+                                                            sentence):
     for path in (layout / "new_joint_vecs").iterdir():
-        joints = walking(121)[..., [0, 2, 1]] * (1, 1, -1)
+        frames = len(np.load(path)) + 1
+        joints = turn(walking(frames))
         np.save(path, motion.joints_to_features(joints, motion.T2M).astype(np.float32))
     _, printed, _ = run(capsys, "humanml3d", layout, "--keep", "--out", tmp_path / "a.pack")
-    assert "warning: the head is above the feet in only 0 of 7 clips" in printed
+    assert sentence in printed and sentence.count("warning") == printed.count("clips; ")
 
 
 def test_names_that_do_not_meet_are_counted_and_shown(layout, tmp_path, capsys):
@@ -853,13 +861,20 @@ def test_lost_tracking_is_named_with_its_frame_and_can_be_kept(tmp_path, capsys)
     assert code == 1 and "2 of 2 cannot be used, which is more than half (--keep packs" in said
 
 
-def test_only_the_window_with_lost_tracking_is_left_out(tmp_path, capsys):
+@pytest.mark.parametrize("lost, left", [
+    ([300], [0, 1, 3, 4]), ([200, 300], [0, 3, 4]), ([100, 200, 300], None)])
+def test_only_the_windows_with_lost_tracking_are_left_out(tmp_path, capsys, lost, left):
     def lose(rows):
-        rows[300] = " ".join(["0", "0", "0"] + rows[300].split()[3:])
+        for frame in lost:
+            rows[frame] = " ".join(["0", "0", "0"] + rows[frame].split()[3:])
         return rows
-    text = first_frames(WALK, 600, lose)
-    _, said, pack = pack_of(tmp_path, capsys, {"walk.bvh": text}, "--max-length", 41)
-    assert pack.ids == ["walk_0", "walk_2"] and "walk_1: walk.bvh, frame 300: pelvis" in said
+    code, said, pack = pack_of(tmp_path, capsys, {"walk.bvh": first_frames(WALK, 600, lose)},
+                               "--min-length", 10, "--max-length", 21)
+    assert f"walk.bvh, frame {lost[0]}: pelvis moves at" in said
+    if left is None:
+        assert code == 1 and "3 of 5 cannot be used, which is more than half" in said
+    else:
+        assert pack.ids == [f"walk_{number}" for number in left]
 
 
 def test_names_of_files_that_are_no_text_can_be_printed(tmp_path, capsys):

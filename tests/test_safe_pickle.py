@@ -362,7 +362,7 @@ def test_torch_files_that_want_a_lot_are_refused_at_once(tmp_path):
 @pytest.mark.parametrize("entries, body, says", [
     ({f"a{i}": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]} for i in range(9999)},
      4000, "overlap"),
-    ({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}, 4, "a overlaps another"),
+    ({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}, 4, "overlaps"),
     ({"a": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}}, 16, "invalid shape"),
     ({"a": {"dtype": "F0", "shape": [10**9], "data_offsets": [0, 0]}}, 0, "F0"),
     ({"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, 4, "100 dimens"),
