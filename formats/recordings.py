@@ -73,16 +73,16 @@ def unused(id, taken, found):
     return id
 
 
-def read_recording(path, table, found, *, unit=None, up=None, fps=None, keep=False, encoding=None):
+def read_recording(folder, name, table, found, *, unit=None, up=None, fps=None, keep=False,
+                   encoding=None):
     """A BVH file -> joints (T, 22, 3) at 20 frames a second, its faults [(first, last frame of the
     result, sentence)], and which axis points up in it. ValueError if it cannot be read or
     understood."""
-    recording = bvh.read_bvh(path, encoding)
+    recording = bvh.read_bvh(os.path.join(folder, name), encoding)
     joints, what = rigs.to_metres(recording, table, unit, up)
-    rate, name, cut, faults = fps or recording.fps, os.path.basename(path), 0, []
+    rate, cut, faults = fps or recording.fps, 0, []
     if not 2 <= rate <= 1000:
-        raise ValueError(f"{path}: {rate:g} frames a second cannot be; give the true rate with "
-                         "--fps")
+        raise ValueError(f"{rate:g} frames a second cannot be; give the true rate with --fps")
     if not keep:
         cut = plausible.rest_frames(joints, rate)
         after = len(joints) - plausible.rest_frames(joints[cut:][::-1], rate)
@@ -99,9 +99,9 @@ def read_recording(path, table, found, *, unit=None, up=None, fps=None, keep=Fal
               name)
     if what["mirrored"]:
         found.say("left and right are exchanged (left-handed coordinates); x is turned round", name)
-    scale = motion.T2M.fps / rate
+    scale, near = motion.T2M.fps / rate, 3  # a spline rings for some frames around a jump
     return rigs.resample(joints, rate, motion.T2M.fps), [
-        (int(fault.first * scale), int(fault.last * scale) + 1,
+        (int((fault.first - near) * scale), int((fault.last + near) * scale) + 1,
          f"{name}, frame {fault.frame + cut}: {fault.reason}") for fault in faults], what["up"]
 
 
@@ -119,8 +119,8 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
     for name, id in chain(ids.items(), again.items()):  # `again` fills while the first are read
         usual = up or (ups.most_common(1)[0][0] if name in again and ups else None)
         try:
-            joints, faults, axis = read_recording(os.path.join(folder, name), table, found,
-                                                  up=usual, encoding=encoding, **options)
+            joints, faults, axis = read_recording(folder, name, table, found, up=usual,
+                                                  encoding=encoding, **options)
             if name in again:
                 found.say(f"somebody lies there: {axis} is taken to point up, as in most other "
                           "recordings", name)
