@@ -111,16 +111,17 @@ def feature_faults(features, name, fps):
     return found
 
 
-def rest_frames(joints, fps):
+def rest_frames(joints, fps, blend=True):
     """How many frames before the motion hold a calibration pose, such as the T-pose far away that
     CMU's files begin with, and the blend from it: up to a jump within the first quarter second, in
     which at least four joints (elbows and wrists) are faster than 6 m/s and three times as fast as
-    in the second after it."""
+    in the second after it. Without `blend`, only a pose held still before the jump counts."""
     most = min(int(fps / 4) + 1, len(joints) - 2)
     speed = np.linalg.norm(np.diff(joints[:most + int(fps) + 1], axis=0), axis=-1) * fps
     speed = np.sort(speed, axis=1)[:, -4]
     for k in range(most, 0, -1):
-        if speed[k - 1] > 6 and speed[k - 1] > 3 * speed[k:k + int(fps)].max():
+        still = blend or k == 1 or speed[:k - 1].max() < 1
+        if still and speed[k - 1] > 6 and speed[k - 1] > 3 * speed[k:k + int(fps)].max():
             return k
     return 0
 

@@ -85,7 +85,7 @@ def read_recording(folder, name, table, found, *, unit=None, up=None, fps=None, 
         raise ValueError(f"{rate:g} frames a second cannot be; give the true rate with --fps")
     if not keep:
         cut = plausible.rest_frames(joints, rate)
-        after = len(joints) - plausible.rest_frames(joints[cut:][::-1], rate)
+        after = len(joints) - plausible.rest_frames(joints[cut:][::-1], rate, blend=False)
         if cut:
             found.say("a rest pose before the motion is left out", f"{name}: {cut} frames")
         if after < len(joints):

@@ -144,10 +144,12 @@ def test_rest_poses_before_and_after(fps):
     for rest in (far, near):
         for count in (1, 3):
             assert rest_frames(np.concatenate([rest] * count + [joints]), fps) == count
-            assert rest_frames(np.concatenate([joints] + [rest] * count)[::-1], fps) == count
+            turned = np.concatenate([joints] + [rest] * count)[::-1]
+            assert rest_frames(turned, fps, blend=False) == count
     if fps == 120:  # and the blend from it, as a filter leaves it
         blend = far + np.linspace(0, 1, 9)[:-1, None, None] * (joints[:1] - far)
         assert rest_frames(np.concatenate([blend, joints]), fps) == 8
+        assert rest_frames(np.concatenate([blend, joints]), fps, blend=False) == 0
     assert rest_frames(joints[:2], fps) == rest_frames(joints[:1], fps) == 0
 
 
@@ -169,6 +171,7 @@ def test_every_clip_of_the_set_that_ships_is_plausible():
     for i in range(0, len(pack), 5):
         joints = pack.joints(i).astype(np.float64)
         assert not faults(joints, 20.0) and not rest_frames(joints, 20.0), pack.ids[i]
+        assert not rest_frames(joints[::-1], 20.0, blend=False)
         assert not is_mirrored(joints)
         assert motion.floor_height(joints) == joints[..., 1].min()  # the same as published
         plausible.check_pace(joints, 20.0)
