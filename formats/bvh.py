@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from formats.bvh_writer import write_bvh  # noqa: F401, so that one import reads and writes
+from formats.text import read_text
 
 # --------------------------------------------------------------------------------------------------
 # Reading
@@ -30,30 +31,33 @@ class Bvh:
     fps: float
 
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:E[-+]?\d+)?"
-HEADER = rf"\s*Frames\s*:\s*(\d+)\s+Frame\s+Time\s*:\s*({NUMBER})(?=\s|$)"
+# No two parts of these patterns can match the same text, or reading would not be linear.
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:E[-+]?\d+)?"
+HEADER = rf"\s*Frames\s*:\s*(\d{{1,9}})\s+Frame\s+Time\s*:\s*({NUMBER})(?=\s|$)"
 TOKEN = re.compile(
     r"(?:ROOT|JOINT)[ \t]+(?P<joint>[^\n{}]+)|(?P<end>End[ \t]+Site)"
     rf"|OFFSET(?P<offset>(?:\s+{NUMBER}){{3}})(?=\s)"
-    r"|CHANNELS\s+(?P<count>\d+)(?P<channels>(?:\s+[XYZ](?:position|rotation))*)"
+    r"|CHANNELS\s+(?P<count>\d{1,4})(?P<channels>(?:\s+[XYZ](?:position|rotation))*)"
     r"|(?P<brace>[{}])|(?P<other>\S+)", re.I)
 
 
 def _read_hierarchy(text, path):
     """-> names, parents, offsets (J, 3), and per joint channels (axis 0..2, is it a rotation)."""
     names, parents, offsets, channels = [], [], [], []
-    open_joints, last = [], -1
+    open_joints, last, leaves = [], None, set()
     for token in TOKEN.finditer(text):
         here = open_joints[-1] if open_joints else -1
         named = (token["channels"] or "").lower().split()
-        if token["joint"] or token["end"] and open_joints:
+        if (token["joint"] or token["end"] and open_joints) and here not in leaves:
             names.append(token["joint"].strip() if token["joint"] else names[here] + "_end")
             parents.append(here)
             offsets.append(np.zeros(3))
             channels.append(())
             last = len(names) - 1
-        elif token["brace"] == "{" and last not in open_joints and last >= 0:
+            leaves |= {last} if token["end"] else set()
+        elif token["brace"] == "{" and last is not None:
             open_joints.append(last)
+            last = None
         elif token["brace"] == "}" and open_joints:
             open_joints.pop()
         elif token["offset"] and open_joints:
@@ -63,7 +67,7 @@ def _read_hierarchy(text, path):
         else:
             line = text[:token.start()].count("\n") + 1
             raise ValueError(f"{path}, near line {line}: cannot make sense of "
-                             f"{token[0].strip()!r} in a BVH hierarchy")
+                             f"{token[0].strip()[:60]!r} in a BVH hierarchy")
     if open_joints or not names:
         fault = "an unclosed {" if names else "no ROOT"
         raise ValueError(f"{path}: the hierarchy has {fault}; this is not a whole BVH file")
@@ -88,7 +92,7 @@ def _read_frames(text, path, channels):
         motion = np.array(values, dtype=np.float64).reshape(frames, channels)
     except ValueError as error:
         raise ValueError(f"{path}: the motion block holds something that is not a number "
-                         f"({error})") from None
+                         f"({str(error)[:100]})") from None
     if not np.isfinite(motion).all():
         frame, channel = np.argwhere(~np.isfinite(motion))[0]
         raise ValueError(f"{path}: frame {frame}, channel {channel} is {motion[frame, channel]}, "
@@ -129,19 +133,27 @@ def _world_positions(parents, offsets, channels, motion):
     return joints
 
 
-def read_bvh(path):
+BOUND = 0.5  # joints of all frames for each byte of a file; a usual file has 0.04
+
+
+def read_bvh(path, encoding=None):
     """A BVH file -> Bvh. Any order of channels, frame rate and line ends; any joint may move.
-    FileNotFoundError or ValueError naming the file if it is not a whole one with finite numbers."""
+    encoding: of a file that is neither UTF-8 nor UTF-16. FileNotFoundError or ValueError naming the
+    file if it is not a whole one with finite numbers."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; expected a BVH file")
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    parts = re.match(r"\s*HIERARCHY\b(.*?)^\s*MOTION\b(.*)", text, re.S | re.M | re.I)
-    if not parts:
+    text = read_text(path, encoding)
+    begin = re.match(r"\s*HIERARCHY\b", text, re.I)
+    middle = re.search(r"^[ \t]*MOTION\b", text, re.M | re.I)
+    if not begin or not middle:
         raise ValueError(f"{path}: not a BVH file: expected it to begin with HIERARCHY and to "
                          "have a MOTION block")
-    names, parents, offsets, channels = _read_hierarchy(parts[1], path)
-    motion, fps = _read_frames(parts[2], path, sum(map(len, channels)))
+    hierarchy = text[begin.end():middle.start()]
+    names, parents, offsets, channels = _read_hierarchy(hierarchy, path)
+    motion, fps = _read_frames(text[middle.end():], path, sum(map(len, channels)))
+    if len(names) * len(motion) > 1e5 + BOUND * len(text):
+        raise ValueError(f"{path}: {len(names)} joints are too many for {motion.shape[1]} numbers "
+                         "a frame")
     joints = _world_positions(parents, offsets, channels, motion)
     return Bvh(str(path), tuple(names), tuple(parents), offsets, joints, fps)

@@ -2,6 +2,7 @@
 import csv
 import io
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -189,6 +190,57 @@ def test_broken_files_are_refused_in_one_sentence(tmp_path, change, says):
     with pytest.raises(ValueError, match=says) as error:
         read_bvh(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+FRAME = "1 2 3 0 0 0 0 0 0\n"
+
+
+def nested(n, kind="JOINT knee"):
+    """n joints, each inside the one before it."""
+    opened = f"{kind}\n{{\nOFFSET 0 -4 0\n" * n
+    return SMALL.replace("  JOINT knee", opened + "}\n" * n + "  JOINT knee")
+
+
+@pytest.mark.parametrize("make", [
+    lambda n: "\n" * n + SMALL.replace("MOTION", "\n" * n + "MOTION" + "\n" * n) + " \n" * n,
+    lambda n: "HIERARCHY" + "\n" * n, lambda n: "HIERARCHY" + " " * n + "x",
+    lambda n: SMALL.split("Frames")[0] + "\n" * n + "x",
+    lambda n: SMALL.replace("1 2 3 90", f"1 {'9' * n} 3 90"),
+    lambda n: SMALL.replace("1 2 3 90", f"1 0.{'9' * n} 3 90"),
+    lambda n: SMALL.replace("OFFSET 0 -4", f"OFFSET 0 -{'4' * n}x"),
+    lambda n: SMALL.replace("Frames: 2", f"Frames: {'2' * n}"),
+    lambda n: SMALL.replace("0.033333", f"0.0{'3' * n}x"),
+    lambda n: SMALL.replace("CHANNELS 3", f"CHANNELS {'3' * n}"),
+    lambda n: SMALL.replace("knee", "knee" + " " * n + "{" * 2),
+    nested, lambda n: nested(n, "End Site"),
+    lambda n: SMALL.replace("Frames: 2", f"Frames: {n}") + FRAME * (n - 2),
+])
+def test_reading_is_linear(tmp_path, make):
+    """Ten times as much text takes about ten times as long, whatever it is."""
+    def seconds(n):
+        path, times = write(tmp_path, make(n)), []
+        for _ in range(3):
+            start = time.perf_counter()
+            try:
+                read_bvh(path)
+            except ValueError as error:
+                assert str(path) in str(error) and len(str(error)) < 400 + len(str(path))
+            times.append(time.perf_counter() - start)
+        return min(times)
+    assert seconds(50_000) < 25 * seconds(5_000) + 0.01
+
+
+def test_many_joints_without_numbers_are_refused(tmp_path):
+    """Memory is bounded by the size of the file, not by joints times frames."""
+    text = nested(20_000).replace("Frames: 2", "Frames: 20000") + FRAME * 19_998
+    with pytest.raises(ValueError, match="20003 joints are too many for 9 numbers a frame"):
+        read_bvh(write(tmp_path, text))
+
+
+def test_an_end_site_ends_there(tmp_path):
+    for text in (SMALL.replace("ROOT hip", "End Site"), nested(2, "End Site")):
+        with pytest.raises(ValueError, match="near line .*cannot make sense of 'End Site'"):
+            read_bvh(write(tmp_path, text))
 
 
 def test_missing_file(tmp_path):
