@@ -310,7 +310,17 @@ MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads",
                "sample_every")  # all other whole numbers are positive
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
 BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "ema", "beta2")
-UP_TO_1 = ("condition_dropout", "guidance_rescale", "eta")
+MOST = {  # what a network, a machine or float32 can take; see also most()
+    "condition_dropout": 1, "guidance_rescale": 1, "eta": 1, "lr": 100, "fps": 1000,
+    "seed": 2**63 - 1, "threads": 1024, "workers": 256, "layers": 1000, "num_layers": 1000,
+    "num_train_timesteps": 100_000,
+} | dict.fromkeys(("latent_dim", "ff_size", "width", "embed_dim", "text_encoded_dim"), 65_536) \
+  | dict.fromkeys(("max_positions", "context_length", "cosines", "num_actions"), 1_000_000)
+
+
+def most(name, kind):
+    """The largest value of a setting with that name and type."""
+    return MOST.get(name, 10**9 if kind is int else 10**6)
 
 
 def need(condition, text, config=None):
@@ -331,13 +341,22 @@ def convert(value, kind, name):
     elif kind is bool:
         result = BOOLEANS.get(str(value).lower())
     elif not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            number = float(value)
-            if math.isfinite(number) and (kind is float or number == int(number)):
-                result = kind(number)
+        result = number(value, kind)
     need(result is not None, f"{name} must be {KINDS.get(kind) or 'one of ' + ', '.join(choices)}, "
          f"got {value!r}.")
     return result
+
+
+def number(value, kind):
+    """`value` as a finite float or a whole number (1e3 is one, too); None if it is neither."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if kind is int and isinstance(value, (int, str)):
+            with contextlib.suppress(ValueError):
+                return int(value)  # a float would round whole numbers above 2^53
+        found = float(value)
+        if math.isfinite(found) and (kind is float or found.is_integer() and abs(found) < 2**53):
+            return kind(found)
+    return None
 
 
 def nearest(name, known, otherwise=""):
@@ -376,7 +395,9 @@ def rules(config):
             sign = "not be negative" if zero else "be positive"
             yield value > 0 or zero and value == 0, f"{key} must {sign}"
             yield name not in BELOW_1 or value < 1, f"{key} must be below 1"
-            yield name not in UP_TO_1 or value <= 1, f"{key} must be at most 1"
+        if f.type in (int, float):
+            limit = most(name, f.type)
+            yield abs(value) <= limit, f"{key} must be at most {limit}"
 
     tokens = 2 + denoiser.length_token  # beside the latent: noise level, condition, length
     if text.last_hidden_state and denoiser.condition == "text":
@@ -385,6 +406,7 @@ def rules(config):
     rows = tokens + get_value(c, sequence)
     yield rows <= denoiser.max_positions, (f"denoiser.max_positions must hold {tokens} tokens and "
                                            f"{sequence}: {rows} or more")
+    yield data.fps >= 1, "data.fps must be at least 1"
     yield text.context_length > 2, "text.context_length must be at least 3"
     yield text.width % text.heads == 0, "text.heads must divide text.width"
     small_tower = text.kind == "scratch" and denoiser.condition == "text"
@@ -531,10 +553,14 @@ def read_assets(path):
     `train_vae.lr = 1e-4`. The values are literals, and nothing in the file is executed.
     Returns {"section.key": value}; SettingError names the file and the line."""
     try:
-        with open(path, encoding="utf-8") as file:
-            tree = ast.parse(file.read(), path)
-    except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+        tree = ast.parse(text, path)
+    except (OSError, SyntaxError, ValueError) as error:
         raise SettingError(f"Assets file {path} cannot be read: {error}.") from None
+    except (RecursionError, MemoryError):
+        raise SettingError(f"Assets file {path} cannot be read: an expression in it is nested too "
+                           "deeply; expected lines of `name = literal`.") from None
     values = {}
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -542,9 +568,10 @@ def read_assets(path):
         try:
             (target,), value = node.targets, ast.literal_eval(node.value)
             name = ast.unparse(target)
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, RecursionError, MemoryError):
+            found = text.splitlines()[node.lineno - 1].strip()[:60]
             raise SettingError(f"Assets file {path}, line {node.lineno}: expected `name = "
-                               f"literal`, found {ast.unparse(node)!r}.") from None
+                               f"literal`, found {found!r}.") from None
         values[name if "." in name else f"assets.{name}"] = value
     return values
 

@@ -440,5 +440,5 @@ def test_published_files_cut_short_or_missing(tmp_path, monkeypatch):
         checkpoint.load_model(tmp_path / "empty")
     file.write_bytes(whole)
     (file.parent / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match="config.json is not whole JSON"):
         checkpoint.load_model(tmp_path / "hub")
