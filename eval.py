@@ -274,8 +274,7 @@ def measure(args, words):
         set_value(c, key, value)
     c.data.dataset = args.dataset or c.data.dataset
     validate(c)
-    rank, world, local = (int(os.environ.get(key, default)) for key, default in
-                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world, local = checkpoint.processes()
     device = checkpoint.find_device(c.eval.device, local)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
