@@ -76,7 +76,7 @@ def checksum(data, most=math.inf):
     for more than `most` bytes."""
     total, spent = 0, 0
     for piece in pieces(data):
-        spent += len(piece)
+        spent += len(piece) + 100  # lists in lists may tell of the same things over and over
         if spent > most:
             raise ValueError(f"it would grow to more than {TIMES} times its size")
         total = zlib.crc32(piece, total)
@@ -130,7 +130,7 @@ def check(path, data):
     if not is_ours(data):
         raise ValueError(f"{path} is a torch file, but no nanoMLD checkpoint.")
     version, told = data.get("version"), data.pop("checksum", None)
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise ValueError(f"{path} is a nanoMLD checkpoint of version {str(version)[:20]}; this "
                          f"code reads versions 1 to {VERSION}.")
     try:
@@ -142,12 +142,14 @@ def check(path, data):
                          "make it again.")
     for name, (kind, inner) in ENTRIES.items():
         value = data.get(name)
-        inside = value.values() if isinstance(value, dict) else value
         if value is None and name not in ("config", "model"):
             continue
-        if not isinstance(value, kind) or inner and not all(isinstance(x, inner) for x in inside):
-            raise ValueError(f"{path} is not a whole nanoMLD checkpoint: its {name} is missing or "
-                             "of another kind.")
+        fits, inside = isinstance(value, kind), value
+        if fits and kind is dict:
+            fits, inside = all(isinstance(key, str) for key in value), value.values()
+        if not fits or inner and not all(isinstance(x, inner) for x in inside):
+            raise ValueError(f"{path} is not a whole nanoMLD checkpoint: its entry {name!r} is "
+                             "missing or of another kind.")
     try:
         data["config"] = from_dict(data["config"])
     except SettingError as error:
@@ -197,7 +199,7 @@ def processes():
         text = os.environ.get(name, str(default))
         least = name == "WORLD_SIZE"
         if not text.isascii() or not text.isdigit() or not least <= int(text[:9]) < 10**6:
-            raise ValueError(f"The environment says {name}={text!r}, expected a whole number from "
+            raise ValueError(f"The environment says {name}={text[:20]!r}, expected a whole number from "
                              f"{least:d} on; torchrun sets it, and alone it is best unset.")
         found.append(int(text))
     rank, world, local = found

@@ -328,7 +328,7 @@ def need(condition, text, config=None):
     the text names are added to it."""
     if not condition:
         keys = [key for key in re.findall(r"\w+\.\w+", text) if key in FIELDS] if config else ()
-        found = [f"{key}={get_value(config, key)}" for key in dict.fromkeys(keys)]
+        found = [f"{key}={str(get_value(config, key))[:60]}" for key in dict.fromkeys(keys)]
         raise SettingError(text + (f"; found {', '.join(found)}." if found else ""))
 
 
@@ -397,7 +397,8 @@ def rules(config):
             yield name not in BELOW_1 or value < 1, f"{key} must be below 1"
         if f.type in (int, float):
             limit = most(name, f.type)
-            yield abs(value) <= limit, f"{key} must be at most {limit}"
+            yield abs(value) <= limit, (f"{key} must be at most {limit}"
+                                        + " in size" * (name in ANY_SIGN))
 
     tokens = 2 + denoiser.length_token  # beside the latent: noise level, condition, length
     if text.last_hidden_state and denoiser.condition == "text":
