@@ -100,9 +100,6 @@ class Handler(BaseHTTPRequestHandler):
         hub, (fault, *how), size = self.hub, self.fault(), len(data)
         if fault and fault.isdigit():
             return self.refuse(int(fault), {"Retry-After": "1"} if fault == "429" else {})
-        if fault == "change":  # a mirror that does not keep to the commit
-            hub.files[how[0]] = hub.files[how[0]][:-1] + b"?"
-            size += 1
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         start, end = (int(span[1]), int(span[2]) + 1) if span else (0, size)
         ranged = span and hub.ranges and fault != "whole"
@@ -135,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(pause)
         if fault == "cut":
             self.close_connection = True
+            for name in how[1:]:  # and when it is asked for again, it is another file
+                hub.files[name] = hub.files[name][:-1] + bytes([hub.files[name][-1] ^ 1])
 
 
 # --------------------------------------------------------------------------------------------------
