@@ -113,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "long":
             body += b"more" * 99
         if fault == "spoilt":
-            body = bytes([body[0] ^ 1]) + body[1:]
+            at = len(body) // 2
+            body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1:]
         self.send_response(206 if ranged else 200)
         if ranged:
             whole = size + 1 if fault == "wrong length" else size
