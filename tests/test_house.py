@@ -19,6 +19,7 @@ HALL = {
     "fast",
     "conditions",
     "edit",
+    "lengths",
     "data",
     "checkpoint",
     "published",
@@ -34,7 +35,7 @@ MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "dif
          "conditions", "mld", "edit"}
 STORED = MODEL | {"data", "checkpoint", "published"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
-    "config": set(), "kernels": set(), "clip_tokenizer": set(),
+    "config": set(), "kernels": set(), "clip_tokenizer": set(), "lengths": set(),
     "motion": {"config"},
     "diffusion": set(), "conditions": set(),
     "fast": {"kernels", "diffusion"},
