@@ -57,9 +57,9 @@ WORDS = {
 }
 
 
-def fetch(word, cache="", lock="", clip_dtype="float32", offline=False):
+def fetch(word, cache="", lock="", clip_dtype="float32", offline=False, clip=True):
     """(path of the model, path of CLIP's text tower or None) for one of WORDS, fetching what the
-    cache lacks.
+    cache lacks; without CLIP if not `clip`.
 
     cache       folder; "" = $XDG_CACHE_HOME/nanomld
     lock        lock file to obey and to add to, beside the cache's own
@@ -70,7 +70,7 @@ def fetch(word, cache="", lock="", clip_dtype="float32", offline=False):
     locks = [path for path in (lock, os.path.join(cache, "assets.lock")) if path]
     model, tower = os.path.join(cache, entry.model), TEXT + "-float16" * (clip_dtype == "float16")
     places = {file: os.path.join(cache, tower if file.folder == TEXT else file.folder, file.name)
-              for file in entry.files}
+              for file in entry.files if clip or file.folder != TEXT}
 
     def lacking():
         return {file: path for file, path in places.items() if not good(file, path, locks)}

@@ -8,8 +8,6 @@ import json
 import math
 import struct
 
-import numpy as np
-
 from config import atomic_write
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes; what is whole numbers is no weight
@@ -70,6 +68,7 @@ def cut(whole, part, wanted, size):
 def write(part, path, wanted, size, half=False):
     """Write the tensors of `part`, layout's spans laid end to end of a file of this size, as the
     safetensors file `path`. half: float32 becomes float16; ValueError if a number does not fit."""
+    import numpy as np  # not for those who only ask what there is
     with open(part, "rb") as source:
         def opened(n):
             source.seek(0)

@@ -389,6 +389,11 @@ def test_weights_that_are_not_on_the_hub_are_put_there_by_hand(server, tmp_path)
     assert hub.fetch("humanact12") == (str(file), None) and not server.requests
 
 
+def test_whoever_has_clip_already_fetches_none(server, tmp_path):
+    assert hub.fetch("humanml3d", clip=False) == (str(tmp_path / "nanomld" / "humanml3d"), None)
+    assert not [path for _, path, _ in server.requests if "clip" in path]
+
+
 def test_listing_says_what_each_word_needs(server):
     lines = list(hub.listing())
     assert [line.split()[0] for line in lines] == list(hub.WORDS)
