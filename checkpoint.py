@@ -11,19 +11,22 @@ Nothing in a file is ever run: formats/safe_pickle.py reads tensors and plain da
 over all of them is verified at loading, and the sizes that the settings declare are compared with
 the weights before a network is built.
 """
+import dataclasses
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import sys
 import zlib
 
 import torch
 
 from clip import WordEncoder
-from config import (FIELDS, SAMPLING, SettingError, atomic_write, from_dict, get_value, nearest,
-                    remove_parts, to_dict)
+from config import (FIELDS, SAMPLING, AssetsConfig, SettingError, atomic_write, from_dict,
+                    get_value, nearest, remove_parts, to_dict)
+from formats import hub
 from formats.safe_pickle import load_torch
 from mld import MLD
 from published import check_names, norms, read_published
@@ -197,10 +200,10 @@ def processes():
     found = []
     for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
         text = os.environ.get(name, str(default))
-        least = name == "WORLD_SIZE"
-        if not text.isascii() or not text.isdigit() or not least <= int(text[:9]) < 10**6:
-            raise ValueError(f"The environment says {name}={text[:20]!r}, expected a whole number from "
-                             f"{least:d} on; torchrun sets it, and alone it is best unset.")
+        least = int(name == "WORLD_SIZE")
+        if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < least:
+            raise ValueError(f"The environment says {name}={text[:20]!r}, expected a whole number "
+                             f"from {least} on; torchrun sets it, and alone it is best unset.")
         found.append(int(text))
     rank, world, local = found
     if rank >= world:
@@ -210,13 +213,16 @@ def processes():
 
 
 def load_model(path, assets=None, device="cpu"):
-    """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model or from
-    published weights. Its `actions` are the names of the action labels, in their order.
+    """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model, from
+    published weights, or from a word of formats/hub.py, which fetches them. Its `actions` are the
+    names of the action labels, in their order.
 
     assets  AssetsConfig with this machine's paths; None = our defaults
     FileNotFoundError or ValueError in one sentence if there is no checkpoint, if it is cut short or
     of another kind, if its weights do not fit, or if CLIP's weights are missing.
     """
+    if path in hub.WORDS and not os.path.exists(path):
+        path, assets = fetched(path, assets or AssetsConfig())
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     data = {}
@@ -254,6 +260,15 @@ def load_model(path, assets=None, device="cpu"):
     # published files have no names of actions
     model.actions = data.get("actions") or list(map(str, range(config.denoiser.num_actions)))
     return model.to(device).eval()
+
+
+def fetched(word, assets):
+    """Where a word's published weights are now, and the assets with the path of their CLIP. Whoever
+    has CLIP already, or named a place for it, keeps that one."""
+    own_clip = assets.clip_path != AssetsConfig.clip_path or os.path.exists(assets.clip_path)
+    path, clip = hub.fetch(word, assets.cache, assets.lock, assets.clip_dtype, assets.offline,
+                           clip=not own_clip)
+    return path, dataclasses.replace(assets, clip_path=clip or assets.clip_path)
 
 
 def fitted(make, config, state, path, optional=()):

@@ -50,6 +50,10 @@ class AssetsConfig:
     glove_path: str = "deps/glove"  # GloVe of the T2M text encoder: our_vab_{data.npy,words.pkl,..}
     classifier_path: str = "deps/actionrecognition"  # published classifiers: HumanAct12, UESTC
     smpl_path: str = "deps/smpl/SMPL_NEUTRAL.pkl"  # optional SMPL body (.pkl or .npz): rest pose
+    cache: str = ""  # folder for weights that are fetched; empty = $XDG_CACHE_HOME/nanomld
+    lock: str = ""  # lock file to share: the commits and digests that fetched weights must have
+    clip_dtype: Literal["float32", "float16"] = "float32"  # of CLIP as fetched: exact, or half
+    offline: bool = False  # fetch nothing
 
 
 @dataclass

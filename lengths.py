@@ -5,7 +5,7 @@
 The published model is told its length and has no opinion of its own. This is a rule, not a network:
 the seconds of a plain sentence, and what each kind of verb adds. The numbers are a least-squares
 fit to clips of HumanML3D's index, with their files' names for captions, and to captioned windows of
-CMU's motion capture (`dev/fit_lengths.py`; docs/results.md says how near it comes).
+CMU's motion capture (`dev/fit_lengths.py`; docs/weights.md says how near it comes).
 """
 import re
 

@@ -1,16 +1,19 @@
 """Make motions from sentences, action labels, or nothing.
 
-    python sample.py "a man jumps"                  writes out/a-man-jumps.html for any browser;
-                                                    again, out/a-man-jumps-2.html (--force: the same)
+    python sample.py "a man jumps"                  writes out/a-man-jumps.html for any browser,
+                                                    or -2.html if that exists (see --force)
     python sample.py "a man jumps" "a woman waves" --num 4   four motions of each, side by side
     python sample.py --file prompts.txt --format html,bvh,npy
     python sample.py --action jump --ckpt out/actions/model.pt
     python sample.py --unconditional --ckpt out/free/model.pt
     python sample.py "a person walks" --seconds 5 --seed 3 --steps 20 --sampler dpm++ --guidance 2
+    python sample.py "a person does a backflip" --ckpt humanml3d   the published model, fetched once
+    python sample.py --list                         the words for --ckpt, and what they need
 
---ckpt takes a model.pt of train.py, or MLD's published weights: a .ckpt, or a folder with the hub's
-two folders of safetensors. Those need CLIP's weights (--clip PATH), and --seconds, since they do
-not know how long a motion should be.
+--ckpt takes a model.pt of train.py, a word of --list, or MLD's published weights: a .ckpt, or a
+folder with the hub's two folders of safetensors. Published weights need CLIP's (a word fetches
+them; --clip PATH). They do not know how long a motion should be: without --seconds, a rule that
+looks at the verbs decides (lengths.py).
 """
 import argparse
 import itertools
@@ -22,6 +25,9 @@ import tempfile
 import time
 import unicodedata
 import webbrowser
+
+from formats import hub
+from lengths import seconds
 
 STARTED = time.perf_counter()
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -47,7 +53,15 @@ def arguments(argv):
     add("--sampler", choices=("ddim", "ddpm", "dpm++"), help="otherwise the model's own")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 = off")
     add("--ckpt", default=os.path.join(HERE, "checkpoints", "toy.pt"),
-        help="model.pt of train.py, or published weights")
+        help="model.pt of train.py, published weights, or a word of --list")
+    add("--list", action="store_true", help="say which words --ckpt knows, and what they need")
+    add("--offline", action="store_true", help="fetch nothing")
+    add("--assets.cache", dest="cache", default="", metavar="FOLDER",
+        help="for weights that are fetched; otherwise $XDG_CACHE_HOME/nanomld")
+    add("--assets.lock", dest="lock", default="", metavar="FILE",
+        help="lock file to share: the commits and digests that fetched weights must have")
+    add("--assets.clip_dtype", dest="clip_dtype", default="float32",
+        choices=("float32", "float16"), help="of CLIP as it is kept; float16 is half the disk")
     add("--clip", help="CLIP's text tower: Hugging Face folder or weights file")
     add("--out", default="out", help="folder to write to")
     add("--force", action="store_true",
@@ -85,9 +99,10 @@ def read_prompts(args):
     if sum([bool(prompts), bool(args.action), args.unconditional]) != 1:
         raise ValueError("Give prompts (or --file), or --action NAME, or --unconditional: one of "
                          "the three.")
-    if not os.path.exists(args.ckpt):
+    if not os.path.exists(args.ckpt) and args.ckpt not in hub.WORDS:
         raise ValueError(f"There is no checkpoint {args.ckpt}: train one (python train.py "
-                         "--dataset toy) and name it with --ckpt out/toy/model.pt.")
+                         "--dataset toy) and name it with --ckpt out/toy/model.pt, or take one "
+                         f"that is known by a word: {', '.join(hub.WORDS)} (--list).")
     try:
         "".join(prompts).encode()
     except UnicodeEncodeError:
@@ -142,6 +157,18 @@ def make_folder(folder):
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def lengths_of(args, model, texts, labels, count):
+    """How many frames each motion has: as --seconds says, as the model draws, or by a rule."""
+    c = model.config.data
+    if args.seconds:
+        return [round(args.seconds * c.fps)] * count
+    if model.length_estimator is not None or texts is None:
+        return model.draw_lengths(texts, labels, count, args.seed)
+    print("These weights do not know how long a motion should be: a rule that looks at the verbs "
+          "decides. --seconds sets another length.", file=sys.stderr)
+    return [round(seconds(text) * c.fps / c.unit_length) * c.unit_length for text in texts]
 
 
 def labels_of(args, known):
@@ -201,7 +228,9 @@ def run(args, prompts):
     import motion
     from config import AssetsConfig
 
-    assets = AssetsConfig(clip_path=args.clip) if args.clip else None
+    assets = AssetsConfig(cache=args.cache, lock=args.lock, clip_dtype=args.clip_dtype,
+                          offline=args.offline)
+    assets.clip_path = args.clip or assets.clip_path
     device = checkpoint.find_device(args.device)
     model = checkpoint.load_model(args.ckpt, assets, device).to_precision(args.precision)
     skeleton, fps = model.config.data.skeleton, model.config.data.fps
@@ -212,10 +241,7 @@ def run(args, prompts):
     captions = [caption for caption in prompts or args.action or ["unconditional"]
                 for _ in range(args.num)]
     texts = captions if prompts else None
-    if args.seconds:
-        lengths = [round(args.seconds * fps)] * len(captions)
-    else:
-        lengths = model.draw_lengths(texts, labels, len(captions), args.seed)
+    lengths = lengths_of(args, model, texts, labels, len(captions))
     model.check_lengths(lengths)
     make_folder(args.out)
     loaded = time.perf_counter()
@@ -250,7 +276,10 @@ def run(args, prompts):
 def main(argv):
     args = arguments(argv)
     try:
-        run(args, read_prompts(args))
+        if args.list:
+            print("\n".join(hub.listing(args.cache)))
+        else:
+            run(args, read_prompts(args))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Published weights by one word: fetched once from the Hugging Face hub, checked, and kept.
 
-    model, clip = fetch("humanml3d")    paths for checkpoint.load_model and clip.load_clip
+    model, clip = fetch("humanml3d")    for checkpoint.load_model and load_clip
     print("\n".join(listing()))          the words, and what each needs
 
 A safetensors file begins with a table of what lies where in it, so only the text half of CLIP is
@@ -110,8 +110,12 @@ def listing(cache=""):
 
 
 def default_cache():
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "nanomld")
+    """$XDG_CACHE_HOME/nanomld or ~/.cache/nanomld. FileNotFoundError where neither is a place."""
+    for base in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(base):
+            return os.path.join(base, "nanomld")
+    raise FileNotFoundError("There is no home folder to keep fetched weights in: name a folder "
+                            "with --assets.cache.")
 
 
 def endpoint():

@@ -205,7 +205,8 @@ def test_assets_file_executes_nothing(tmp_path):
 def test_assets_that_are_nested_deeply_get_one_sentence(tmp_path, line):
     assets = tmp_path / "assets.py"
     assets.write_text("train_vae.lr = " + line)
-    with pytest.raises(SettingError, match="Assets file .*(nested too|literal|cannot be)") as caught:
+    said = "Assets file .*(nested too|literal|cannot be)"
+    with pytest.raises(SettingError, match=said) as caught:
         resolve("--cfg_assets", str(assets))
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 

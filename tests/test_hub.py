@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import checkpoint
-from clip import load_clip
 from config import AssetsConfig
 from conftest import GOLDEN, ROOT
 from formats import download, hub, safetensors_part
 from formats.safe_pickle import load_safetensors
 from hub_server import Hub, clip_shapes, published, safetensors
+from published_clip import load_clip
 
 KEYS = json.loads((GOLDEN / "official_checkpoint_keys.json").read_text())
 FILES = published(KEYS)
@@ -83,6 +83,45 @@ def test_one_word_fetches_a_model_that_makes_motions(server, tmp_path, capsys):
     before = len(server.requests)
     assert hub.fetch("humanml3d", offline=True) == (model, clip), "nothing is fetched twice"
     assert len(server.requests) == before and not capsys.readouterr().err
+
+
+def test_sample_py_takes_the_word(server, tmp_path, monkeypatch, capsys):
+    import sample
+    monkeypatch.chdir(tmp_path)
+    line = ["a person does a backflip", "--ckpt", "humanml3d", "--steps", "2", "--format", "npy"]
+    with pytest.raises(SystemExit, match="offline.*into .*nanomld.humanml3d.vae"):
+        sample.main([*line, "--offline"])
+    sample.main(line)
+    found = capsys.readouterr()
+    assert "rule that looks at the verbs" in found.err and "1 motion (7.0 s)" in found.out
+    assert np.load(tmp_path / "out" / "a-person-does-a-backflip.npy").shape == (140, 22, 3)
+    sample.main([*line, "--seconds", "2", "--assets.cache", "elsewhere", "--assets.lock", "a.lock",
+                 "--assets.clip_dtype", "float16"])
+    assert os.path.exists("elsewhere/clip-vit-large-patch14-text-float16/model.safetensors")
+    assert "rule" not in capsys.readouterr().err and TOWER in json.loads(open("a.lock").read())
+    assert np.load(tmp_path / "out" / "a-person-does-a-backflip-2.npy").shape == (40, 22, 3)
+    with pytest.raises(SystemExit, match="CLIP's weights are not at nowhere"):
+        sample.main([*line, "--clip", "nowhere"])
+    sample.main(["--list", "--assets.cache", "elsewhere"])
+    assert "humanml3d" in capsys.readouterr().out
+
+
+def test_eval_py_takes_the_word(server, tmp_path, monkeypatch):
+    import eval
+    monkeypatch.chdir(tmp_path)
+    for flag in ("--offline", "--assets.offline=true"):
+        with pytest.raises(SystemExit, match="humanml3d cannot be fetched .offline"):
+            eval.main(["--ckpt", "humanml3d", flag])
+    with pytest.raises(SystemExit, match="humanml3d.*prepare.py|HumanML3D|humanml3d.pack"):
+        eval.main(["--ckpt", "humanml3d", f"--assets.data_root={tmp_path}"])
+
+
+def test_without_a_home_a_cache_is_asked_for(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert os.path.isabs(hub.default_cache())
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(FileNotFoundError, match="--assets.cache"):
+        hub.default_cache()
 
 
 def test_only_the_text_half_of_clip_is_fetched(server, tmp_path):

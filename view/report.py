@@ -84,8 +84,9 @@ def is_entry(entry):
         usual = type(value) in (int, float) and (not value or 1e-300 < abs(value) < 1e300)
         return usual or type(value) is float and not math.isfinite(value)
 
-    return (isinstance(entry, dict) and isinstance(entry.get("stage"), str)
-            and re.fullmatch(r"\w+", entry["stage"]) is not None and type(entry.get("step")) is int and 0 < entry["step"] < 2**53
+    return (isinstance(entry, dict) and type(entry.get("stage")) is str
+            and re.fullmatch(r"\w+", entry["stage"]) is not None
+            and type(entry.get("step")) is int and 0 < entry["step"] < 2**53
             and all(can_be_shown(value) for key, value in entry.items() if key != "stage"))
 
 
