@@ -314,17 +314,12 @@ MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads",
                "sample_every")  # all other whole numbers are positive
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
 BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "ema", "beta2")
-MOST = {  # what a network, a machine or float32 can take; see also most()
+MOST = {  # what a network, a machine or float32 can take; others: a billion, and a million
     "condition_dropout": 1, "guidance_rescale": 1, "eta": 1, "lr": 100, "fps": 1000,
     "seed": 2**63 - 1, "threads": 1024, "workers": 256, "layers": 1000, "num_layers": 1000,
     "num_train_timesteps": 100_000,
 } | dict.fromkeys(("latent_dim", "ff_size", "width", "embed_dim", "text_encoded_dim"), 65_536) \
   | dict.fromkeys(("max_positions", "context_length", "cosines", "num_actions"), 1_000_000)
-
-
-def most(name, kind):
-    """The largest value of a setting with that name and type."""
-    return MOST.get(name, 10**9 if kind is int else 10**6)
 
 
 def need(condition, text, config=None):
@@ -394,15 +389,17 @@ def rules(config):
     c, data, vae, text, denoiser = config, config.data, config.vae, config.text, config.denoiser
     for key, f in FIELDS.items():
         name, value = key.split(".")[1], get_value(c, key)
-        if f.type in (int, float) and name not in ANY_SIGN:
+        if f.type not in (int, float):
+            continue
+        most = MOST.get(name, 10**9 if f.type is int else 10**6)
+        yield abs(value) <= most, f"{key} must be at most {most}" + " in size" * (name in ANY_SIGN)
+        yield name not in BELOW_1 or value < 1, f"{key} must be below 1"
+        if name not in ANY_SIGN:
             zero = name in MAY_BE_ZERO or f.type is float and name not in POSITIVE
             sign = "not be negative" if zero else "be positive"
             yield value > 0 or zero and value == 0, f"{key} must {sign}"
-            yield name not in BELOW_1 or value < 1, f"{key} must be below 1"
-        if f.type in (int, float):
-            limit = most(name, f.type)
-            yield abs(value) <= limit, (f"{key} must be at most {limit}"
-                                        + " in size" * (name in ANY_SIGN))
+    yield (re.fullmatch(r"[^/\\\0]+", data.dataset) and data.dataset not in (".", ".."),
+           "data.dataset must be a name, not a path")
 
     tokens = 2 + denoiser.length_token  # beside the latent: noise level, condition, length
     if text.last_hidden_state and denoiser.condition == "text":

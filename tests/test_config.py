@@ -172,6 +172,7 @@ def test_paper_recipe():
         (["--denoiser.freq_shift=-1e9"], "freq_shift must be at most 1000000 in size"),
         (["--train_vae.steps=1e10"], "train_vae.steps must be at most 1000000000"),
         (["--vae.max_positions=60000000"], "vae.max_positions must be at most 1000000"),
+        (["--vae.dropout=1.5"], "vae.dropout must be below 1"),
         (["--cfg_assets", "/no/such/file.py"], "Assets file /no/such/file.py cannot be read"),
     ],
 )
@@ -209,6 +210,13 @@ def test_assets_that_are_nested_deeply_get_one_sentence(tmp_path, line):
     with pytest.raises(SettingError, match=said) as caught:
         resolve("--cfg_assets", str(assets))
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../toy", "/tmp/toy", "a/b", "..", ".", "", "a\\b", "a\0b"])
+def test_a_dataset_is_a_name_and_no_path(name):
+    """The name in a checkpoint's settings leads to files: of the pack, of its evaluator."""
+    with pytest.raises(SettingError, match="data.dataset must be a name, not a path"):
+        from_dict({"data": {"dataset": name}})
 
 
 def test_whole_numbers_stay_whole():
