@@ -16,9 +16,9 @@ import torch
 from config import NOVAE, PRESETS, Config, pack_path, set_value, validate
 from formats.datasets import rest_joints
 from formats.pack import Pack
-from formats.safe_pickle import load_safetensors, load_torch, named_tensors
+from formats.safe_pickle import load_safetensors, load_torch
 from mld import Denoiser
-from published_clip import read_json
+from published_clip import read_json, tensors_of
 from vae import MotionVAE
 
 # --------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def published_tensors(path):
         else:
             data = load_torch(file)
             whole = isinstance(data, dict) and "state_dict" in data
-            found = named_tensors(data["state_dict"] if whole else data)
+            found = tensors_of(data["state_dict"] if whole else data, file)
         for part in (part for name, part in TELLING.items() if name in found):
             found = {f"{part}.{name}": value for name, value in found.items()}
             settings |= read_settings(os.path.join(os.path.dirname(file), "config.json"), part)
@@ -89,11 +89,15 @@ def rename(tensors):
             continue
         for pattern, ours in RENAMES:
             name = re.sub(pattern, ours, name)
+        if not value.is_floating_point():
+            raise ValueError(f"{name} holds {value.dtype}, not floating-point numbers")
         if name.endswith(".pe") and value.dim() == 3:
             value = value.squeeze(1)  # (rows, 1, D)
-        state[name] = value.float() if value.is_floating_point() else value
+        state[name] = value.float()
     actor = ("vae.encoder.mu_token", "vae.encoder.logvar_token")
     if all(name in state for name in actor):
+        if len({state[name].shape for name in actor}) > 1:
+            raise ValueError("its mu_token and logvar_token differ in shape")
         state["vae.global_motion_token"] = torch.stack([state.pop(name) for name in actor])
     return state
 
@@ -172,9 +176,8 @@ def read_published(path):
     tensors, found = published_tensors(path)
     try:
         state = rename(tensors)
-    except RuntimeError:
-        raise ValueError(f"{path} does not fit: its mu_token and logvar_token differ in shape.") \
-            from None
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit: {error}.") from None
     vae, denoiser = (any(name.startswith(part) for name in state) for part in ("vae.", "denoiser."))
     if not (vae or denoiser):
         raise ValueError(f"{path} holds {len(tensors)} tensors, but neither a VAE nor a denoiser "

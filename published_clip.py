@@ -96,6 +96,14 @@ def finite(value):
     return not value.numel() or bool(torch.stack(value.float().aminmax()).isfinite().all())
 
 
+def tensors_of(data, file):
+    """{dotted name: tensor} of what is read from the file. ValueError for dicts without end."""
+    try:
+        return safe_pickle.named_tensors(data)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} holds dicts that are nested without end; get it again.") from None
+
+
 def read_tensors(file):
     """{published name: tensor} of a weights file, or of the several files that an index names."""
     if file.endswith(".index.json"):
@@ -107,7 +115,7 @@ def read_tensors(file):
         return {k: v for shard in shards for k, v in safe_pickle.load_safetensors(shard).items()}
     if file.endswith(".safetensors"):
         return safe_pickle.load_safetensors(file)
-    return safe_pickle.named_tensors(safe_pickle.load_torch(file))
+    return tensors_of(safe_pickle.load_torch(file), file)
 
 
 def load_clip(path, last_hidden_state=False):

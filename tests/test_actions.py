@@ -62,7 +62,7 @@ def test_from_published_files_to_the_table(tmp_path, name, action):
     for stage in ((), ("--stage", "evaluator")):
         program(tmp_path, "train.py", *where, *stage, *SMALL)
     model = tmp_path / "out" / name / "model.pt"
-    assert "motion(s)" in program(
+    assert "1 motion (" in program(
         tmp_path,
         "sample.py",
         "--ckpt",

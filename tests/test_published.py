@@ -489,12 +489,22 @@ def test_published_weights_of_another_kind(tmp_path, monkeypatch):
     good = random_weights(small(KEYS["mld_humanact12"]))
     name = "vae.decoder.final_layer.bias"
     for change, message in (
-            ({name: good[name].int()}, "not of its type"), ({name: torch.ones(())}, "shapes"),
+            ({name: good[name].int()}, "final_layer.bias holds torch.int32"),
+            ({name: torch.ones(())}, "shapes"),
             ({name: good[name] * float("nan")}, "must be finite"),
             ({"vae.encoder.mu_token": torch.ones(2, 3)}, "differ in shape"),
+            ({"vae.encoder.mu_token": torch.ones(32).int()}, "holds torch.int32"),
             ({"denoiser.query_pos.pe": torch.ones(())}, "networks' sizes"),
             ({"vae.encoder.skel_embedding.weight": torch.ones(3)}, "networks' sizes")):
         lightning(tmp_path / "a.ckpt", monkeypatch, good | change)
         with pytest.raises(ValueError, match=message) as caught:
             checkpoint.load_model(tmp_path / "a.ckpt")
         assert "a.ckpt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_dicts_without_end_get_one_sentence(tmp_path):
+    endless = {}
+    endless["state_dict"] = {"again": endless}
+    torch.save(endless, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="a.ckpt holds dicts that are nested without end"):
+        checkpoint.load_model(tmp_path / "a.ckpt")
