@@ -85,7 +85,10 @@ def error(rows, plain, adds, features):
     return np.average(abs(made - y), weights=weight)
 
 
-def main(folder):
+def main(argv):
+    if len(argv) != 1:
+        sys.exit("usage: python dev/fit_lengths.py FOLDER, with CMU's windows.csv in it")
+    folder, = argv
     windows, names = read(folder)
     found = collections.defaultdict(list)
     for seed in range(10):
@@ -110,4 +113,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from config import program
+
+    program(main)
