@@ -4,7 +4,6 @@ docs/scaling.md.
 Each point of a curve is ours alone. The plan for many GPUs is arithmetic from the networks' sizes.
 --quick takes tiny sizes and writes nothing.
 """
-import json
 import multiprocessing
 import os
 import subprocess
@@ -22,6 +21,7 @@ from dev.baseline import Sides, prompts
 from dev.measure import row, spread, status, take_turns
 from dev.tables import fill, markdown
 from formats import pack as packs
+from view.report import read_log
 
 FRAMES, CLIP_FRAMES = 142, 4  # HumanML3D's mean clip; a synthetic one, so that a million fit
 
@@ -55,23 +55,21 @@ def sampling(quick, device, repeats):
 def training(quick):
     """(curve, row): real frames/s of train.py on the toy set's VAE. By processes of one thread
     each at its own size; by clips in a batch at the published width and depth."""
-    runs = [("Processes that train", f"train vae, {n} process(es), 64 clips in all", n, 64,
-             10 if quick else 60, ["--train.threads=1"]) for n in (1, 2)]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     size = ["--vae.latent_dim=256", "--vae.ff_size=1024", "--vae.num_layers=9"]
-    runs += [("Clips in a training batch", f"train vae, width 256, 9 layers, batch {n}", 1, n,
+    runs = [("Processes that train", f"train vae, {n} process(es), 64 clips in all", launcher, 64,
+             10 if quick else 60, ["--train.threads=1"]) for n, launcher in ((1, []), (2, two))]
+    runs += [("Clips in a training batch", f"train vae, width 256, 9 layers, batch {n}", [], n,
               10 if quick else max(10, 2048 // n), [] if quick else size)
              for n in ((4,) if quick else (16, 32, 64, 128, 256))]
-    for curve, name, processes, batch, steps, flags in runs:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    for curve, name, launcher, batch, steps, flags in runs:
         with tempfile.TemporaryDirectory() as out:
-            command = ["train.py", "--dataset", "toy", "--stage", "vae", "--out", out, "--name",
-                       "scaling", f"--train_vae.steps={steps}", f"--train.log_every={steps // 10}",
-                       f"--train_vae.batch_size={batch}", "--train.sample_every=0",
+            command = [sys.executable, *launcher, "train.py", "--dataset", "toy", "--stage", "vae",
+                       "--out", out, f"--train_vae.steps={steps}", "--train.sample_every=0",
+                       f"--train.log_every={steps // 10}", f"--train_vae.batch_size={batch}",
                        "--train_vae.optimizer=adamw", *flags]
-            command = [sys.executable, *(launcher if processes > 1 else []), *command]
             subprocess.run(command, cwd=HERE, check=True, capture_output=True)
-            with open(os.path.join(out, "scaling", "log.jsonl"), encoding="utf-8") as file:
-                log = [json.loads(text) for text in file]
+            log = read_log(os.path.join(out, "toy", "log.jsonl"))
         speeds = [entry["frames_per_s"] for entry in log if "frames_per_s" in entry][1:]
         yield curve, row(name, batch, {"ours": [1 / s for s in speeds]}, {"ours": 1})
 
