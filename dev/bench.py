@@ -16,32 +16,26 @@ larger of bytes of weights / bandwidth and flops / rate of matrix products. Peak
 what was held before, ours / the baseline's. The numbers mean nothing on a machine that is busy.
 """
 import argparse
-import itertools
 import json
 import os
-import pathlib
-import random
 import subprocess
 import sys
 import tempfile
 from functools import partial
 
-import numpy as np
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import data
 from config import HERE
-from dev.baseline import (RUNGS, Sides, climb, draw_lengths, prompts, random_clips, trainer,
-                          training_lengths, vae_step_loss)
+from dev.baseline import (RUNGS, Sides, climb, prompts, random_clips, trainer, training_lengths,
+                          vae_step_loss)
 from dev.measure import fast_bf16, floor, line, machine, peak_mb, row, seconds, spent, take_turns
 from dev.scaling import scale
-from formats import pack as packs
 from stages import Remembered
 from train import keep_freed_memory
 from vae import reparameterize
 
-PARTS = ("text", "denoise", "decode", "sentence", "steps", "train", "data", "start")
+PARTS = ("text", "denoise", "decode", "sentence", "steps", "train", "start")
 
 
 def versus(part, batch, ours, baseline, repeats, **more):
@@ -148,42 +142,6 @@ def training_rows(device, speed, args):
                       (b.denoiser, published), per_clip=True)
 
 
-def data_rows(args):
-    """Opening a dataset and an epoch of its batches: our pack, or a file per clip, all of them read
-    when training starts."""
-    rng, count = np.random.default_rng(0), 48 if args.quick else 1024
-    lengths = draw_lengths(count, 24 if args.quick else 196)
-    clips = [packs.Clip(f"{i:06}", [packs.Caption(text, text)],
-                        features=rng.standard_normal((n, 263), np.float32))
-             for i, (n, text) in enumerate(zip(lengths.tolist(), prompts(count)))]
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        path = str(folder / "bench.pack")
-        packs.write_pack(path, clips, name="bench", skeleton="t2m", fps=20.0)
-        for clip in clips:
-            np.save(folder / f"{clip.id}.npy", clip.features)
-            (folder / f"{clip.id}.txt").write_text(f"{clip.captions[0].text}#0.0#0.0")
-
-        def read():
-            return [(np.load(file), file.with_suffix(".txt").read_text().split("#"))
-                    for file in folder.glob("*.npy")]
-
-        files, pack, epochs = read(), packs.Pack.open(path), itertools.count(1)
-        batches = data.Batches(pack, "train", min(64, count), unit_length=4)
-
-        def epoch():
-            random.shuffle(files)
-            for start in range(0, count, 64):
-                torch.nn.utils.rnn.pad_sequence(
-                    [torch.from_numpy((features - pack.mean) / pack.std)
-                     for features, _ in files[start:start + 64]], batch_first=True)
-
-        yield versus("data, opening", count, lambda: packs.Pack.open(path), read, args.repeats)
-        own = sum(b["global_frames"] for b in batches.epoch(0))  # other epochs differ by 1%
-        yield versus("data, batches", count, lambda: list(batches.epoch(next(epochs))), epoch,
-                     args.repeats, frames={"ours": own, "baseline": int(lengths.sum())})
-
-
 def start_rows(args):
     """From the start of a process to its end: importing torch, and all of sample.py."""
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +175,6 @@ def rows_of(args, speed, device):
     else:
         yield from sampling_rows(sides, speed, args)
     yield from training_rows(device, speed, args) if "train" in args.parts else ()
-    yield from data_rows(args) if "data" in args.parts else ()
     yield from start_rows(args) if "start" in args.parts else ()
 
 
@@ -241,7 +198,9 @@ def main(argv):
             sys.exit("bench.py kernels needs a GPU, and torch sees none here: Triton kernels do "
                      "not run on a CPU.")
         from dev import gpu
-        return gpu.main(["kernels"]) or gpu.main(["table"])
+        with tempfile.TemporaryDirectory() as folder:
+            gpu.RESULTS = os.path.join(folder, "results.jsonl")
+            return gpu.main(["kernels"]) or gpu.main(["table"])
     args.batches = args.batches or ("1,2" if args.quick else "1,16,64")
     args.batches = [int(n) for n in args.batches.split(",")]
     args.repeats = args.repeats or (1 if args.quick else 5)

@@ -1,8 +1,7 @@
 """How cost grows with the work: `python -m dev.bench scaling` measures, and writes the tables of
 docs/scaling.md.
 
-Each point of a curve is ours alone. The plan for many GPUs is arithmetic from the networks' sizes.
---quick takes tiny sizes and writes nothing.
+Each point of a curve is ours alone. --quick takes tiny sizes and writes nothing.
 """
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from dev.tables import fill, markdown
 from formats import pack as packs
 from view.report import read_log
 
-FRAMES, CLIP_FRAMES = 142, 4  # HumanML3D's mean clip; a synthetic one, so that a million fit
+CLIP_FRAMES = 4  # of a synthetic clip, so that a million fit
 
 
 def sampling(quick, device, repeats):
@@ -102,21 +101,6 @@ def datasets(quick):
                 first_batch_s=first, batch_s=each, own_mb=mb)
 
 
-def plan(model, batch=64, rate=150e12, link=20e9):
-    """Cells of the plan's table: a step of each stage with `batch` clips per GPU, at `rate` flop/s
-    in bf16 and `link` bytes/s of ring all-reduce, which two thirds of the step may hide."""
-    for gpus in (8, 64):
-        for name, net, tokens in (("vae", model.vae, FRAMES), ("diffusion", model.denoiser, 3)):
-            size = sum(p.numel() for p in net.parameters())
-            compute = 6 * size * tokens * batch / rate
-            volume = 2 * (gpus - 1) / gpus * 4 * size  # float32 gradients, bytes per GPU
-            step = compute + max(0.0, volume / link - 2 / 3 * compute)
-            read = gpus * batch * FRAMES * 263 * 4 / step if name == "vae" else 0
-            yield [gpus, name, f"{batch * gpus:,}", f"{1e3 * compute:.2f} ms",
-                   f"{volume / 1e6:.0f} MB", f"{1e3 * volume / link:.2f} ms",
-                   f"{compute / step:.0%}", f"{read / 1e6:,.0f} MB/s"]
-
-
 def scale(args, speed, device):
     """Yields the rows, then writes docs/scaling.md."""
     curves = {}
@@ -138,13 +122,9 @@ def scale(args, speed, device):
 
     head = ["what", "motions or clips at once", "time or rate", "per motion"]
     packs = ["clips", "file", "open", "to the first batch of 64", "a further batch", "memory"]
-    gpus = ["GPUs", "stage", "clips a step", "compute", "all-reduce, each GPU", "its time",
-            "efficiency", "features read"]
     measured = [speed["machine"], speed["torch"], f"{speed['bytes_s'] / 1e9:.1f} GB/s",
                 f"{speed['float32_flop_s'] / 1e9:.0f} GFLOP/s"]
-    model = Sides(args.quick, device, baseline=False).model
     fill(os.path.join(HERE, "docs", "scaling.md"), {
         "How cost grows": markdown(["machine", "torch", "memory", "matrix products"], measured),
-        "A plan for many GPUs": markdown(gpus, *plan(model)),
         **{curve: markdown(packs if "gb" in rows[0] else head, *map(cells, rows))
            for curve, rows in curves.items()}})

@@ -1,4 +1,4 @@
-"""What only a GPU can prove: sampler, training steps and programs there, against float64 or the CPU.
+"""What only a GPU can prove: sampler, training steps and programs there, against float64 or a CPU.
 Without a GPU the same at tiny sizes, dev/gpu.sh from end to end, and a pretended GPU that notices
 tensors on the wrong device."""
 import copy
