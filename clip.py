@@ -174,7 +174,7 @@ class WordEncoder(nn.Module):
         return self.of_ready(self.ids(texts))
 
     def ready(self, texts):
-        """forward in two parts: what is done for a text on the host, as a tensor of few shapes ..."""
+        """forward in two parts: what is done for a text on the host, a tensor of few shapes ..."""
         ids = self.ids(texts)
         L = ids.shape[1]
         return F.pad(ids, (0, min(-L % RUNG, self.context_length - L)), value=END)

@@ -44,7 +44,7 @@ class Text:
                              "text_encoder.")
         texts = [""] * count if texts is None else list(texts)
         unique = {text: i for i, text in enumerate(dict.fromkeys([*texts, ""]))}
-        table = model.text_encoder(list(unique)).to(model.dtype)
+        table = model.text_encoder(list(unique)).to(model.mean.device, model.dtype)
         wanted = model.config.denoiser.text_encoded_dim
         if table.shape[-1] != wanted:
             raise ValueError(f"The text encoder's output has width {table.shape[-1]}, but the "

@@ -174,7 +174,7 @@ class Batches:
         keys = [(epoch, step) for step in range(first_step, self.steps)]
         if not workers:
             return (self.batch(*key) for key in keys)
-        return iter(torch.utils.data.DataLoader(
+        return plainly(torch.utils.data.DataLoader(
             self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
             worker_init_fn=ignore_signals,
             generator=torch.Generator()))  # of its own: the global one must not be drawn from
@@ -183,6 +183,16 @@ class Batches:
         """The share of padding in the frames of an epoch's batches, over all ranks."""
         lengths = [self.crops(epoch, self.items_of(epoch, step))[1] for step in range(self.steps)]
         return 1 - sum(n.sum() for n in lengths) / sum(n.max() * len(n) for n in lengths)
+
+
+def plainly(batches):
+    """The batches of a DataLoader, which puts a worker's traceback into its ValueError: the last
+    line is what was wrong, such as a damaged clip."""
+    try:
+        yield from batches
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        raise ValueError(reason) from None
 
 
 def to_device(batch, device):

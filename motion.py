@@ -301,6 +301,20 @@ def _sides(joints, skeleton):
     return hip_r - hip_l, shoulder_r - shoulder_l
 
 
+def floor_height(joints, unit=1.0):
+    """Y of the floor under joints (T, J, 3), Y up: the lowest joint of all frames, as published.
+
+    Frames in which tracking was lost do not count. They are few (5% of all, and at least one may
+    be), and their lowest joint is 0.2 m below the median of the nine frames around them. unit:
+    metres in one unit of the joints."""
+    lowest = joints[..., 1].min(axis=1)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(lowest, 4, mode='edge'), 9)
+    lost = lowest < np.median(around, axis=1) - 0.2 / unit
+    if not lost.any() or lost.sum() > max(1, 0.05 * len(lost)):
+        return lowest.min()
+    return lowest[~lost].min()
+
+
 def unit_rows(vectors):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
@@ -319,7 +333,7 @@ def canonical_joints(joints, skeleton, target_offsets=None, clip=''):
         joints *= sum(target[j] for j in skeleton.leg) / sum(lengths[0, j] for j in skeleton.leg)
         for j, p in enumerate(skeleton.parents[1:], start=1):
             joints[:, j] = joints[:, p] + bones[:, j] * (target[j] / lengths[:, j, None])
-    joints = joints - joints[0, 0] * (X + Z) - joints[..., 1].min() * Y
+    joints = joints - joints[0, 0] * (X + Z) - floor_height(joints, skeleton.unit) * Y
     across = unit_rows(sum(_sides(joints[:1], skeleton)))
     return turn_about_y(-_facing(across, clip), joints).astype(dtype)
 

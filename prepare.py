@@ -19,12 +19,16 @@ A pack is written to data/NAME/NAME.pack. The options of a command: python prepa
 HumanML3D's layout is new_joint_vecs/, texts/, Mean.npy, Std.npy, train.txt, val.txt and test.txt.
 A captions file for `bvh` has lines `file name: caption` or `file name<TAB>caption`, with the name
 relative to DIR and .bvh optional; a file may have several. Empty lines and # lines are skipped.
+
+Unit, axis that points up, left and right, and pace of your own recordings are found from the body
+in them, and said; --unit, --up and --fps say otherwise. Files that cannot be read and motion that
+no person can have made are left out, and all of them are named; --keep packs such motion, --strict
+refuses the set. Names that ought to meet (captions and recordings, lists and files) are counted.
 """
 import argparse
 import dataclasses
 import hashlib
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -38,8 +42,12 @@ from tqdm import tqdm
 import motion
 from config import HERE
 from data import Batches
-from formats import datasets
+from formats import datasets, plausible, recordings
+from formats.found import Found
 from formats.pack import Pack, write_pack
+from formats.pack_index import NFEATS, PLAIN_NAME
+from formats.pickle_reader import Budget
+from formats.text import read_lines, visible
 from view import render
 
 # What the published datasets hold, according to their authors or to training logs.
@@ -70,10 +78,14 @@ def pack_layout(args):
     rows = {}
     for name in ("all.txt", "train.txt", "val.txt", "test.txt"):
         if os.path.exists(path := os.path.join(args.folder, name)):
-            rows[f"ids in {name}"] = len(set(datasets.read_lines(path)) - {""})
-    found, labels = Found(), datasets.read_actions(args.actions) if args.actions else {}
+            rows[f"ids in {name}"] = len(set(read_lines(path, args.encoding)) - {""})
+    found, labels = Found(), {}
+    if args.actions:
+        ids = datasets.read_splits(args.folder, args.encoding)
+        labels = datasets.read_actions(args.actions, ids, found, args.encoding)
     lengths = {"min_length": args.min_length, "max_length": args.max_length}
-    clips = datasets.read_layout(args.folder, skeleton.num_features, found=found, **lengths)
+    clips = datasets.read_layout(args.folder, skeleton.num_features, found=found,
+                                 encoding=args.encoding, **lengths)
     clips = (dataclasses.replace(clip, action=labels.get(clip.id, "")) for clip in clips)
     # The published loader cuts KIT's sub-clips as if it had 20 frames a second; it has 12.5.
     write(args, clips, rows, found, skeleton=skeleton.name, fps=skeleton.fps, mean=mean, std=std,
@@ -86,7 +98,7 @@ def pack_actions(args):
     found, rest = Found(), datasets.rest_joints(args.smpl)
     read, fps = {"humanact12": (datasets.read_humanact12, 20.0),
                  "uestc": (datasets.read_uestc, 30.0)}[args.command]
-    clips, actions, sources, rows = read(args.folder, found)
+    clips, actions, sources, rows = read(args.folder, found, args.encoding)
     write(args, clips, rows, found, skeleton="smpl", fps=fps, actions=actions, rest=rest,
           sources=sources)
 
@@ -94,19 +106,18 @@ def pack_actions(args):
 def pack_bvh(args):
     """Pack your own motion capture: BVH files and a file of captions."""
     datasets.need(args.folder)
-    captions, found = datasets.read_captions(args.captions, args.folder), Found()
-    files = {os.path.relpath(os.path.join(top, name), args.folder)
-             for top, _, names in os.walk(args.folder)
-             for name in names if name.lower().endswith(".bvh")}
-    found["without caption"] += sorted(files - captions.keys())
+    found = Found()
+    captions = recordings.read_captions(args.captions, args.folder, found, args.encoding)
     lengths = {"min_length": args.min_length, "max_length": args.max_length}
-    clips = datasets.read_bvhs(captions, args.folder, found, mirror=args.mirror, rig=args.rig,
-                               unit=args.unit, up=args.up, **lengths)
+    clips = recordings.read_bvhs(
+        captions, args.folder, found, mirror=args.mirror, rig=args.rig, unit=args.unit, up=args.up,
+        fps=args.fps, keep=args.keep, encoding=args.encoding, **lengths)
     sources = [args.captions, *(os.path.join(args.folder, name) for name in sorted(captions))]
-    rows = {"BVH files": len(files), "with captions": len(captions)}
+    rows = {"BVH files": len(captions) + len(found["without caption"]),
+            "with captions": len(captions)}
     write(args, clips, rows, found, skeleton="t2m", fps=20.0, sources=sources, **lengths)
-    if len(captions) < datasets.FEW:
-        print(f"fewer than {datasets.FEW} files: all of them are in the train split")
+    if len(captions) < recordings.FEW:
+        print(f"fewer than {recordings.FEW} files: all of them are in the train split")
 
 
 def pack_toy(args):
@@ -126,16 +137,17 @@ def find_motions(source, scratch):
     if os.path.isfile(source):
         try:
             with zipfile.ZipFile(source) as wheel:
-                wheel.extractall(scratch, [name for name in wheel.namelist()
-                                           if name.startswith(MOTIONS) and name.endswith(".txt")])
+                wanted = [info for info in wheel.infolist() if info.filename.startswith(MOTIONS)
+                          and info.filename.endswith(".txt")]
+                Budget(os.path.getsize(source)).spend(sum(info.file_size for info in wanted))
+                wheel.extractall(scratch, wanted)
         except zipfile.BadZipFile:
             raise ValueError(f"{source} is not a wheel; expected pybullet 3.2.7, or the folder of "
                              "its motions.") from None
     datasets.need(top := scratch if os.path.isfile(source) else source)
     inside = os.path.join(top, MOTIONS)
     folder = inside if os.path.isdir(inside) else top
-    names = sorted(os.path.relpath(os.path.join(top, name), folder).replace(os.sep, "/")
-                   for top, _, files in os.walk(folder) for name in files if name.endswith(".txt"))
+    names = visible(folder, ".txt")
     digest = hashlib.sha256()
     for name in names:
         with open(os.path.join(folder, name), "rb") as file:
@@ -162,22 +174,42 @@ def fetch_wheel(folder):
     return os.path.join(folder, wheels[0])
 
 
-class Found(dict):
-    """{why clips are left out: [ids]}"""
-    def __missing__(self, reason):
-        return self.setdefault(reason, [])
+def screened(clips, found, skeleton, fps, args):
+    """The clips in which nothing happens that no person can do; at the end, ValueError if too many
+    were left out."""
+    postures = []
+    for clip in clips:
+        faults = ()
+        if clip.joints is not None:
+            faults = plausible.faults(clip.joints, fps)
+        elif args.command != "bvh" and datasets.fits(clip.features, (None, NFEATS[skeleton])):
+            faults = plausible.feature_faults(clip.features, skeleton, fps)
+            if skeleton != "smpl":
+                postures.append(plausible.posture(clip.features, skeleton))
+        if faults and not args.keep:
+            found.leave(clip.id, f"frame {faults[0].frame}: {faults[0].reason}")
+            found.good -= 1
+        else:
+            yield clip
+    upright, mirrored = np.sum(postures, axis=0) if postures else (0, 0)
+    if upright < len(postures) / 2:
+        found.say(f"warning: the head is above the feet in only {upright} of {len(postures)} "
+                  "clips; does Y point up in this set?")
+    if mirrored > len(postures) / 2:
+        found.say(f"warning: the toes point backwards in {mirrored} of {len(postures)} clips; are "
+                  "left and right exchanged in this set?")
+    found.judge(args.strict)
 
 
 def write(args, clips, rows, found, **settings):
     """Write the pack; print what was left out and why, and {what: count} beside EXPECTED."""
+    clips = screened(clips, found, settings["skeleton"], settings["fps"], args)
     clips = tqdm(clips, "packing", unit="clip", disable=None)
     try:
         counts = write_pack(args.out, clips, name=args.name, command=args.line, **settings)
     finally:
-        for reason, ids in found.items():
-            if ids:
-                some = ", ".join(ids[:6] + ["..."] * (len(ids) > 6))
-                print(f"left out, {reason}: {len(ids):,d} ({some})")
+        for line in found.report():
+            print(line)
     print(f"\n{'':24s}{'found':>10s}{'expected':>10s}")
     for key, number in (rows | {f"{split} items": n for split, n in counts.items()}).items():
         known = EXPECTED.get(args.name, {}).get(key)
@@ -212,7 +244,7 @@ def show(args):
         joints = pack.joints(i)
         if pack.skeleton == "smpl" and joints[:, 15, 1].mean() < joints[:, 0, 1].mean():
             joints = joints * (1, -1, -1)  # camera coordinates with Y down: turn the person upright
-        joints[..., 1] -= joints[..., 1].min()
+        joints[..., 1] -= motion.floor_height(joints)
         caption = " / ".join(caption.text for caption in pack.captions(i)) or pack.action(i)
         motions.append({"joints": joints, "caption": caption, "fps": pack.fps,
                         "title": f"{pack.name} {id}"})
@@ -241,7 +273,7 @@ def compare_times(args):
 
     def loose():
         return [(np.load(os.path.join(vectors, id + ".npy")).astype(np.float32),
-                 datasets.read_texts(os.path.join(texts, id + ".txt"))) for id in ids]
+                 datasets.read_texts(os.path.join(texts, id + ".txt"), Found())) for id in ids]
 
     def read_all():
         opened = Pack.open(pack.path)
@@ -279,16 +311,23 @@ ARGUMENTS = {
     "--rig": {"help": "cmu, mixamo, lafan1, bandai, or a file with a table of joint names (see "
                       "formats/rigs.py); default: recognised by the joint names"},
     "--unit": {"help": "unit of the files: m, cm, mm, in, cmu; default: found from a leg's length"},
-    "--up": {"default": "y", "help": "axis that points up, y or z (%(default)s)"},
+    "--up": {"help": "axis that points up: y, z, x, or the other way round as in --up=-y; default: "
+                     "found from the body"},
+    "--fps": {"type": float, "help": "frames a second, where the files say something wrong"},
+    "--keep": {"action": "store_true", "help": "pack rest poses and motion that no person can have "
+                                               "made, too"},
+    "--strict": {"action": "store_true", "help": "refuse the set if a single clip cannot be used"},
+    "--encoding": {"help": "of text files that are neither UTF-8 nor UTF-16, such as gbk"},
 }
-LAYOUT = "folder --name --min-length --max-length --actions --out"
+COMMON = "--keep --strict --encoding --out"
+LAYOUT = f"folder --name --min-length --max-length --actions {COMMON}"
 COMMANDS = {
     "toy": (pack_toy, "source --out"),
     "humanml3d": (pack_layout, LAYOUT), "kit": (pack_layout, LAYOUT),
-    "humanact12": (pack_actions, "folder --name --smpl --out"),
-    "uestc": (pack_actions, "folder --name --smpl --out"),
-    "bvh": (pack_bvh, "--captions --mirror --rig --unit --up --name --min-length --max-length "
-                      "--out folder"),
+    "humanact12": (pack_actions, f"folder --name --smpl {COMMON}"),
+    "uestc": (pack_actions, f"folder --name --smpl {COMMON}"),
+    "bvh": (pack_bvh, "--captions --mirror --rig --unit --up --fps --name --min-length "
+                      f"--max-length {COMMON} folder"),
     "show": (show, "dataset ids --out"), "check": (check, "dataset"),
     "time": (compare_times, "dataset folder"),
 }
@@ -304,7 +343,7 @@ def parse(argv):
         for word in words.split():
             sub.add_argument(word, **ARGUMENTS[word])
         lengths = {"min_length": 24 if name == "kit" else 40, "max_length": 200}
-        sub.set_defaults(run=run, name=name, **lengths)
+        sub.set_defaults(run=run, name=name, keep=False, strict=False, **lengths)
     args = parser.parse_args(argv)
     if args.run in (pack_toy, pack_layout, pack_actions, pack_bvh):
         args.out = args.out or os.path.join(HERE, "data", args.name, args.name + ".pack")
@@ -315,11 +354,13 @@ def parse(argv):
 def main(argv):
     args = parse(argv)
     try:
-        if not re.fullmatch(r"\w[\w.-]*", args.name):
+        if not PLAIN_NAME.fullmatch(args.name):
             raise ValueError(f"--name must be a plain word, found {args.name!r}.")
         if not 1 <= args.min_length < args.max_length:
             raise ValueError("--min-length must be at least 1 and below --max-length, found "
                              f"{args.min_length} and {args.max_length}.")
+        if getattr(args, "fps", None) is not None and not 2 <= args.fps <= 1000:
+            raise ValueError(f"--fps must be 2 to 1000 frames a second, found {args.fps}.")
         args.run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -328,4 +369,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from config import program
+
+    program(main)

@@ -7,7 +7,6 @@
 Nothing in a file is ever run: formats/safe_pickle.py reads tensors and plain data only. Four tables
 hold what we know of these files: RENAMES and UNUSED for names, SKELETONS and TOLD for settings.
 """
-import json
 import os
 import re
 
@@ -19,6 +18,7 @@ from formats.datasets import rest_joints
 from formats.pack import Pack
 from formats.safe_pickle import load_safetensors, load_torch, named_tensors
 from mld import Denoiser
+from published_clip import read_json
 from vae import MotionVAE
 
 # --------------------------------------------------------------------------------------------------
@@ -75,13 +75,7 @@ def published_tensors(path):
 
 def read_settings(path, part):
     """{part: the settings in the hub's config.json}, or {} where there is no such file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return {part: dict(json.load(file))}
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON with settings: {error}.") from None
+    return {part: read_json(path)} if os.path.exists(path) else {}
 
 
 def rename(tensors):
@@ -176,7 +170,11 @@ def read_published(path):
     or of another kind.
     """
     tensors, found = published_tensors(path)
-    state = rename(tensors)
+    try:
+        state = rename(tensors)
+    except RuntimeError:
+        raise ValueError(f"{path} does not fit: its mu_token and logvar_token differ in shape.") \
+            from None
     vae, denoiser = (any(name.startswith(part) for name in state) for part in ("vae.", "denoiser."))
     if not (vae or denoiser):
         raise ValueError(f"{path} holds {len(tensors)} tensors, but neither a VAE nor a denoiser "
@@ -184,7 +182,7 @@ def read_published(path):
     try:
         frames, denoiser_sizes = infer_denoiser(state) if denoiser else (None, {})
         nfeats, vae_sizes = infer_vae(state) if vae else (frames, {"arch": "none"})
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit: it lacks weights that tell the networks' sizes "
                          f"({error}).") from None
     if nfeats is None:
@@ -234,7 +232,7 @@ def norms(path, config):
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     files = [os.path.join(folder, name) for name in ("Mean.npy", "Std.npy")]
     if all(map(os.path.exists, files)):
-        mean, std = (np.load(file, allow_pickle=False) for file in files)
+        mean, std = (read_array(file, config.data.nfeats) for file in files)
     elif os.path.exists(pack_path(config)):
         pack = Pack.open(pack_path(config))
         mean, std = pack.mean, pack.std
@@ -246,18 +244,40 @@ def norms(path, config):
             "std": torch.tensor(std, dtype=torch.float32)}
 
 
-def check_names(expected, state, path):
-    """ValueError, naming the file `path`, unless both state dicts have equal names and shapes."""
-    def shape(value):
-        return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+def read_array(path, size):
+    """The `size` numbers in an .npy file. ValueError for anything else."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.shape == (size,) and array.dtype.kind == "f":
+            return np.array(array)
+        found = f"an array of shape {array.shape} and type {array.dtype}"
+    except (ValueError, EOFError, AttributeError):
+        found = "something else"
+    raise ValueError(f"{path} should be an .npy file of {size} numbers, but is {found}; get it "
+                     "again.")
 
-    wrong = [f"{name} is {shape(state[name])} instead of {shape(value)}"
-             for name, value in expected.items()
-             if name in state and shape(state[name]) != shape(value)]
+
+def check_names(expected, state, path):
+    """ValueError, naming the file `path`, unless both state dicts have equal names and shapes, and
+    floating-point numbers in the same places."""
+    def shape(value):
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            return "no plain tensor"
+        return tuple(value.shape)
+
+    def floats(value):
+        return value.is_floating_point()
+
+    both = [name for name in expected if name in state]
+    wrong = [f"{name} is {shape(state[name])} instead of {shape(expected[name])}"
+             for name in both if shape(state[name]) != shape(expected[name])]
+    odd = [] if wrong else [f"{name} ({state[name].dtype})" for name in both
+                            if floats(state[name]) != floats(expected[name])]
     missing = [name for name in expected if name not in state]
-    unknown = [name for name in state if name not in expected]
+    unknown = [str(name)[:80] for name in state if name not in expected]
     for words, names in (("has weights of other shapes", wrong), ("lacks weights", missing),
-                         ("has weights that this network does not have", unknown)):
+                         ("has weights that this network does not have", unknown),
+                         ("has weights that are not of its type", odd)):
         if names:
             more = f", and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{path} does not fit: it {words}: {', '.join(names[:3])}{more}.")

@@ -93,10 +93,8 @@ def attempt(make):
 class Run:
     def __init__(self, config, options):
         self.config, self.options = config, options
-        self.rank = int(os.environ.get("RANK", 0))  # these three are set by torchrun
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
-        self.device = checkpoint.find_device(config.train.device,
-                                             int(os.environ.get("LOCAL_RANK", 0)))
+        self.rank, self.world, local = checkpoint.processes()
+        self.device = checkpoint.find_device(config.train.device, local)
         self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
         if self.device.type == "cpu" and config.train.precision == "fp16":
             raise SettingError("train.precision fp16 needs a GPU; on the CPU use float32 or bf16.")
@@ -351,7 +349,8 @@ class Loop:
         run, train = self.run, self.run.config.train
         return (run.device.type == "cuda" and graphs.MODE != "0" and run.world == 1
                 and hasattr(self.stage, "tensors") and self.s.accumulate == 1
-                and train.precision != "fp16" and not train.compile and run.config.vae.arch != "none")
+                and train.precision != "fp16" and not train.compile
+                and run.config.vae.arch != "none")
 
     def recorded_loss(self, names, *tensors):
         with self.run.autocast():
@@ -622,4 +621,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from config import program
+
+    program(main)

@@ -121,7 +121,7 @@ def run_jobs(jobs):
                 sys.exit("the CUDA context is dead")
 
 
-def program(limit, *words, stop=(), **environment):
+def python(limit, *words, stop=(), **environment):
     """Run Python with these words for at most `limit` seconds -> (exit code, output), which also
     goes to the log. Code 124: its time was up."""
     command = ["timeout", *stop, "-k", "8", f"{max(5, limit):.0f}", sys.executable, *words]
@@ -191,7 +191,7 @@ TESTS = "tests/test_kernels.py", "tests/test_kernels_models.py"
 
 def tests(*words):
     options = ["-q", "-rf", "--tb=short", "-p", "no:cacheprovider"]
-    code, text = program(left() - 5, "-m", "pytest", *options, *words, OMP_NUM_THREADS="1")
+    code, text = python(left() - 5, "-m", "pytest", *options, *words, OMP_NUM_THREADS="1")
     *lines, last = text.strip().splitlines()
     failed = [line[:140] for line in lines if line.startswith(("FAILED", "ERROR"))]
     record(what=last.strip("= "), ok=code == 0, failed=failed[:12])
@@ -415,7 +415,7 @@ def train_toy():
              "weights", *few]
     plain = {"MLD_KERNELS": "auto", "TRITON_INTERPRET": "0"}  # as a user starts it
     stop = "--foreground", "-s", "INT"  # after this step it saves its state
-    code, _ = program(left() - 20, *words, stop=stop, **plain)
+    code, _ = python(left() - 20, *words, stop=stop, **plain)
     log = [r for r in read_log(os.path.join(SCRATCH, "weights", "log.jsonl")) if "loss" in r]
     for stage, last in {r["stage"]: r for r in log}.items():
         rates = [r["frames_per_s"] for r in log if r["stage"] == stage]
@@ -480,4 +480,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from config import program
+
+    program(main)

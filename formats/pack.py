@@ -8,7 +8,7 @@ prepare.py writes it:
     text      per caption: the sentence, a tab, its part-of-speech tokens (`a/DET man/NOUN ...`)
     index     a JSON header (name, skeleton, fps, actions, how it was made, sha256 of motion and
               text), then plain arrays: the items (clip, first frame, frames, split, action,
-              captions), mean and std
+              captions), checksums of the clips' features, mean and std
 
 An item is what training draws: a whole clip, or the part of a clip that a caption describes.
 """
@@ -17,7 +17,7 @@ import json
 import lzma
 import mmap
 import os
-import struct
+import zlib
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -25,14 +25,13 @@ import numpy as np
 
 import motion
 from config import atomic_write
+from formats.pack_index import NFEATS, PREFIX, SPLITS, fault_of
 
 MAGIC, VERSION = b"nanoMLD\n", 1
-PREFIX = struct.Struct("<8sIIQQ32s")  # the first 64 bytes, as above
 GRID = 0.0005  # metres; encoding "joints" rounds positions to multiples of this
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1, "dict_size": 1 << 16}]
 HASHED = 1 << 22  # bytes; a larger index is not checked when a pack opens, see check_index()
-SPLITS = ("train", "val", "test")
-NFEATS = {"t2m": 263, "kit": 251, "smpl": 150}
+LARGEST = 1e5  # no number of a frame is as large, in metres or millimetres
 
 
 @dataclass
@@ -63,10 +62,14 @@ def encode_joints(joints):
     return lzma.compress(steps.transpose(1, 2, 0).tobytes(), lzma.FORMAT_RAW, filters=LZMA)
 
 
-def decode_joints(blob, num_joints):
-    """The inverse of encode_joints: bytes -> (T, J, 3) float64 metres, on the grid."""
-    steps = np.frombuffer(lzma.decompress(blob, lzma.FORMAT_RAW, filters=LZMA), "<i2")
-    steps = steps.reshape(num_joints, 3, -1).transpose(2, 0, 1)
+def decode_joints(blob, num_joints, frames):
+    """The inverse of encode_joints: bytes -> (frames, J, 3) float64 metres, on the grid.
+    ValueError if they hold another number of frames, of which no more is unpacked."""
+    size = 2 * 3 * num_joints * frames
+    unpacked = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA).decompress(blob, size + 1)
+    if len(unpacked) != size:
+        raise ValueError(f"its joints are not {frames} frames")
+    steps = np.frombuffer(unpacked, "<i2").reshape(num_joints, 3, frames).transpose(2, 0, 1)
     return steps.cumsum(0, dtype=np.int64) * GRID
 
 
@@ -100,7 +103,7 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
     Returns {split: number of items}. ValueError names a clip with a wrong shape, numbers that are
     not finite, an unknown split or action, or an id that came before."""
     actions, counts = list(actions), dict.fromkeys(SPLITS, 0)
-    sizes, clip_frames, texts, table, ids = [0], [], [], [], {}
+    sizes, clip_frames, sums_of_clips, texts, table, ids = [0], [], [], [], [], {}
     sums, total, dtype, digest = np.zeros((2, NFEATS[skeleton])), 0, None, sha256()
     with atomic_write(path) as file:
         def put(data):
@@ -134,7 +137,9 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
                 for words in ((c.text.split(), c.tokens.split()) for c in captions):
                     texts.append("\t".join(map(" ".join, words)).encode())
             counts[clip.split] += len(items)
-            put(blob or np.ascontiguousarray(features, dtype).tobytes())
+            data = blob or np.ascontiguousarray(features, dtype).tobytes()
+            put(data)
+            sums_of_clips.append(zlib.crc32(data))
             sizes.append(len(blob or features))
             clip_frames.append(len(features))
             if clip.split == "train":
@@ -158,6 +163,8 @@ def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encodin
             "label": label.astype("<i2"), "caption": np.append(caption, len(texts)).astype("<i4"),
             "mean": np.asarray(mean, "<f4"), "std": np.asarray(std, "<f4")}
         arrays |= {} if rest is None else {"rest": np.asarray(rest, "<f4")}
+        if encoding == "features":  # of joints, the number of steps is looked at
+            arrays["clip_crc"] = np.array(sums_of_clips, "<u4")
         stats = [(os.path.abspath(source), os.stat(source)) for source in sources]
         header = {
             "name": name, "skeleton": skeleton, "fps": fps, "encoding": encoding, "dtype": dtype,
@@ -186,7 +193,7 @@ def _motion_of(clip, skeleton, encoding):
                              f"{body.num_joints}, 3) in metres that start and move less than 16 m "
                              f"off, found {joints.shape} with {np.abs(joints).max(initial=0):.4g}.")
         blob = encode_joints(joints)
-        features = _features_of(blob, body, clip.id)
+        features = _features_of(blob, body, len(joints) - 1, clip.id)
     if features.ndim != 2 or features.shape[1] != nfeats or not len(features):
         raise ValueError(f"clip {clip.id}: expected features of shape (frames, {nfeats}) for the "
                          f"{skeleton} skeleton, found {features.shape}.")
@@ -196,8 +203,8 @@ def _motion_of(clip, skeleton, encoding):
     return blob, features
 
 
-def _features_of(blob, skeleton, id):
-    joints = decode_joints(blob, skeleton.num_joints)
+def _features_of(blob, skeleton, frames, id):
+    joints = decode_joints(blob, skeleton.num_joints, frames + 1)
     return motion.joints_to_features(joints, skeleton, clip=id).astype(np.float32)
 
 
@@ -255,9 +262,13 @@ class Pack:
             for key, dtype, shape in header["arrays"]:  # views: a million clips open without a copy
                 a[key] = np.frombuffer(mapped, dtype, int(np.prod(shape)), at).reshape(shape)
                 at += a[key].nbytes
-        except (ValueError, KeyError, TypeError, SyntaxError):
+            fault = fault_of(header, a, offset)
+        except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, ArithmeticError,
+                RecursionError):
             raise self._refused("is damaged (its index cannot be read)") from None
-        self._header, self._arrays, self._made = header, a, {}
+        if fault:
+            raise self._refused(f"is damaged ({fault})")
+        self._header, self._arrays, self._made, self._seen = header, a, {}, set()
         for source, *then in header["sources"]:
             now = os.stat(source) if os.path.exists(source) else None
             if now and [now.st_size, now.st_mtime_ns] != then:
@@ -300,12 +311,27 @@ class Pack:
         clip, first, frames = int(a["clip"][i]), int(a["first"][i]), int(a["frames"][i])
         start, end = a["clip_start"][clip:clip + 2].tolist()
         if self._header["encoding"] == "features":
-            return np.asarray(self._rows[start + first:start + first + frames], np.float32)
-        if clip not in self._made:
-            blob = self._bytes[PREFIX.size + start:PREFIX.size + end].tobytes()
-            body, id = motion.SKELETONS[self.skeleton], self.ids_of([i])[0]
-            self._made[clip] = _features_of(blob, body, id)
-        return self._made[clip][first:first + frames]
+            whole = self._rows[start:end]
+            if clip not in self._seen and "clip_crc" in a:
+                if zlib.crc32(whole) != a["clip_crc"][clip]:
+                    raise self._refused(f"is damaged (clip {self.ids_of([i])[0]} does not match "
+                                        "its checksum)")
+        else:
+            if clip not in self._made:
+                blob = self._bytes[PREFIX.size + start:PREFIX.size + end].tobytes()
+                body, id = motion.SKELETONS[self.skeleton], self.ids_of([i])[0]
+                try:
+                    self._made[clip] = _features_of(blob, body, int(a["clip_frames"][clip]), id)
+                except (ValueError, lzma.LZMAError) as error:
+                    raise self._refused(f"is damaged (clip {id}: {error})") from None
+            whole = self._made[clip]
+        if clip not in self._seen:  # once a clip, when it is first read
+            # One comparison finds NaN, infinity and numbers that no motion has.
+            if not (np.abs(whole) < LARGEST).all():
+                raise self._refused(f"is damaged (clip {self.ids_of([i])[0]} holds a number that "
+                                    "is not finite or far too large)")
+            self._seen.add(clip)
+        return np.asarray(whole[first:first + frames], np.float32)
 
     def joints(self, i):
         """(T, J, 3) joint positions in metres."""
@@ -315,8 +341,12 @@ class Pack:
         """list[Caption]; empty if the dataset has action labels only."""
         first, last = self._arrays["caption"][i:i + 2].tolist()
         cuts = self._arrays["text_start"][first:last + 1] + self._header["text_offset"]
-        lines = [self._bytes[s:e].tobytes().decode() for s, e in zip(cuts, cuts[1:])]
-        return [Caption(*line.split("\t")) for line in lines]
+        try:
+            lines = [self._bytes[s:e].tobytes().decode() for s, e in zip(cuts, cuts[1:])]
+            return [Caption(*line.split("\t")) for line in lines]
+        except (ValueError, TypeError):
+            raise self._refused(f"is damaged (a caption of {self.ids_of([i])[0]} cannot be "
+                                "read)") from None
 
     def action(self, i):
         """The name of the item's action, or ''."""
@@ -349,13 +379,16 @@ class Pack:
         self._checked = True
 
     def check(self):
-        """Compare motion, text and index with their checksums; ValueError if they differ."""
+        """Compare motion, text and index with their checksums, and look at every number;
+        ValueError if something is wrong."""
         self.check_index()
         digest, end = sha256(), self._index.start
         for start in range(PREFIX.size, end, 1 << 24):
             digest.update(self._bytes[start:min(start + (1 << 24), end)])
         if digest.hexdigest() != self._header["payload_sha256"]:
             raise self._refused("is damaged (motion or text does not match its checksum)")
+        for i in np.unique(self._arrays["clip"], return_index=True)[1].tolist():
+            self.features(i)
 
     def _refused(self, reason):
         command = self._header.get("command") or _remake(self.path)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from formats.plausible import AXES, Unclear, find_up, is_mirrored, turn_up
+from formats.text import read_text
 from motion import T2M
 
 # --------------------------------------------------------------------------------------------------
@@ -31,7 +33,7 @@ def parse_table(text, path="table"):
         parts = [part.strip() for part in source.split(",")]
         if len(parts) == 1:
             parts = [source, source, "0"]
-        whole = len(parts) == 3 and all(parts) and re.fullmatch(r"\d*\.?\d+", parts[2])
+        whole = len(parts) == 3 and all(parts) and re.fullmatch(r"\d+(\.\d*)?|\.\d+", parts[2])
         if joint not in T2M.joint_names or not whole:
             raise ValueError(f"{path}: cannot use the line {line!r}; expected 'JOINT = NAME' or "
                              "'JOINT = FROM, TO, FRACTION', where JOINT is one of "
@@ -43,12 +45,12 @@ def parse_table(text, path="table"):
     return table
 
 
-def read_table(path):
+def read_table(path, encoding=None):
     """The table of your own rig (see the top of this file) -> the `mapping` of `to_t2m_joints`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; expected a table of joint names")
-    return parse_table(path.read_text(encoding="utf-8-sig"), path)
+    return parse_table(read_text(path, encoding), path)
 
 
 def _rig(middle, sides, left="Left", right="Right"):
@@ -147,28 +149,51 @@ def resample(values, fps, new_fps):
     return a * values[i] + b * values[j] + ((a**3 - a) * bend[i] + (b**3 - b) * bend[j]) / 6
 
 
-def to_t2m_joints(bvh, mapping=None, unit=None, up="y"):
-    """A Bvh -> joints (T', 22, 3) float64 in metres, Y up, at 20 frames a second.
-
-    mapping: an entry of RIGS or what `read_table` returns; None recognises the rig. unit: one of
-    UNITS; None finds it from the length of a leg. up: "y", or "z" for files in which Z points up.
-    The motion stays where the file has it (see motion.canonical_joints). ValueError names the
-    joints that the file lacks."""
+def place(bvh, mapping=None):
+    """A Bvh -> its 22 joints in its own unit, axes and frame rate: (T, 22, 3) of the motion and
+    (22, 3) of the rest pose. ValueError names the joints that the file lacks."""
     table = RIGS[find_rig(bvh)] if mapping is None else mapping
     missing = _missing(bvh, table)
     if missing:
         raise ValueError(f"{bvh.path}: the file has no joint {', '.join(missing)}; "
                          f"it has {', '.join(bvh.names)}")
-    if unit is not None and unit not in UNITS or up not in ("y", "z"):
-        raise ValueError(f"--unit is {unit} and --up is {up}; expected one of the units "
-                         f"{', '.join(UNITS)}, and y or z")
     # Of joints with the same plain name, the first is taken.
     at = {_plain(name): j for j, name in reversed(list(enumerate(bvh.names)))}
     start, end, fraction = zip(*(table[joint] for joint in T2M.joint_names))
-    start = bvh.joints[:, [at[_plain(name)] for name in start]]  # (T, 22, 3)
-    end = bvh.joints[:, [at[_plain(name)] for name in end]]
-    joints = start + np.array(fraction)[:, None] * (end - start)
-    if up == "z":
-        joints = joints[..., [0, 2, 1]] * (1, 1, -1)
-    metres = UNITS[unit or find_unit(joints, bvh.path)]
-    return resample(joints * metres, bvh.fps, T2M.fps)
+    start, end = ([at[_plain(name)] for name in names] for names in (start, end))
+    rest = bvh.offsets.copy()
+    for j, parent in enumerate(bvh.parents):
+        rest[j] += rest[parent] if parent >= 0 else 0
+    fraction = np.array(fraction)[:, None]
+    return tuple(points[..., start, :] + fraction * (points[..., end, :] - points[..., start, :])
+                 for points in (bvh.joints, rest))
+
+
+def to_metres(bvh, mapping=None, unit=None, up=None):
+    """A Bvh -> its joints (T, 22, 3) float64 in metres, Y up, at its own frame rate, and what was
+    found: {"unit": ..., "up": ..., "mirrored": ...}. The settings are those of `to_t2m_joints`."""
+    if unit not in (None, *UNITS) or up not in (None, *AXES):
+        raise ValueError(f"--unit is {unit} and --up is {up}; expected one of the units "
+                         f"{', '.join(UNITS)}, and one of the axes {', '.join(AXES)}")
+    joints, rest = place(bvh, mapping)
+    unit = unit or find_unit(joints, bvh.path)
+    try:
+        up = up or find_up(joints, rest)
+    except Unclear as error:
+        raise Unclear(f"{bvh.path}: {error}") from None
+    joints = turn_up(joints, up) * UNITS[unit]
+    mirrored = is_mirrored(joints)
+    if mirrored:  # x becomes -x, and every joint keeps its name
+        joints = joints * (-1, 1, 1)
+    return joints, {"unit": unit, "up": up, "mirrored": mirrored}
+
+
+def to_t2m_joints(bvh, mapping=None, unit=None, up=None):
+    """A Bvh -> joints (T', 22, 3) float64 in metres, Y up, at 20 frames a second.
+
+    mapping: an entry of RIGS or what `read_table` returns; None recognises the rig. unit: one of
+    UNITS; None finds it from the length of a leg. up: the axis that points up, "y", "z", "-y" ...;
+    None finds it from the body. The motion stays where the file has it (see
+    motion.canonical_joints). ValueError names the joints that the file lacks, or what cannot be
+    found and which setting to give."""
+    return resample(to_metres(bvh, mapping, unit, up)[0], bvh.fps, T2M.fps)

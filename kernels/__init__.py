@@ -13,8 +13,8 @@ This file picks the path. Environment variables overrule it:
     MLD_KERNELS=torch     plain torch
     MLD_GRAPH=auto, 0, 1  CUDA graphs of the sampler (graphs.py)
 
-The Triton path is checked in Triton's interpreter and compiled for sm_80 and sm_90, but has not
-run on a GPU yet.
+The Triton path has run on an H100 and an H200 (docs/gpu.md); it is also checked in Triton's
+interpreter, and compiled for sm_80 and sm_90.
 """
 import contextlib
 from collections import Counter
@@ -87,7 +87,8 @@ def few_tokens(stack, x, first=None, causal=False):
     if torch.compiler.is_compiling():
         return None
     triton = backend.MODE != "torch" and not backend.WHY_NOT and (x.is_cuda or backend.INTERPRETED)
-    if triton and not causal and not denoiser_layer.unsupported(x, stack) and pays(x, stack):
+    if (triton and not causal and not denoiser_layer.unsupported(x, stack) and pays(x, stack)
+            and few_rows.alike(stack)):
         with launched("denoiser_layers", x):
             return denoiser_layer.denoiser_layers(x, stack)[:, :first]
     if few_rows.unsupported(x, stack, first):

@@ -22,8 +22,7 @@ The residual stream stays in float32 between launches.
 A launch from Python costs more than one of torch's own, so the full gain comes with a CUDA graph
 of the sampling loop (graphs.py): shapes are static, and nothing here synchronises. 16 // L
 sequences share a tile of 16 rows, so any batch works. The plain torch twin is the stack itself,
-transformer.Stack. None of this has run on a GPU yet: it is checked in Triton's interpreter and
-compiled for sm_80 and sm_90.
+transformer.Stack. docs/gpu.md says where this is the faster one on an H100.
 """
 import torch
 

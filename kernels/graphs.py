@@ -22,6 +22,7 @@ MODE = os.environ.get("MLD_GRAPH", "auto")
 BOUND = 32  # recordings kept; the least recently used one goes first
 recorded = OrderedDict()  # key -> Recording; SEEN after one call; None where recording failed
 SEEN = "seen once"
+spoiled = set()  # pools in which a recording failed: torch refuses to record there again
 one_at_a_time = threading.RLock()  # a graph's inputs and results are the same tensors for everyone
 
 
@@ -43,6 +44,7 @@ class Recording:
 
 def capture(run, device, warm_ups=2, pool=None):
     """-> a graph of what run() launches, and what it returned while it was recorded."""
+    pool = shared_pool(device) if pool is None else pool
     before = torch.cuda.current_stream()
     generator = torch.cuda.default_generators[device.index]
     state = generator.clone_state()
@@ -57,11 +59,11 @@ def capture(run, device, warm_ups=2, pool=None):
                 run()
         before.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=shared_pool(device) if pool is None else pool,
-                              capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = run()
         return graph, outputs
-    except BaseException:  # torch leaves its stream and its generator as they were in between
+    except BaseException:  # torch leaves stream, generator and pool as they were in between
+        spoiled.add(pool)
         torch.cuda.set_stream(before)
         generator.graphsafe_set_state(state)
         raise
@@ -73,7 +75,8 @@ def shared_pool(device):
     """Memory of the living recordings on this device, which never run at the same time."""
     for other in recorded.values():
         if isinstance(other, Recording) and other.inputs[0].device == device:
-            return other.graph.pool()
+            if other.graph.pool() not in spoiled:
+                return other.graph.pool()
     return torch.cuda.graph_pool_handle()
 
 

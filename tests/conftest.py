@@ -18,6 +18,7 @@ def shared():
     folder = pathlib.Path(os.environ.get("NANOMLD_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(
-            f"NOT TESTED on real data: {folder} is absent (point NANOMLD_SHARED at the folder that holds data/ and golden/)"
+            f"NOT TESTED on real data: {folder} is absent (point NANOMLD_SHARED at the folder "
+            "that holds data/ and golden/)"
         )
     return folder

@@ -1,6 +1,9 @@
 """A pack gives back what went in and refuses all else; batches have the right items and crops."""
+import hashlib
+import json
 import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from config import Config
 from data import Batches
 from formats import pack as packs
 from formats.pack import Caption, Clip, Pack, write_pack
+from formats.pack_index import PREFIX, TYPES, fault_of
 
 
 def clips_of(lengths, nfeats=263, dtype=np.float32, splits=("train",)):
@@ -131,7 +135,7 @@ def test_joints_are_kept_to_a_quarter_millimetre_and_make_features(tmp_path):
     ]
     pack = save(tmp_path / "a.pack", clips, encoding="joints", actions=["walk"])
     for i, j in enumerate(joints):
-        coarse = packs.decode_joints(packs.encode_joints(j), 22)
+        coarse = packs.decode_joints(packs.encode_joints(j), 22, 50)
         assert np.abs(coarse - j).max() <= 0.00025 + 1e-9
         np.testing.assert_array_equal(
             pack.features(i), motion.joints_to_features(coarse, motion.T2M).astype(np.float32)
@@ -248,6 +252,171 @@ def test_a_harmed_pack_is_refused_with_what_to_run(pack, tmp_path, harm, sentenc
     with pytest.raises(ValueError, match=sentence) as error:
         Pack.open(str(path))
     assert "python prepare.py toy" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("small") / "some.pack")
+    write_pack(path, clips_of([40 + n for n in range(12)]), name="some", skeleton="t2m", fps=20.0)
+    return Pack.open(path)
+
+
+def rewritten(path, out, header=None, **arrays):
+    """A copy of a pack whose index is changed, with the checksum that goes with it."""
+    with open(path, "rb") as file:
+        content = file.read()
+    magic, version, _, offset, _, _ = PREFIX.unpack(content[:PREFIX.size])
+    pack = Pack.open(path)
+    head, all = pack._header | (header or {}), dict(pack._arrays)
+    for key, change in arrays.items():
+        all[key] = change(all[key].copy())
+        if all[key] is None:
+            del all[key]
+    head["arrays"] = [[key, a.dtype.str, list(a.shape)] for key, a in all.items()]
+    index = json.dumps(head).encode() + b"\n" + b"".join(a.tobytes() for a in all.values())
+    whole, digest = offset + len(index), hashlib.sha256(index).digest()
+    prefix = PREFIX.pack(magic, version, len(index), offset, whole, digest)
+    out.write_bytes(prefix + content[PREFIX.size:offset] + index)
+    return str(out)
+
+
+def put(place, value):
+    def change(array):
+        array[place] = value
+        return array
+    return change
+
+
+def test_a_rewritten_index_is_read(small, tmp_path):
+    pack = small
+    again = Pack.open(rewritten(pack.path, tmp_path / "a.pack", std=put(3, 2.0)))
+    assert again.std[3] == 2 and again.ids == pack.ids
+    again.check()
+
+
+INDEX = [
+    ({"name": "../../page"}, {}, "its name is '../../page', which is not a plain word"),
+    ({"name": "/tmp/page"}, {}, "not a plain word"), ({"name": 5}, {}, "not a plain word"),
+    ({"name": "a" * 300}, {}, "not a plain word"), ({"name": "..\\page"}, {}, "not a plain word"),
+    ({"skeleton": "kit"}, {}, "mean has .* entries"),
+    ({"skeleton": "cat"}, {}, "skeleton is 'cat'"), ({"skeleton": ["t2m"]}, {}, "skeleton is"),
+    ({"fps": 1e-30}, {}, "1e-30 frames a second"), ({"fps": float("nan")}, {}, "nan frames"),
+    ({"fps": float("inf")}, {}, "inf frames a second"), ({"fps": "20"}, {}, "20 frames a second"),
+    ({"fps": True}, {}, "True frames a second"), ({"encoding": "words"}, {}, "encoding is 'words'"),
+    ({"dtype": "<i4"}, {}, "its numbers are <i4, not floating-point"),
+    ({"dtype": "<f8"}, {}, "not floating-point"), ({"actions": 3}, {}, "actions are not names"),
+    ({"sources": 3}, {}, "its index cannot be read"), ({"sources": [3]}, {}, "sources are not"),
+    ({"text_offset": -5}, {}, "its text lies outside"), ({"text_offset": 10**12}, {}, "its text"),
+    ({}, {"std": put(7, 0)}, "its mean and std cannot normalise motion"),
+    ({}, {"std": put(7, -1)}, "its mean and std"),
+    ({}, {"std": put(7, np.nan)}, "its mean and std"),
+    ({}, {"mean": put(7, np.inf)}, "its mean and std"),
+    ({}, {"std": lambda a: a.astype("<i4")}, "std is missing or of another type"),
+    ({}, {"frames": lambda a: a.astype("<f4")}, "frames is missing or of another type"),
+    ({}, {"split": lambda a: None}, "split is missing"),
+    ({}, {"ids": lambda a: None}, "ids is missing"),
+    ({}, {"label": lambda a: a[:-1]}, "label has .* entries"),
+    ({}, {"frames": put(5, 1000)}, "an item reaches into the next clip"),
+    ({}, {"first": put(5, 3)}, "an item reaches into the next clip"),
+    ({}, {"first": put(5, -3)}, "an item lies outside of every clip"),
+    ({}, {"clip": put(5, -1)}, "an item lies outside of every clip"),
+    ({}, {"clip": put(5, 12)}, "an item lies outside of every clip"),
+    ({}, {"frames": put(5, 0)}, "an item reaches"), ({}, {"frames": put(5, -7)}, "an item reaches"),
+    ({}, {"clip_start": put(5, -1)}, "its clips lie outside of one another"),
+    ({}, {"clip_start": put(-1, 10**9)}, "its clips lie outside"),
+    ({}, {"clip_start": put(5, 100)}, "its clips"),
+    ({}, {"clip_frames": put(5, 1000)}, "its clips do not have as many frames as it says"),
+    ({}, {"clip_frames": put(5, -1)}, "its clips lie outside"),
+    ({}, {"text_start": put(5, -1)}, "captions lie outside"),
+    ({}, {"text_start": put(-1, 10**9)}, "captions lie outside"),
+    ({}, {"caption": put(5, 10**6)}, "captions lie outside"),
+    ({}, {"split": put(5, 3)}, "unknown split"), ({}, {"label": put(5, 0)}, "unknown action"),
+    ({}, {"label": put(5, -2)}, "unknown action"),
+    ({}, {"clip_crc": lambda a: a[:-1]}, "not one checksum for every clip"),
+    ({"rest": 0}, {"mean": lambda a: a[:5]}, "mean has"),
+]
+
+
+@pytest.mark.parametrize("header, arrays, sentence", INDEX)
+def test_an_index_that_leads_astray_is_refused_when_a_pack_opens(small, tmp_path, header, arrays,
+                                                                 sentence):
+    path = rewritten(small.path, tmp_path / "a.pack", header, **arrays)
+    with pytest.raises(ValueError, match=f"a.pack is damaged .*{sentence}.*make it again") as error:
+        Pack.open(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_look_at_an_index_is_linear_and_fast(small):
+    pack = small
+    def seconds(n):
+        items = {"clip": np.arange(n), "first": np.zeros(n), "frames": np.full(n, 4),
+                 "split": np.zeros(n), "label": np.full(n, -1), "caption": np.arange(n + 1),
+                 "clip_start": np.arange(n + 1) * 4, "clip_frames": np.full(n, 4),
+                 "text_start": np.arange(n + 1) * 3}
+        a = {key: array.astype(TYPES[key]) for key, array in items.items()}
+        a |= {"ids": np.full(n, b"000000"), "mean": pack.mean, "std": pack.std}
+        text = PREFIX.size + 4 * n * 263 * 4
+        head, times = pack._header | {"text_offset": text}, []
+        for _ in range(5):
+            start = time.perf_counter()
+            assert fault_of(head, a, text + 3 * n) is None
+            times.append(time.perf_counter() - start)
+        return min(times)
+    assert seconds(100_000) < 25 * seconds(10_000)
+
+
+def test_damaged_motion_is_found_when_a_clip_is_first_read(small, tmp_path):
+    """A flipped bit by the clip's checksum; numbers that no motion has even without one."""
+    pack = small
+    with open(pack.path, "rb") as file:
+        content = bytearray(file.read())
+    at = PREFIX.size + 4 * 263 * int(pack._arrays["clip_start"][7]) + 1000
+    content[at] ^= 1
+    (tmp_path / "a.pack").write_bytes(content)
+    damaged = Pack.open(str(tmp_path / "a.pack"))
+    np.testing.assert_array_equal(damaged.features(6), pack.features(6))
+    with pytest.raises(ValueError, match="clip 000007 does not match its checksum"):
+        damaged.features(7)
+    for number in (np.nan, np.inf, -1e30):
+        content[at - at % 4:at - at % 4 + 4] = np.float32(number).tobytes()
+        (tmp_path / "b.pack").write_bytes(content)
+        path = rewritten(str(tmp_path / "b.pack"), tmp_path / "c.pack", clip_crc=lambda a: None)
+        with pytest.raises(ValueError, match="clip 000007 holds a number that is not finite or"):
+            Batches(Pack.open(path), "train", 12).batch(0, 0)
+
+
+def test_a_worker_that_meets_a_damaged_clip_says_so_in_one_sentence(tmp_path):
+    path = tmp_path / "a.pack"
+    save(path, clips_of([50, 50]))
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="a.pack is damaged .*clip 000000 does not") as error:
+        list(Batches(Pack.open(str(path)), "train", 2).epoch(0, workers=1))
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_damaged_joints_and_captions_are_refused(tmp_path):
+    clips = [Clip(f"{n}", [Caption("glides")], joints=walking(50, n)) for n in range(3)]
+    pack = save(tmp_path / "a.pack", clips, encoding="joints")
+    content = bytearray((tmp_path / "a.pack").read_bytes())
+    start, end = (PREFIX.size + int(n) for n in pack._arrays["clip_start"][1:3])
+    many = packs.encode_joints(np.zeros((10**6, 22, 3)))  # 132 MB in a few hundred bytes
+    assert len(many) < 70_000
+    for blob in (bytes(end - start), many[:end - start], content[start:end - 40] + bytes(40)):
+        harmed = content[:start] + bytes(blob).ljust(end - start, b"\0") + content[end:]
+        (tmp_path / "b.pack").write_bytes(harmed)
+        damaged = Pack.open(str(tmp_path / "b.pack"))
+        damaged.features(0)
+        with pytest.raises(ValueError, match="b.pack is damaged .*clip 1: .*make it again"):
+            damaged.features(1)
+    with pytest.raises(ValueError, match="not 50 frames"):
+        packs.decode_joints(many, 22, 50)
+    at = pack._header["text_offset"]
+    for byte in (b"\xff", b"\t"):
+        (tmp_path / "b.pack").write_bytes(content[:at] + byte * 4 + content[at + 4:])
+        with pytest.raises(ValueError, match="a caption of 0 cannot be read"):
+            Pack.open(str(tmp_path / "b.pack")).captions(0)
 
 
 def test_a_missing_or_stale_pack_is_refused_with_what_to_run(tmp_path):

@@ -54,12 +54,6 @@ def on_device(request, monkeypatch):
         os._exit(3)
 
 
-def in_float64(model):
-    exact = copy.deepcopy(model).double()
-    exact.dtype = torch.float64
-    return exact
-
-
 # relative errors of features and joints, which add up the turns of all frames; rounding grows over
 # 50 guided steps
 BOUNDS = {"random": {"float32": (1e-4, 1e-3), "tf32": (2e-2, 0.2), "bf16": (0.2, 2.0)},
@@ -76,7 +70,7 @@ def expected_motions(weights):
             sides, n = make_sides(), 8 if CUDA else 2
             lengths, x_T = [sides.frames, sides.frames // 2] * (n // 2), sides.noise(n)
             given = dict(texts=prompts(n), lengths=lengths)
-            expected = generate(in_float64(sides.model), x_T=x_T.double(), **given)
+            expected = generate(copy.deepcopy(sides.model).double(), x_T=x_T.double(), **given)
             return sides.model, given | {"x_T": x_T}, expected
         path = os.path.join(ROOT, "checkpoints", "toy.pt")
         given = dict(texts=["a man jumps", "a woman walks and then waves", ""], seed=3)
@@ -108,7 +102,7 @@ def gradients(stage, mode, precision):
     """-> loss and gradients of a training step, whose inputs are always the same."""
     torch.manual_seed(1)
     model, B = make_sides().model, 6 if CUDA else 2
-    model = in_float64(model) if precision == "float64" else model
+    model = copy.deepcopy(model).double() if precision == "float64" else model
     c, net, number = model.config.vae, getattr(model, stage), torch.arange(B, device=DEVICE)
     features, lengths = random_clips(draw_lengths(B, make_sides().frames).to(DEVICE))
     eps, x0 = torch.randn(2, B, c.latent_size, c.latent_dim, device=DEVICE).to(model.dtype)
@@ -173,7 +167,7 @@ def test_programs_on_device(on_device, tmp_path):
              ["eval.py", "--ckpt", "checkpoints/toy.pt", *few, "--out", tmp_path]]
 
     def run(words):
-        return gpu.program(80, *map(str, words))
+        return gpu.python(80, *map(str, words))
 
     with ThreadPoolExecutor() as pool:
         for code, text in pool.map(run, words):

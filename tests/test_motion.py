@@ -25,6 +25,28 @@ def golden(skeleton):
         }
 
 
+@BOTH
+def test_the_floor_is_the_lowest_joint_but_for_lost_frames(skeleton):
+    """A fall of one to three frames does not lift the motion; stairs and jumps change nothing."""
+    joints, metre = tumble(skeleton, seed=1, frames=120), 1 / skeleton.unit
+    joints[..., 1] += 5 * metre
+    floor = motion.floor_height(joints, skeleton.unit)
+    assert floor == joints[..., 1].min()
+    for frames in (1, 3):
+        lost = joints.copy()
+        lost[60:60 + frames, :, 1] -= 0.95 * metre
+        assert motion.floor_height(lost, skeleton.unit) >= floor
+        assert motion.floor_height(lost, skeleton.unit) < floor + 0.2 * metre
+        found = joints_to_features(lost, skeleton)[:, 3]
+        np.testing.assert_allclose(found[:50], joints_to_features(joints, skeleton)[:50, 3],
+                                   atol=0.2 * metre)
+    stairs = joints - np.linspace(0, 3, 120)[:, None, None] * [0, metre, 0]
+    assert motion.floor_height(stairs, skeleton.unit) == stairs[..., 1].min()
+    hops = joints + 0.8 * metre * np.abs(np.sin(np.arange(120) / 4))[:, None, None] * [0, 1, 0]
+    assert motion.floor_height(hops, skeleton.unit) == hops[..., 1].min()
+    assert motion.floor_height(joints[:1], skeleton.unit) == joints[:1, :, 1].min()
+
+
 def symmetric_offsets(skeleton):
     """A body whose left is as long as its right, in the skeleton's unit."""
     lengths = np.linalg.norm(golden(skeleton)['target_offsets'], axis=-1)

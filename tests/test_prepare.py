@@ -15,7 +15,7 @@ import pytest
 import motion
 import prepare
 from conftest import ROOT
-from formats import bvh, datasets
+from formats import bvh, datasets, recordings
 from formats.pack import Clip, Pack
 from test_data import walking
 from toy import motions as toy_motions
@@ -37,13 +37,25 @@ def refused(capsys, tmp_path, *argv):
     return error
 
 
+def moving(frames, seed=0, skeleton=motion.T2M):
+    """Features (frames, F) of a stiff figure that glides and sways, as a person could."""
+    joints = walking(frames + 1, seed)
+    if skeleton is motion.KIT:  # the same with its own joints, in millimetres
+        joints, sway = np.zeros((frames + 1, 21, 3)), joints - joints[0]
+        for j, parent in enumerate(motion.KIT.parents[1:], start=1):
+            size = 400 if parent in (11, 12, 16, 17) else 120
+            wide = 2 if "shoulder" in motion.KIT.joint_names[j] else 1
+            joints[:, j] = joints[:, parent] + wide * size * motion.KIT.offsets_dir[j]
+        joints += 1000 * sway[:, :21]
+    return motion.joints_to_features(joints, skeleton).astype(np.float32)
+
+
 @pytest.fixture
 def layout(tmp_path):
     """A small dataset in HumanML3D's layout: seven ids that are listed, one that is not."""
     folder = tmp_path / "set"
     for name in ("new_joint_vecs", "texts"):
         (folder / name).mkdir(parents=True)
-    rng = np.random.default_rng(0)
     ids = {
         "train": ["000001", "M000001", "000002", "000003", "000004"],
         "val": ["000005"],
@@ -55,7 +67,7 @@ def layout(tmp_path):
         for id in names:
             np.save(
                 folder / "new_joint_vecs" / f"{id}.npy",
-                rng.normal(size=(lengths.get(id, 120), 263)).astype(np.float32),
+                moving(lengths.get(id, 120), seed=len(id) + int(id[-1])),
             )
             (folder / "texts" / f"{id}.txt").write_text(
                 f"a man # {id} walks.#a/DET man/NOUN walk/VERB#0.0#0.0\n"
@@ -143,8 +155,10 @@ def test_action_labels_from_a_file(layout, tmp_path, capsys):
 
 
 def test_kit_has_its_own_frame_rate_length_and_skeleton(layout, tmp_path, capsys):
-    for path in [*(layout / "new_joint_vecs").iterdir(), layout / "Mean.npy", layout / "Std.npy"]:
-        np.save(path, np.load(path)[..., :251])
+    for name in ("Mean.npy", "Std.npy"):
+        np.save(layout / name, np.load(layout / name)[:251])
+    for path in (layout / "new_joint_vecs").iterdir():
+        np.save(path, moving(len(np.load(path)), skeleton=motion.KIT))
     code, printed, _ = run(capsys, "kit", layout, "--out", tmp_path / "a.pack")
     pack = Pack.open(str(tmp_path / "a.pack"))
     assert (
@@ -208,38 +222,166 @@ CLIP = "new_joint_vecs/000001.npy"
             "Std.npy: number 0 is 0.0, which cannot normalise motion",
         ),
         (spoil("Mean.npy", np.full(263, np.nan)), "Mean.npy: number 0 is nan"),
-        (
-            spoil(CLIP, np.zeros((120, 251), np.float32)),
-            "000001.npy: expected frames x 263 floating-point numbers, found float32 of shape "
-            "(120, 251)",
-        ),
-        (spoil(CLIP, np.zeros((120, 22, 3))), "expected frames x 263 floating-point numbers"),
-        (spoil(CLIP, np.array([{"a": 1}], object)), "000001.npy is not a readable .npy file"),
-        (spoil(CLIP, b"\x93NUMPY\x01\x00"), "000001.npy is not a readable .npy file"),
-        (spoil(CLIP, b""), "000001.npy is not a readable .npy file"),
-        (spoil(CLIP, b"PK\x03\x04 an archive"), "000001.npy is not a readable .npy file"),
-        (spoil(CLIP, b"\x93NUMPY\x01\x00\x02\x00{\n"), "000001.npy is not a readable .npy file"),
-        (
-            spoil("texts/000001.txt", b"a man walks.\n"),
-            "000001.txt, line 1: expected `caption#word/TAG word/TAG#from#to`, "
-            "found 'a man walks.'",
-        ),
-        (spoil("texts/000001.txt", b"\na man#a/DET#zero#0.0\n"), "000001.txt, line 2: expected"),
-        (
-            spoil("texts/000001.txt", b"a man \xff\xfe#a/DET#0.0#0.0\n"),
-            "000001.txt is not UTF-8 text",
-        ),
         (spoil("test.txt", b"000006\n000001\n"), "test.txt: id 000001 is also in train.txt"),
         (
             lambda f: [spoil(f"{s}.txt", b"")(f) for s in ("train", "val", "test")],
             "test.txt name no clip",
         ),
-        (lambda f: [p.unlink() for p in (f / "new_joint_vecs").iterdir()], "no clip to pack"),
+        (lambda f: [p.unlink() for p in (f / "new_joint_vecs").iterdir()],
+         "the split lists and new_joint_vecs: 0 names are in both; 7 only in the split lists"),
+        (spoil("train.txt", b"../000001\n"), "train.txt: '../000001' is not the name of a clip"),
+        (spoil("val.txt", b"A_000001\n"), "name A_000001, which is also what a part of 000001"),
+        (spoil("val.txt", "\u00e4\n".encode("cp1252")), "val.txt, line 1: this is not UTF-8 text"),
     ],
 )
 def test_a_bad_layout_is_refused_with_one_sentence(layout, tmp_path, capsys, change, sentence):
     change(layout)
     assert sentence in refused(capsys, tmp_path, "humanml3d", layout)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (spoil(CLIP, np.zeros((120, 251), np.float32)),
+     "000001.npy: expected frames x 263 floating-point numbers, found float32 of shape (120, 251)"),
+    (spoil(CLIP, np.zeros((120, 22, 3))), "expected frames x 263 floating-point numbers"),
+    (spoil(CLIP, np.zeros((10**7, 0))), "found float64 of shape (10000000, 0)"),
+    (spoil(CLIP, np.array([{"a": 1}], object)), "000001.npy is not a readable .npy file"),
+    (spoil(CLIP, b"\x93NUMPY\x01\x00"), "000001.npy is not a readable .npy file"),
+    (spoil(CLIP, b""), "000001.npy is not a readable .npy file"),
+    (spoil(CLIP, b"PK\x03\x04 an archive"), "000001.npy is not a readable .npy file"),
+    (spoil(CLIP, b"\x93NUMPY\x01\x00\x02\x00{\n"), "000001.npy is not a readable .npy file"),
+    (spoil("texts/000001.txt", b"\na man#a/DET#zero#0.0\n"), "000001.txt, line 2: expected"),
+    (spoil("texts/000001.txt", b"a man#a/DET#0.0\n"), "000001.txt, line 1: expected"),
+    (spoil("texts/000001.txt", b"a\nman \xff\xfe#a/DET#0.0#0.0\n"),
+     "000001.txt, line 2: this is not UTF-8 text; name its encoding with --encoding"),
+])
+def test_one_broken_file_is_named_and_the_others_are_packed(layout, tmp_path, capsys, change,
+                                                            sentence):
+    change(layout)
+    code, printed, _ = run(capsys, "humanml3d", layout, "--out", tmp_path / "a.pack")
+    assert code == 0 and "left out, cannot be used: 1\n    000001: " in printed
+    assert sentence in printed
+    assert "000001" not in Pack.open(str(tmp_path / "a.pack")).ids
+    assert "1 of 7 cannot be used, and --strict allows none" in refused(
+        capsys, tmp_path, "humanml3d", layout, "--strict")
+
+
+def test_more_broken_files_than_good_ones_are_refused(layout, tmp_path, capsys):
+    for id in ("000001", "000002", "000003", "000004"):
+        (layout / "new_joint_vecs" / f"{id}.npy").write_bytes(b"")
+    error = refused(capsys, tmp_path, "humanml3d", layout)
+    assert "4 of 7 cannot be used, which is more than half. The first is 000001: " in error
+
+
+def test_hidden_files_are_no_clips(layout, tmp_path, capsys):
+    (layout / "new_joint_vecs" / "._000001.npy").write_bytes(b"\0\5\26\7")
+    (layout / "texts" / "._000001.txt").write_bytes(b"\0\5\26\7")
+    code, printed, _ = run(capsys, "humanml3d", layout, "--out", tmp_path / "a.pack")
+    assert code == 0 and "._" not in printed
+
+
+def test_captions_with_fewer_fields_are_taken_and_that_is_said(layout, tmp_path, capsys):
+    (layout / "texts" / "000001.txt").write_text(
+        "a man walks.\nplayer #1 walks\nhe stops##0.0#0.0\nhe turns#he/PRON turn/VERB\n")
+    code, printed, _ = run(capsys, "humanml3d", layout, "--out", tmp_path / "a.pack")
+    captions = Pack.open(str(tmp_path / "a.pack")).captions(0)
+    assert code == 0 and [(c.text, c.tokens) for c in captions] == [
+        ("a man walks.", ""), ("player #1 walks", ""), ("he stops", ""),
+        ("he turns", "he/PRON turn/VERB")]
+    assert printed.count("captions without tags") == 1
+
+
+LOOSE = [
+    ("positions", 1e6, "frame 7: positions hold 1e+06 (people: up to 10)"),
+    ("root_linear_velocity", 3.6, "frame 7: root_linear_velocity hold 3.6 (people: up to 0.625)"),
+    ("rotations", 40.0, "frame 7: rotations hold 40 (people: up to 1.5)"),
+    ("velocities", -1e6, "frame 7: velocities hold 1e+06 (people: up to 1.25)"),
+    ("contacts", 1e6, "frame 7: contacts hold 1e+06"),
+    ("root_height", 9.0, "frame 7: root_height hold 9 (people: up to 6)"),
+    ("root_angular_velocity", 3.0, "frame 7: root_angular_velocity hold 3 (people: up to 1.6)"),
+]
+
+
+@pytest.mark.parametrize("part, number, sentence", LOOSE)
+def test_features_of_no_person_are_left_out_or_kept(layout, tmp_path, capsys, part, number,
+                                                    sentence):
+    path = layout / "new_joint_vecs" / "000001.npy"
+    features = np.load(path)
+    features[7, motion.FEATURE_SLICES(motion.T2M)[part].start] = number
+    np.save(path, features)
+    code, printed, _ = run(capsys, "humanml3d", layout, "--out", tmp_path / "a.pack")
+    assert code == 0 and "no person can move like this (--keep takes it): 1\n" in printed
+    assert f"    000001: {sentence}" in printed
+    assert "000001" not in Pack.open(str(tmp_path / "a.pack")).ids
+    run(capsys, "humanml3d", layout, "--keep", "--out", tmp_path / "b.pack")
+    assert "000001" in Pack.open(str(tmp_path / "b.pack")).ids
+
+
+@pytest.mark.parametrize("turn, sentence", [
+    (lambda joints: joints[..., [0, 2, 1]] * (1, 1, -1),
+     "warning: the head is above the feet in only 0 of 5 clips; does Y point up in this set?"),
+    (lambda joints: joints * (-1, 1, 1), "warning: the toes point backwards in 5 of 5 clips; are "
+                                         "left and right exchanged in this set?"),
+    (lambda joints: joints, "")])
+def test_a_set_that_lies_or_has_its_sides_exchanged_is_said(layout, tmp_path, capsys, turn,
+                                                            sentence):
+    for path in (layout / "new_joint_vecs").iterdir():
+        frames = len(np.load(path)) + 1
+        joints = turn(walking(frames))
+        np.save(path, motion.joints_to_features(joints, motion.T2M).astype(np.float32))
+    _, printed, _ = run(capsys, "humanml3d", layout, "--keep", "--out", tmp_path / "a.pack")
+    assert sentence in printed and sentence.count("warning") == printed.count("clips; ")
+
+
+def test_names_that_do_not_meet_are_counted_and_shown(layout, tmp_path, capsys):
+    (layout / "texts" / "000002.txt").unlink()
+    (layout / "texts" / "stranger.txt").write_text("a man walks.\n")
+    code, printed, _ = run(capsys, "humanml3d", layout, "--out", tmp_path / "a.pack")
+    assert code == 0
+    assert ("warning: the split lists and new_joint_vecs: 7 names are in both; 2 only in "
+            "new_joint_vecs (007975, M007975)") in printed
+    assert ("warning: new_joint_vecs and texts: 6 names are in both; 1 only in new_joint_vecs "
+            "(000002); 1 only in texts (stranger)") in printed
+    for path in (layout / "texts").iterdir():
+        path.rename(path.with_name("x" + path.name))
+    assert "new_joint_vecs and texts: 0 names are in both" in refused(
+        capsys, tmp_path, "humanml3d", layout)
+
+
+def labels_of(layout, tmp_path, capsys, table):
+    """-> (exit code, what was printed, {id: label})"""
+    (tmp_path / "labels.csv").write_text(table)
+    out = tmp_path / "a.pack"
+    code, printed, error = run(capsys, "humanml3d", layout, "--actions", tmp_path / "labels.csv",
+                               "--out", out)
+    pack = Pack.open(str(out)) if code == 0 else None
+    return code, printed + error, pack and {
+        pack.ids[i]: pack.action(i) for i in range(len(pack)) if "_" not in pack.ids[i]}
+
+
+@pytest.mark.parametrize("table", [
+    "000001,walk\n000002,run\n000005,run\n000006,walk\n",  # no header
+    "id,label\n000001.npy,walk\n000002.npy,run\n000005.npy,run\n000006.npy,walk\n",
+    "id , label\n 000001 , walk \n000002\t,run\n000005,run  \n000006,walk\n",
+])
+def test_forms_of_action_tables_that_do_no_harm(layout, tmp_path, capsys, table):
+    code, printed, labels = labels_of(layout, tmp_path, capsys, table)
+    assert code == 0 and labels == {"000001": "walk", "M000001": "walk", "000002": "run",
+                                    "000005": "run", "000006": "walk"}
+    assert ("has no header line" in printed) == table.startswith("0")
+    assert ("labels.csv and the split lists: 4 names are in both; "
+            "2 only in the split lists") in printed
+
+
+def test_action_tables_that_label_nothing_or_contradict_themselves_are_refused(
+    layout, tmp_path, capsys
+):
+    code, said, _ = labels_of(layout, tmp_path, capsys, "id,label\n1,walk\n2,run\n")
+    assert code == 1 and ("0 names are in both; 2 only in " in said and "(1, 2)" in said
+                          and "(000001, 000002, 000003, ...)" in said and "zeros" in said)
+    code, said, _ = labels_of(layout, tmp_path, capsys, "id,label\n000001,walk\n000001,run\n")
+    assert code == 1 and "expected one label for 000001, found 000001,run" in said.replace("'", "")
+    code, said, _ = labels_of(layout, tmp_path, capsys, 'id,label\n000001,"walk\n')
+    assert code == 1 and "labels.csv is not a CSV file" in said
 
 
 def test_lengths_that_contradict_each_other_are_refused(layout, tmp_path, capsys):
@@ -491,10 +633,6 @@ class Trap:
             humanact12(joints3D=[np.zeros((t, 22, 3)) for t in (40, 60, 95)]),
             "joints3D[0] should be 40 frames of (24, 3) numbers, found (40, 22, 3)",
         ),
-        (
-            humanact12(joints3D=[np.zeros((t, 24, 3)) for t in (40, 60, 94)]),
-            "joints3D[2] should be 95 frames of (24, 3) numbers, found (94, 24, 3)",
-        ),
         (humanact12(poses=[[1.0], 2, 3]), "poses[0] should be"),
         (humanact12(poses=[np.array(["x"] * 72)[None]] * 3), "poses[0] should be"),
     ],
@@ -503,6 +641,14 @@ def test_a_bad_pickle_is_refused_with_one_sentence(tmp_path, capsys, data, sente
     assert sentence in refused(
         capsys, tmp_path, "humanact12", dump(tmp_path / "h" / "humanact12poses.pkl", data)
     )
+
+
+def test_a_broken_sequence_of_a_pickle_is_named_and_the_others_are_packed(tmp_path, capsys):
+    data = humanact12(joints3D=[np.zeros((t, 24, 3)) for t in (40, 60, 94)])
+    code, printed, _ = run(capsys, "humanact12", dump(tmp_path / "h" / "humanact12poses.pkl", data),
+                           "--out", tmp_path / "a.pack")
+    assert code == 0 and len(Pack.open(str(tmp_path / "a.pack"))) == 2
+    assert "joints3D[2] should be 95 frames of (24, 3) numbers, found (94, 24, 3)" in printed
 
 
 def test_a_pickle_with_a_foreign_class_is_refused_and_nothing_runs(tmp_path, capsys, monkeypatch):
@@ -523,6 +669,8 @@ def test_bad_uestc_folders_and_smpl_files_are_refused(tmp_path, capsys):
     assert "found 'a40_d0_p001_c1_color.avi'" in refused(capsys, tmp_path, "uestc", tmp_path / "b")
     uestc(tmp_path / "c", ["a0_d0_p001_c1"], [60], frames=["60", "61"])
     assert "1 names, 2 lengths and 1 poses" in refused(capsys, tmp_path, "uestc", tmp_path / "c")
+    uestc(tmp_path / "d", ["a0_d0_p001_c1"] * 2, [60, 60])
+    assert "a0_d0_p001_c1 is there twice" in refused(capsys, tmp_path, "uestc", tmp_path / "d")
     (tmp_path / "c" / "info" / "names.txt").unlink()
     assert "lacks names.txt" in refused(capsys, tmp_path, "uestc", tmp_path / "c")
     folder = dump(tmp_path / "h" / "humanact12poses.pkl", humanact12())
@@ -546,11 +694,11 @@ def test_bad_uestc_folders_and_smpl_files_are_refused(tmp_path, capsys):
 
 
 @pytest.fixture
-def recordings(tmp_path):
+def tapes(tmp_path):
     folder = tmp_path / "bvh"
     (folder / "more").mkdir(parents=True)
     for name, frames in (("walk", 90), ("long walk", 450), ("short", 20), ("more/silent", 60)):
-        bvh.write_bvh(folder / f"{name}.bvh", walking(frames, seed=frames), 20)
+        bvh.write_bvh(folder / f"{name}.bvh", walking(frames, seed=frames), 20, exact=True)
     (tmp_path / "captions.txt").write_text(
         "# mine\nwalk: a man walks: left, then clockwise\nwalk.bvh\tthe figure glides\n\n"
         "long walk: someone walks\nshort: a step\n"
@@ -558,11 +706,11 @@ def recordings(tmp_path):
     return folder
 
 
-def test_bvh_files_become_clips_windows_and_mirrored_copies(recordings, tmp_path, capsys):
+def test_bvh_files_become_clips_windows_and_mirrored_copies(tapes, tmp_path, capsys):
     code, printed, error = run(
         capsys,
         "bvh",
-        recordings,
+        tapes,
         "--captions",
         tmp_path / "captions.txt",
         "--name",
@@ -597,15 +745,16 @@ def test_bvh_files_become_clips_windows_and_mirrored_copies(recordings, tmp_path
     assert "all of them are in the train split" in printed and set(pack.splits) == {"train"}
 
 
-def test_bvh_splits_are_drawn_by_name_and_keep_mirrored_copies_together(recordings):
+def test_bvh_splits_are_drawn_by_name_and_keep_mirrored_copies_together(tapes):
+    folder = tapes
     found = prepare.Found()
     captions = {f"{n}.bvh": ["walks"] for n in range(40)}
     for name in captions:
-        (recordings / name).symlink_to(recordings / "walk.bvh")
+        (tapes / name).symlink_to(tapes / "walk.bvh")
     splits = {
         clip.id: clip.split
-        for clip in datasets.read_bvhs(
-            captions, str(recordings), found, min_length=40, max_length=60, mirror=True
+        for clip in recordings.read_bvhs(
+            captions, str(folder), found, min_length=40, max_length=60, mirror=True
         )
     }
     assert len(splits) == 160 and set(splits.values()) == {"train", "val", "test"}
@@ -614,12 +763,12 @@ def test_bvh_splits_are_drawn_by_name_and_keep_mirrored_copies_together(recordin
     assert 25 <= sum(splits[f"{n}_0"] == "train" for n in range(40)) <= 38
 
 
-def test_recordings_in_which_nobody_moves_are_named_and_left_out(recordings, tmp_path, capsys):
-    bvh.write_bvh(recordings / "short.bvh", np.repeat(walking(1), 90, axis=0), 20)
+def test_recordings_in_which_nobody_moves_are_named_and_left_out(tapes, tmp_path, capsys):
+    bvh.write_bvh(tapes / "short.bvh", np.repeat(walking(1), 90, axis=0), 20)
     code, printed, _ = run(
         capsys,
         "bvh",
-        recordings,
+        tapes,
         "--captions",
         tmp_path / "captions.txt",
         "--out",
@@ -631,9 +780,256 @@ def test_recordings_in_which_nobody_moves_are_named_and_left_out(recordings, tmp
         in printed
     )
     assert "walk" in Pack.open(str(tmp_path / "a.pack")).ids
-    (recordings / "walk.bvh").write_text((recordings / "walk.bvh").read_text() + "\n")
+    (tapes / "walk.bvh").write_text((tapes / "walk.bvh").read_text() + "\n")
     with pytest.raises(ValueError, match="stale: .*walk.bvh has changed"):
         Pack.open(str(tmp_path / "a.pack"))
+
+
+# Recordings as others have reported them; tests/cases holds a walk at 120 frames a second, the same
+# with the root lost for three frames, and one with Z, Y and -Y up.
+CASES = ROOT / "tests" / "cases"
+WALK = (CASES / "walk.bvh").read_text()
+
+
+def pack_of(tmp_path, capsys, files, *options, captions=None):
+    """Pack {name: text or bytes} -> (exit code, what was printed, the pack or None)"""
+    folder = tmp_path / "recordings"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = content.encode() if isinstance(content, str) else content
+        (folder / name).write_bytes(content)
+    lines = captions or "".join(f"{name}: a man walks\n" for name in files)
+    lines = lines.encode() if isinstance(lines, str) else lines
+    (tmp_path / "captions.txt").write_bytes(lines)
+    code, printed, error = run(capsys, "bvh", folder, "--captions", tmp_path / "captions.txt",
+                               "--min-length", 20, *options, "--out", tmp_path / "c.pack")
+    return code, printed + error, Pack.open(str(tmp_path / "c.pack")) if code == 0 else None
+
+
+def frames_of(text):
+    """-> the lines of a BVH file up to its frames, and those of its frames"""
+    head, frames = text.rstrip("\n").split("Frame Time: ")
+    seconds, *rows = frames.split("\n")
+    return f"{head}Frame Time: {seconds}\n", rows
+
+
+def first_frames(text, count, change=lambda rows: rows):
+    head, rows = frames_of(text)
+    rows = change(rows[:count])
+    return head.replace("Frames: 600", f"Frames: {len(rows)}") + "\n".join(rows) + "\n"
+
+
+T_POSE = " ".join(["0", "95", "0"] + ["0"] * 66)
+
+
+@pytest.mark.parametrize("rests, before, after", [(1, 1, 0), (5, 5, 0), (3, 0, 3), (0, 0, 0)])
+def test_a_rest_pose_far_away_is_left_out_and_said(tmp_path, capsys, rests, before, after):
+    clean = pack_of(tmp_path, capsys, {"walk.bvh": WALK})[2].features(0)
+    text = first_frames(WALK, 600, lambda rows: [T_POSE] * before + rows + [T_POSE] * after)
+    code, said, pack = pack_of(tmp_path, capsys, {"walk.bvh": text})
+    assert code == 0
+    np.testing.assert_allclose(pack.features(0)[:, :-4], clean[:, :-4], atol=1e-5)
+    place = "before" if before else "after"
+    line = f"a rest pose {place} the motion is left out: 1 (walk.bvh: {rests} frames)"
+    assert (line in said) == bool(rests) and ("rest pose" in said) == bool(rests)
+    _, said, pack = pack_of(tmp_path, capsys, {"walk.bvh": text}, "--keep")
+    assert len(pack.features(0)) == (600 + rests - 1) // 6 and "rest pose" not in said
+
+
+def test_a_rest_pose_in_the_same_place_is_left_out(tmp_path, capsys):
+    """Only the arms jump; the person stands where the walk begins."""
+    text = first_frames(WALK, 600, lambda rows: [
+        " ".join(rows[0].split()[:6] + ["0"] * 63)] + rows)
+    _, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": text})
+    assert "a rest pose before the motion is left out: 1 (walk.bvh: 1 frames)" in said
+
+
+def test_lost_tracking_is_named_with_its_frame_and_can_be_kept(tmp_path, capsys):
+    lost = (CASES / "dropout.bvh").read_text()
+    files = {"lost.bvh": lost, "walk.bvh": WALK}
+    code, said, pack = pack_of(tmp_path, capsys, files)
+    assert code == 0 and pack.ids == ["walk"]
+    assert "no person can move like this (--keep takes it): 1\n" in said
+    assert "    lost: lost.bvh, frame 40: " in said
+    assert "pelvis moves at" in said and "m/s (people: up to 12.5)" in said
+    assert pack_of(tmp_path, capsys, files, "--strict")[0] == 1
+    _, said, pack = pack_of(tmp_path, capsys, files, "--keep")
+    assert pack.ids == ["lost", "walk"] and "no person" not in said
+    heights = pack.features(0)[:, 3]  # of the pelvis; the floor is not where the body fell to
+    assert 0.9 < np.median(heights) < 1.05
+    code, said, _ = pack_of(tmp_path, capsys, {"lost.bvh": lost, "walk.bvh": lost})
+    assert code == 1 and "2 of 2 cannot be used, which is more than half (--keep packs" in said
+
+
+@pytest.mark.parametrize("lost, left", [
+    ([300], [0, 1, 3, 4]), ([200, 300], [0, 3, 4]), ([100, 200, 300], None)])
+def test_only_the_windows_with_lost_tracking_are_left_out(tmp_path, capsys, lost, left):
+    def lose(rows):
+        for frame in lost:
+            rows[frame] = " ".join(["0", "0", "0"] + rows[frame].split()[3:])
+        return rows
+    code, said, pack = pack_of(tmp_path, capsys, {"walk.bvh": first_frames(WALK, 600, lose)},
+                               "--min-length", 10, "--max-length", 21)
+    assert f"walk.bvh, frame {lost[0]}: pelvis moves at" in said
+    if left is None:
+        assert code == 1 and "3 of 5 cannot be used, which is more than half" in said
+    else:
+        assert pack.ids == [f"walk_{number}" for number in left]
+
+
+def test_names_of_files_that_are_no_text_can_be_printed(tmp_path, capsys):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff\x1b[31m.bvh")).write_text(WALK)
+    code, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": WALK}, captions="walk: walks\n")
+    assert code == 0 and "left out, without caption: 1 (??[31m.bvh)" in said
+
+
+@pytest.mark.parametrize("name, unit, up", [
+    ("y_up", "m", "y"), ("z_up", "m", "z"), ("y_down", "cm", "-y")])
+def test_the_axis_that_points_up_is_found_from_the_body(tmp_path, capsys, name, unit, up):
+    text = (CASES / f"{name}.bvh").read_text()
+    code, said, pack = pack_of(tmp_path, capsys, {"a.bvh": text})
+    assert code == 0 and f"read with {unit} as the unit, {up} up, 30 frames a second: 1" in said
+    want = pack_of(tmp_path, capsys, {"a.bvh": (CASES / "y_up.bvh").read_text()})[2].features(0)
+    np.testing.assert_allclose(pack.features(0)[:, :-4], want[:, :-4], atol=2e-3)
+
+
+def lying(frames):
+    """Somebody on the back along Z, Y up, who only sways."""
+    rows = walking(frames) - walking(frames)[:, :1] * (0, 0, 1)
+    return rows[..., [0, 2, 1]] * (1, -1, 1)
+
+
+def test_somebody_who_lies_is_decided_by_the_other_recordings_or_by_the_user(tmp_path, capsys):
+    for name, joints in (("lies", lying(90)), ("walks", walking(90))):
+        bvh.write_bvh(tmp_path / f"{name}.bvh", joints, 20)
+    lies, walks = ((tmp_path / f"{name}.bvh").read_text() for name in ("lies", "walks"))
+    code, said, _ = pack_of(tmp_path, capsys, {"lies.bvh": lies})
+    assert code == 1
+    assert "is somebody lying there, or does z point up? Give --up=y or --up=z" in said
+    (tmp_path / "recordings" / "lies.bvh").unlink()
+    code, said, pack = pack_of(tmp_path, capsys, {"lies.bvh": lies, "walks.bvh": walks})
+    assert code == 0 and len(pack) == 2
+    assert "somebody lies there: y is taken to point up, as in most other recordings: 1" in said
+    assert pack.joints(pack.index("lies"))[..., 1].max() < 0.6
+    for up, high in (("y", 0.6), ("z", 2.0)):
+        pack = pack_of(tmp_path, capsys, {"lies.bvh": lies}, f"--up={up}",
+                       captions="lies: lies\n")[2]
+        assert high - 0.7 < pack.joints(0)[..., 1].max() < high
+
+
+def test_left_handed_coordinates_are_turned_round_and_that_is_said(tmp_path, capsys):
+    joints = walking(90) * (-1, 1, 1)  # the left hand is on the right side
+    bvh.write_bvh(tmp_path / "a.bvh", joints, 20)
+    _, said, pack = pack_of(tmp_path, capsys, {"a.bvh": (tmp_path / "a.bvh").read_text()})
+    assert "left and right are exchanged (left-handed coordinates); x is turned round: 1" in said
+    want = motion.joints_to_features(walking(90), motion.T2M, motion.T2M_OFFSETS)
+    np.testing.assert_allclose(pack.features(0)[:, :-4], want[:, :-4], atol=2e-3)
+
+
+@pytest.mark.parametrize("seconds, sentence", [
+    ("0.041667", "at 24 frames a second, people walk too slowly: one step of 0.67 m every 2.79 s. "
+                 "Give the true rate, perhaps --fps 120, or --keep"),
+    ("0.002", "at 500 frames a second, people walk too quickly: one step of 0.67 m every 0.13 s. "
+              "Give the true rate, perhaps --fps 120, or --keep"),
+])
+def test_a_wrong_frame_time_is_found_by_the_pace(tmp_path, capsys, seconds, sentence):
+    text = WALK.replace("0.008333", seconds)
+    code, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": text})
+    assert code == 1 and sentence in said
+    pack = pack_of(tmp_path, capsys, {"walk.bvh": text}, "--fps", 120)[2]
+    want = pack_of(tmp_path, capsys, {"walk.bvh": WALK})[2]
+    np.testing.assert_allclose(pack.features(0), want.features(0), atol=1e-5)
+    code, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": text}, "--fps", 0)
+    assert code == 1 and "--fps must be 2 to 1000" in said
+    code, said, _ = pack_of(tmp_path, capsys, {"walk.bvh": WALK.replace("0.008333", "8.333")})
+    assert code == 1 and "0.120005 frames a second cannot be; give the true rate with --fps" in said
+
+
+def test_one_unreadable_recording_is_named_and_the_others_are_packed(tmp_path, capsys):
+    short, long = (WALK.replace("Frames: 600", f"Frames: {n}") for n in (599, 601))
+    files = {"a.bvh": WALK, "b.bvh": WALK, "long.bvh": long, "short.bvh": short}
+    files |= {"._a.bvh": b"\0\1", ".hidden/a.bvh": WALK}
+    captions = "".join(f"{name}: a man walks\n" for name in ("a", "b", "long", "short"))
+    code, said, pack = pack_of(tmp_path, capsys, files, captions=captions)
+    assert code == 0 and pack.ids == ["a", "b"] and "._" not in said and ".hidden" not in said
+    assert "left out, cannot be used: 2\n    long.bvh: " in said
+    assert "says 601 frames of 69" in said and "\n    short.bvh: " in said
+    code, said, _ = pack_of(tmp_path, capsys, files, "--strict", captions=captions)
+    assert code == 1 and "2 of 4 cannot be used, and --strict allows none" in said
+
+
+def test_captions_and_recordings_that_do_not_meet_are_counted(tmp_path, capsys):
+    files = {f"{name}.bvh": WALK for name in "abcde"}
+    code, said, pack = pack_of(tmp_path, capsys, files, captions="a: walks\nx: x\n../b: up\n")
+    assert code == 0 and pack.ids == ["a"]
+    assert ": 1 names are in both; 2 only in " in said and "(x, ../b)" in said
+    assert "4 only in " in said and "(b.bvh, c.bvh, d.bvh, ...)" in said and "warning: " in said
+    assert "left out, without caption: 4 (b.bvh, c.bvh, d.bvh, e.bvh)" in said
+    code, said, _ = pack_of(tmp_path, capsys, files, captions="x: walks\n")
+    assert code == 1 and ": 0 names are in both; 1 only in " in said
+
+
+@pytest.mark.parametrize("line", [
+    "sub/take: he walks: left", "sub\\take.bvh: he walks: left", "sub/take\the walks: left",
+    "sub/take:he walks: left", "./sub/take.bvh :  he walks: left"])
+def test_forms_of_a_line_of_captions(tmp_path, capsys, line):
+    code, said, pack = pack_of(tmp_path, capsys, {"sub/take.bvh": WALK}, captions=line + "\n")
+    assert code == 0 and pack.ids == ["sub/take"]
+    assert pack.captions(0)[0].text == "he walks: left"
+
+
+def test_a_tab_in_a_caption_is_a_blank(tmp_path, capsys):
+    pack = pack_of(tmp_path, capsys, {"a.bvh": WALK}, captions="a: he walks\tthen stops\n")[2]
+    assert pack.captions(0)[0].text == "he walks then stops"
+
+
+@pytest.mark.parametrize("files, options, ids", [
+    (["walk 1", "walk_1"], [], {"walk 1", "walk_1"}),
+    (["Mwalk", "walk"], ["--mirror"], {"Mwalk", "MMwalk", "walk", "Mwalk_"}),
+    (["walk", "walk_0"], ["--max-length", 60], {"walk_0_", "walk_1", "walk_0_0", "walk_0_1"}),
+    (["walk", "walk_1"], ["--max-length", 60], {"walk_0", "walk_1_", "walk_1_0", "walk_1_1"}),
+])
+def test_ids_that_would_be_the_same_are_made_different(tmp_path, capsys, files, options, ids):
+    code, said, pack = pack_of(tmp_path, capsys, {f"{name}.bvh": WALK for name in files}, *options)
+    assert code == 0, said
+    assert set(pack.ids) == ids
+    assert ("called differently" in said) == any(id.endswith("_") for id in ids)
+
+
+RIG = (CASES / "rig-utf8.txt").read_text(encoding="utf-8")
+CHINESE = (CASES / "chinese.bvh").read_text(encoding="utf-8") + "MOTION" + WALK.split("MOTION")[1]
+
+
+@pytest.mark.parametrize("encoding, option", [
+    ("utf-8", None), ("utf-8-sig", None), ("utf-16", None), ("gbk", "gbk"), ("utf-8", "gbk"),
+    ("utf-16-le", "utf-16-le"), ("utf-16", "gbk")])
+def test_every_text_file_may_be_in_any_encoding(tmp_path, capsys, encoding, option):
+    (tmp_path / "rig.txt").write_bytes(RIG.encode(encoding))
+    options = ["--rig", tmp_path / "rig.txt", *(["--encoding", option] if option else [])]
+    code, said, pack = pack_of(tmp_path, capsys, {"a.bvh": CHINESE.encode(encoding)}, *options,
+                               captions="a: 一个人走路\n".encode(encoding))
+    assert code == 0, said
+    assert pack.captions(0)[0].text == "一个人走路"
+
+
+def test_text_that_cannot_be_read_is_named_with_file_and_line(tmp_path, capsys):
+    (tmp_path / "rig.txt").write_text(RIG, encoding="utf-8")
+    gbk = CASES / "rig-gbk.txt"
+    bvhs = {"a.bvh": CHINESE.encode("gbk")}
+    what = "text; name its encoding with --encoding, for example --encoding gbk or cp1252."
+    for options, captions, sentence in (
+        (["--rig", gbk], None, f"rig-gbk.txt, line 1: this is not UTF-8 {what}"),
+        (["--rig", tmp_path / "rig.txt"], None, f"a.bvh, line 2: this is not UTF-8 {what}"),
+        ([], b"# mine\na: \xff walks\n", f"captions.txt, line 2: this is not UTF-8 {what}"),
+        ([], "# \na: walks\n".encode("utf-16-le"), f"line 1: this is not UTF-8 {what}"),
+        (["--encoding", "ascii"], b"a: \xff", f"line 1: this is not UTF-8 or ASCII {what}"),
+        (["--encoding", "klingon"], b"a: \xff", "--encoding klingon: there is no such text"),
+        (["--encoding", "base64"], b"a: \xff", "--encoding base64: there is no such text"),
+    ):
+        code, said, _ = pack_of(tmp_path, capsys, bvhs, *options, captions=captions)
+        assert code == 1 and sentence in said, said
 
 
 def test_sides_are_swapped_in_captions():
@@ -656,27 +1052,29 @@ def test_sides_are_swapped_in_captions():
         ),
         ("walk:\n", "captions.txt, line 1: expected"),
         ("# nothing\n\n", "captions.txt holds no caption"),
-        ("walk: walks\nrun: runs\n", "captions.txt, line 2: there is no run.bvh in"),
+        ("run: runs\n", "0 names are in both; 1 only in "),
+        ("../bvh/walk: walks\n", "0 names are in both"),
+        (f"walk{' ' * 100_000}\n", "captions.txt, line 1: expected"),
         ("short: a step\n", "no clip to pack"),
         ("broken: falls\n", "broken.bvh"),
         ("strange: falls\n", "strange.bvh: its joints fit none of the known rigs"),
     ],
 )
 def test_bad_captions_and_recordings_are_refused_with_one_sentence(
-    recordings, tmp_path, capsys, captions, sentence
+    tapes, tmp_path, capsys, captions, sentence
 ):
-    text = (recordings / "walk.bvh").read_text()
-    (recordings / "broken.bvh").write_text(text[:len(text) // 2])
-    (recordings / "strange.bvh").write_text(text.replace("Hand", "Claw"))
+    text = (tapes / "walk.bvh").read_text()
+    (tapes / "broken.bvh").write_text(text[:len(text) // 2])
+    (tapes / "strange.bvh").write_text(text.replace("Hand", "Claw"))
     (tmp_path / "captions.txt").write_text(captions)
     assert sentence in refused(
-        capsys, tmp_path, "bvh", recordings, "--captions", tmp_path / "captions.txt"
+        capsys, tmp_path, "bvh", tapes, "--captions", tmp_path / "captions.txt"
     )
 
 
-def test_missing_paths_of_bvh_are_refused(recordings, tmp_path, capsys):
+def test_missing_paths_of_bvh_are_refused(tapes, tmp_path, capsys):
     assert "no.txt is not a file" in refused(
-        capsys, tmp_path, "bvh", recordings, "--captions", tmp_path / "no.txt"
+        capsys, tmp_path, "bvh", tapes, "--captions", tmp_path / "no.txt"
     )
     assert "is not a folder" in refused(
         capsys, tmp_path, "bvh", tmp_path / "no", "--captions", tmp_path / "captions.txt"
@@ -685,7 +1083,7 @@ def test_missing_paths_of_bvh_are_refused(recordings, tmp_path, capsys):
         capsys,
         tmp_path,
         "bvh",
-        recordings,
+        tapes,
         "--captions",
         tmp_path / "captions.txt",
         "--rig",

@@ -1,16 +1,20 @@
-"""Data in pickles and torch files comes back, and nothing in them is run."""
+"""Data in pickles and torch files comes back, nothing in them is run, and small ones stay small."""
 import collections
 import gc
 import io
+import json
 import os
 import pickle
 import sys
+import time
 import types
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
+from formats import safe_pickle
 from formats.safe_pickle import Foreign, dense, load_pickle, load_torch, named_tensors
 
 
@@ -143,6 +147,80 @@ def test_crafted_pickles_are_refused(tmp_path, body):
     assert load_pickle(tmp_path / "good.pkl")[0] == b"x"
 
 
+DOUBLED = b"\x80\x04K\x01\x94" + b"".join(  # ((((1, 1), (1, 1)), ...), ...): 2^60 ones
+    b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86\x94" for i in range(60))
+LAST = b"h\x3c"
+HEAD = b"\x80\x04"
+
+
+@pytest.mark.parametrize("body, says", [
+    (DOUBLED + b"}" + LAST + b"K\x01s.", "keys are not plain"),
+    (DOUBLED + b"}(" + LAST + b"K\x01u.", "keys are not plain"),
+    (DOUBLED + b"(" + LAST + b"K\x01d.", "keys are not plain"),
+    (DOUBLED + b"\x8f(" + LAST + b"\x90.", "keys are not plain"),
+    (DOUBLED + b"(" + LAST + b"\x91.", "keys are not plain"),
+    (DOUBLED + b"cbuiltins\nset\n(" + LAST + b"l\x85R.", "keys are not plain"),
+    (DOUBLED + b"cbuiltins\nfrozenset\n(" + LAST + b"l\x85\x81.", "keys are not plain"),
+    (DOUBLED + b"cbuiltins\nfrozenset\n(" + LAST + b"l\x85}\x92.", "keys are not plain"),
+    (DOUBLED + b"(cbuiltins\nset\n(" + LAST + b"lo.", "keys are not plain"),
+    (DOUBLED + b"((" + LAST + b"libuiltins\nset\n.", "keys are not plain"),
+    (DOUBLED + b"cbuiltins\ndict\n((" + LAST + b"K\x01tl\x85R.", "keys are not plain"),
+    (DOUBLED + b"ccollections\nOrderedDict\n((" + LAST + b"K\x01tl\x85R.", "keys are not plain"),
+    (DOUBLED + b"ccopyreg\n_reconstructor\n(" + LAST + b"NNtR.", "an instance of a tuple"),
+    (b"cnumpy\nndarray\n(I2000000000\ntR.", "an array of any size"),
+    (HEAD + b"cnumpy\nndarray\nJ\x00\x00\x00\x70\x85\x81.", "is not a type"),
+    (b"\x80\x05\x96" + (4 << 30).to_bytes(8, "little") + b"a.", "4294967296 bytes were expected"),
+    (HEAD + b"\x8e" + (4 << 40).to_bytes(8, "little") + b"a.", "4398046511104 bytes were"),
+    (HEAD + b"](" + b"K\x01" * 50_000 + b"e\x94cbuiltins\nlist\n\x94("  # copies of one long list
+     + b"h\x01h\x00\x85R" * 50_000 + b"l.", "more than 20 times its size"),
+    (pickle.dumps(np.array(["ab"]), 2).replace(b"U2", b"U0").replace(
+        b"K\x01\x85", b"J\x00\xc2\xeb\x0b\x85"), "an array of shape"),
+    (pickle.dumps(np.array(["ab"]), 2).replace(b"U2", b"U0").replace(
+        b"K\x01\x85", b"J\x10\x00\x01\x00\x85"), "elements without a size"),
+    (pickle.dumps(np.zeros(7), 2).replace(b"K\x07\x85", b"K\x00\x85J\xff\xff\xff\x7f\x86"),
+     "shape is not made of numbers"),
+    (HEAD + b"]" * 100_000 + b"a" * 99_999 + b".", "recursion"),
+])
+def test_small_pickles_that_want_a_lot_are_refused_at_once(tmp_path, body, says):
+    (tmp_path / "bad.pkl").write_bytes(body)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="bad.pkl.*" + says) as caught:
+        load_pickle(tmp_path / "bad.pkl")
+    assert time.perf_counter() - start < 5 and len(str(caught.value)) < 600
+
+
+def test_reading_pickles_is_linear(tmp_path):
+    def seconds(n):
+        data = {"arrays": [np.zeros(3) for _ in range(n)], "words": {str(i): i for i in range(n)}}
+        path, times = tmp_path / "a.pkl", []
+        path.write_bytes(pickle.dumps(data, 2))
+        for _ in range(3):
+            start = time.perf_counter()
+            load_pickle(path)
+            times.append(time.perf_counter() - start)
+        return min(times)
+    assert seconds(20_000) < 25 * seconds(2_000)
+
+
+def test_npz_files_are_bounded_too(tmp_path):
+    np.savez_compressed(tmp_path / "bad.npz", J=np.zeros(10_000_000))
+    with pytest.raises(ValueError, match="more than 20 times its size"):
+        safe_pickle.load_npz(tmp_path / "bad.npz")
+    np.savez_compressed(tmp_path / "good.npz", J=np.eye(3))
+    assert np.array_equal(safe_pickle.load_npz(tmp_path / "good.npz")["J"], np.eye(3))
+
+
+def test_a_matrix_that_is_larger_than_its_numbers_is_refused(tmp_path, monkeypatch):
+    csc = foreign_class(monkeypatch, "scipy.sparse.csc", "csc_matrix")
+    for shape, indptr in (((10**9, 10**9), [0, 1]), ((2, 1), [0, 10**12]), ((2, 2), [2, 0, 1])):
+        matrix = csc()
+        matrix.__dict__ = {"_shape": shape, "data": np.ones(1), "indices": np.array([0]),
+                           "indptr": np.array(indptr)}
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(matrix, 2))
+        with pytest.raises(ValueError, match="other numbers than its index says"):
+            dense(load_pickle(tmp_path / "a.pkl"))
+
+
 # --------------------------------------------------------------------------------------------------
 # Torch files
 
@@ -251,3 +329,47 @@ def test_tensor_outside_its_storage(tmp_path):
     (tmp_path / "a.pt").write_bytes(patched)
     with pytest.raises(ValueError):
         load_torch(tmp_path / "a.pt")
+
+
+def test_torch_files_that_want_a_lot_are_refused_at_once(tmp_path):
+    path = tmp_path / "bad.pt"
+    torch.save({"a": torch.zeros(1).expand(1, 10**9)}, path)  # one number, a thousand million times
+    with pytest.raises(ValueError, match=r"bad.pt.*has only 1 numbers"):
+        load_torch(path)
+    doubled, endless = {"w": torch.ones(1)}, {}
+    for _ in range(60):
+        doubled = {"a": doubled, "b": doubled}
+    endless["a"] = endless
+    for data in (doubled, endless):
+        torch.save(data, path)
+        with pytest.raises(ValueError, match="nested without end"):
+            named_tensors(load_torch(path))
+    deep = {"w": torch.ones(1)}
+    for _ in range(300):
+        deep = {"a": deep}
+    torch.save(deep, path)
+    assert list(named_tensors(load_torch(path))) == [".".join(["a"] * 300 + ["w"])]
+    # a small archive with a lot inside
+    torch.save({"a": torch.zeros(5_000_000)}, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(
+            tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for info in source.infolist():
+            bomb.writestr(info.filename, source.read(info))
+    with pytest.raises(ValueError, match="bomb.pt.*more than 20 times its size"):
+        load_torch(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("entries, body, says", [
+    ({f"a{i}": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]} for i in range(9999)},
+     4000, "overlap"),
+    ({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}, 4, "overlaps"),
+    ({"a": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}}, 16, "invalid shape"),
+    ({"a": {"dtype": "F0", "shape": [10**9], "data_offsets": [0, 0]}}, 0, "F0"),
+    ({"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, 4, "100 dimens"),
+])
+def test_crafted_safetensors_are_refused_at_once(tmp_path, entries, body, says):
+    header = json.dumps(entries).encode()
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(body))
+    with pytest.raises(ValueError, match="bad.safetensors.*" + says):
+        safe_pickle.load_safetensors(path)

@@ -111,7 +111,7 @@ def spread(group):
 
 
 def reconstruction(model, pack):
-    """Mean joint error of the VAE over the test clips in mm: roots put together, and as the
+    """Mean joint error of the VAE over the test clips in mm: with their roots together, and as the
     joints lie."""
     batches = data.Batches(pack, "test", 64, max_frames=model.config.data.max_frames)
     errors = []
@@ -219,11 +219,13 @@ def table():
         f"| {b:.0f} ({d:.0f}) | |\n"
     )
     print(
-        "VAE on test clips: {:.0f} mm, roots put together; {:.0f} mm as the joints lie".format(
+        "VAE on test clips: {:.0f} mm with roots together; {:.0f} mm as the joints lie".format(
             *reconstruction(model, pack)
         )
     )
 
 
 if __name__ == "__main__":
-    table()
+    from config import program
+
+    program(lambda argv: table())
