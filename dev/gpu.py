@@ -76,8 +76,8 @@ def record(**row):
 
 def results(**wanted):
     """The rows so far that have these values."""
-    rows = read_log(RESULTS) if os.path.exists(RESULTS) else []
-    return [r for r in rows if wanted.items() <= r.items()]
+    with open(RESULTS, encoding="utf-8") as file:
+        return [r for r in map(json.loads, file) if wanted.items() <= r.items()]
 
 
 def accept(what, found, expected, bound, **more):
@@ -168,8 +168,7 @@ def make_sides(dropout=0.0):
 
 
 def generate(model, **given):
-    steps = {} if CUDA else {"num_inference_steps": 2}
-    return model.generate(**given, **steps)
+    return model.generate(**given, **({} if CUDA else {"num_inference_steps": 1}))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -178,15 +177,13 @@ def generate(model, **given):
 
 def correctness():
     """The tests that need a GPU: the kernels' first, and alone on the machine."""
+    files = ["tests/test_kernels.py", "tests/test_kernels_models.py"]
     if ARGS.dry:
-        return {"tests of kernels": partial(tests, "-n0", "-k", "no_gradients", TESTS[0])}
-    return {"tests of kernels": partial(tests, "-n12", *TESTS),
+        return {"tests of kernels": partial(tests, "-n0", "-k", "no_gradients", files[0])}
+    return {"tests of kernels": partial(tests, "-n12", *files),
             # in a process of its own, since one of them fails to record on purpose
             "tests of CUDA graphs": partial(tests, "-n0", "tests/test_fast.py"),
             "tests against float64": partial(tests, "-n4", "tests/test_gpu.py", "-k", "on_device")}
-
-
-TESTS = "tests/test_kernels.py", "tests/test_kernels_models.py"
 
 
 def tests(*words):
@@ -411,11 +408,10 @@ def train_toy():
     """train.py --dataset toy as it ships, until the time is up; keeps what there is then."""
     few = ["--stage=vae", "--train_vae.steps=3", "--train_vae.batch_size=8", "--data.max_length=60",
            "--train.log_every=1", "--train.eval_every=3"] if ARGS.dry else []
-    words = ["train.py", "--dataset", "toy", "--device", DEVICE, "--out", SCRATCH, "--name",
-             "weights", *few]
+    few += ["--dataset=toy", "--device", DEVICE, "--out", SCRATCH, "--name=weights"]
     plain = {"MLD_KERNELS": "auto", "TRITON_INTERPRET": "0"}  # as a user starts it
     stop = "--foreground", "-s", "INT"  # after this step it saves its state
-    code, _ = python(left() - 20, *words, stop=stop, **plain)
+    code, _ = python(left() - 20, "train.py", *few, stop=stop, **plain)
     log = [r for r in read_log(os.path.join(SCRATCH, "weights", "log.jsonl")) if "loss" in r]
     for stage, last in {r["stage"]: r for r in log}.items():
         rates = [r["frames_per_s"] for r in log if r["stage"] == stage]
@@ -471,9 +467,10 @@ def main(argv):
     global ARGS
     ARGS = parser.parse_args(argv)
     ARGS.ends = time.monotonic() + ARGS.seconds - 2
+    os.makedirs(OUT, exist_ok=True)
+    open(RESULTS, "a").close()
     if ARGS.phase == "table":
         return table()
-    os.makedirs(OUT, exist_ok=True)
     torch.manual_seed(0)
     NOW["phase"] = ARGS.phase
     run_jobs(PHASES[ARGS.phase]())
