@@ -179,7 +179,7 @@ def correctness():
     """The tests that need a GPU: the kernels' first, and alone on the machine."""
     files = ["tests/test_kernels.py", "tests/test_kernels_models.py"]
     if ARGS.dry:
-        return {"tests of kernels": partial(tests, "-n0", "-k", "no_gradients", files[0])}
+        return {"tests": partial(tests, "-n0", "-k", "no_gradients", files[0])}
     return {"tests of kernels": partial(tests, "-n12", *files),
             # in a process of its own, since one of them fails to record on purpose
             "tests of CUDA graphs": partial(tests, "-n0", "tests/test_fast.py"),
