@@ -921,7 +921,7 @@ def test_somebody_who_lies_is_decided_by_the_other_recordings_or_by_the_user(tmp
 
 def test_left_handed_coordinates_are_turned_round_and_that_is_said(tmp_path, capsys):
     joints = walking(90) * (-1, 1, 1)  # the left hand is on the right side
-    bvh.write_bvh(tmp_path / "a.bvh", joints, 20)
+    bvh.write_bvh(tmp_path / "a.bvh", joints, 20, exact=True)
     _, said, pack = pack_of(tmp_path, capsys, {"a.bvh": (tmp_path / "a.bvh").read_text()})
     assert "left and right are exchanged (left-handed coordinates); x is turned round: 1" in said
     want = motion.joints_to_features(walking(90), motion.T2M, motion.T2M_OFFSETS)
