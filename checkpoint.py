@@ -116,11 +116,28 @@ def load(path):
 def read(path):
     """What a torch file holds. ValueError or FileNotFoundError in one sentence."""
     try:
+        check_listed(path)
         return load_torch(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no checkpoint {path}.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error.strerror}.") from None
+
+
+def check_listed(path):
+    """ValueError for a file that differs from its line in the SHA256SUMS beside it: so the weights
+    that ship, which were written before checkpoints had a checksum, are checked as well."""
+    sums = os.path.join(os.path.dirname(path), "SHA256SUMS")
+    if not os.path.isfile(sums):
+        return
+    with open(sums, encoding="utf-8") as file:
+        listed = dict(reversed(line.split()) for line in file if len(line.split()) == 2)
+    wanted = listed.get(os.path.basename(path))
+    if wanted:
+        with open(path, "rb") as file:
+            if hashlib.sha256(file.read()).hexdigest() != wanted:
+                raise ValueError(f"{path} is damaged: it is not the file that {sums} lists; get it "
+                                 "again.")
 
 
 def is_ours(data):
@@ -380,8 +397,7 @@ def identity(run):
 
 def pack_digest(pack):
     """Of the packed dataset: its first bytes hold a checksum of all others."""
-    with open(pack.path, "rb") as file:
-        return hashlib.sha256(file.read(64)).hexdigest()[:16]
+    return hashlib.sha256(bytes(pack._bytes[:64])).hexdigest()[:16]
 
 
 def weights_digest(module):

@@ -43,6 +43,7 @@ def arguments(argv):
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT")
     add("--file", help="text file with one prompt per line")
+    add("--encoding", help="of that file, where it is neither UTF-8 nor UTF-16")
     add("--action", action="append", default=[], metavar="NAME",
         help="action label, for models trained with --condition action; may be repeated")
     add("--unconditional", action="store_true", help="no prompt at all")
@@ -91,15 +92,12 @@ def read_prompts(args):
     """The prompts of the command line and of --file. ValueError for flags that cannot be used."""
     prompts = list(args.prompts)
     if args.file:
+        from formats.text import read_lines
         try:
-            with open(args.file, encoding="utf-8-sig") as file:
-                prompts += [line.strip() for line in file if line.strip()]
+            prompts += filter(None, read_lines(args.file, args.encoding))
         except FileNotFoundError:
             raise ValueError(f"There is no file {args.file}; --file takes a text file with one "
                              "prompt per line.") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{args.file} is not a UTF-8 text file; it should have one prompt "
-                             "per line.") from None
     if sum([bool(prompts), bool(args.action), args.unconditional]) != 1:
         raise ValueError("Give prompts (or --file), or --action NAME, or --unconditional: one of "
                          "the three.")
@@ -147,7 +145,7 @@ def check_output(args):
     if "gif" in kinds:
         try:
             from PIL import Image  # noqa: F401
-        except ImportError as error:
+        except Exception as error:  # a broken installation raises whatever it likes
             raise ValueError("--format gif needs Pillow, which cannot be imported here "
                              f"({error}); run: pip install pillow") from None
 

@@ -337,6 +337,7 @@ class Loop:
         self.run.say(f"{self.name}: going on from step {self.step} of {self.last}")
 
     def save(self):
+        self.check_weights()
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         self.run.from_main(lambda: self.run.save(
             self.last, self.stage.state_dict(), step=self.step, best=self.best, ema=self.ema,
@@ -350,7 +351,7 @@ class Loop:
         return (run.device.type == "cuda" and graphs.MODE != "0" and run.world == 1
                 and hasattr(self.stage, "tensors") and self.s.accumulate == 1
                 and train.precision != "fp16" and not train.compile
-                and run.config.vae.arch != "none")
+                and run.config.vae.arch != "none" and self.stage.model[0].rest is None)
 
     def recorded_loss(self, names, *tensors):
         with self.run.autocast():
@@ -381,7 +382,7 @@ class Loop:
                 group["lr"] = self.rate
         losses = self.backward(batch)
         if self.graph is None:  # else they are looked at when the GPU has its work
-            losses = self.checked(losses, batch)
+            losses = self.checked(losses, batch, self.step)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         clip = self.s.grad_clip or math.inf
@@ -396,7 +397,7 @@ class Loop:
         if self.graph is not None:
             if self.step < self.s.steps:
                 self.ahead = self.fetch(self.step)
-            losses = self.checked(losses, batch)
+            losses = self.checked(losses, batch, self.step - 1)
         since, sums = self.since, self.since["sums"]
         since["steps"] += 1
         since["frames"] += batch["global_frames"]
@@ -410,9 +411,10 @@ class Loop:
         run, n = self.run, self.s.accumulate
         # dropout and the like draw from torch's own stream: it depends on the step, not on the past
         stream = (run.config.train.seed, self.name == "vae", self.step, run.rank)
-        torch.manual_seed(hash(stream) % 2**63)
+        seed = hash(stream) % 2**63
+        torch.manual_seed(seed)
         if self.graph is not None:
-            return self.graph(tuple(batch["tensors"]), *batch["tensors"].values())
+            return self.graph(seed, tuple(batch["tensors"]), *batch["tensors"].values())
         self.stage.zero_grad(set_to_none=True)
         losses, parts = {}, list(micro_batches(batch, n))
         for i, part in enumerate(parts):
@@ -429,20 +431,29 @@ class Loop:
                 losses[key] = losses.get(key, 0.0) + value.detach() * share
         return losses
 
-    def checked(self, losses, batch):
+    def checked(self, losses, batch, step):
         """The losses over all processes; FloatingPointError if they are no numbers."""
         own, losses = losses["loss"], self.run.mean(losses)
         if not math.isfinite(losses["loss"]):
             clips = f" in the batch of clips {', '.join(batch['ids'])}"
             clips = "" if math.isfinite(own) else clips
-            kept = "no checkpoint was saved yet"
-            if os.path.exists(self.last):
-                kept = f"the last good checkpoint is {self.last}"
-            raise FloatingPointError(
-                f"{self.name}: the loss is {losses['loss']} at step {self.step}{clips}; {kept}. "
-                f"Try a lower train_{self.name}.lr, train_{self.name}.grad_clip=1 or --precision "
-                "float32.")
+            self.fail(f"the loss is {losses['loss']} at step {step}{clips}")
         return losses
+
+    def fail(self, what):
+        kept = "no checkpoint was saved yet"
+        if os.path.exists(self.last):
+            kept = f"the last good checkpoint is {self.last}"
+        raise FloatingPointError(
+            f"{self.name}: {what}; {kept}. Try a lower train_{self.name}.lr, "
+            f"train_{self.name}.grad_clip=1 or --precision float32.")
+
+    def check_weights(self):
+        """FloatingPointError for weights that are no numbers: a finite loss may have an infinite
+        gradient, and what is saved must be good."""
+        good = torch.stack([p.detach().isfinite().all() for p in self.params]).all()
+        if not good:
+            self.fail(f"weights are no longer finite after step {self.step - 1}")
 
     def log(self):
         means = {key: value / self.since["steps"] for key, value in self.since["sums"].items()}
@@ -456,6 +467,7 @@ class Loop:
         """Losses over val with the averaged weights, which are kept if they are the best so far;
         now and then example motions."""
         run, every = self.run, self.run.config.train.sample_every
+        self.check_weights()
         self.stage.eval()
         with averaged(self.params, self.ema), run.autocast():
             values = self.stage.validate()

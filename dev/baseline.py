@@ -238,7 +238,7 @@ def trainer(net, loss_of, bf16=False, whole=True, graphed=False):
 
     def step(*tensors):
         if graphed:
-            loss = graph((), *tensors)["loss"]
+            loss = graph(0, (), *tensors)["loss"]
         else:
             optimizer.zero_grad()
             loss = loss_in_its_type((), *tensors)["loss"]

@@ -47,7 +47,7 @@ class Redirects(request.HTTPRedirectHandler):
 
     def redirect_request(self, old, file, code, message, headers, url):
         new = super().redirect_request(old, file, code, message, headers, url)
-        if old.type == "https" != new.type:
+        if new.type not in ("http", "https") or old.type == "https" != new.type:
             raise ValueError(f"{old.host} redirects to {new.host} without encryption")
         self.said |= {key.lower(): value for key, value in headers.items()
                       if key.lower().startswith("x-")}
@@ -87,6 +87,8 @@ class Remote:
             raise ValueError("its server does not say how large it is")
         linked = said.get("x-linked-etag", "").strip('"')
         etag = linked or said.get("etag", "").removeprefix("W/").strip('"')
+        if self.ranges and self.size and not etag:
+            raise NoRanges  # nothing tells whether it is still the same file: all of it at once
         if said.get("x-linked-size", size) != size or \
                 self.size is not None and (self.etag, self.size) != (etag, int(size)):
             raise Changed

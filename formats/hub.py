@@ -119,7 +119,11 @@ def default_cache():
 
 
 def endpoint():
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    if not mirror.startswith(("http://", "https://")):
+        raise ValueError(f"HF_ENDPOINT is {mirror}; expected an address that begins with http:// "
+                         "or https://.")
+    return mirror
 
 
 def pinned(file, lock):

@@ -84,14 +84,15 @@ class TrainingGraph:
     """A loss and its gradients, forward and backward, as one graph for each shape of the batch.
 
     loss_of(names, *tensors) -> dict of scalars, with "loss" among them. A call returns them and
-    leaves the gradients in the parameters' .grad, which must stay the tensors that they are."""
+    leaves the gradients in the parameters' .grad, which must stay the tensors that they are. Random
+    numbers are those of `seed`, whether a call records or only replays."""
 
     def __init__(self, loss_of, parameters):
         self.loss_of, self.parameters, self.recorded = loss_of, list(parameters), {}
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
 
-    def __call__(self, names, *tensors):
+    def __call__(self, seed, names, *tensors):
         key = names, *((t.shape, t.dtype) for t in tensors)
         if key not in self.recorded:
             inputs, grads = [t.clone() for t in tensors], [p.grad for p in self.parameters]
@@ -108,6 +109,7 @@ class TrainingGraph:
         graph, losses, inputs = self.recorded[key]
         for held, given in zip(inputs, tensors):
             held.copy_(given)
+        torch.manual_seed(seed)  # recording has drawn from the generator
         graph.replay()
         return {name: value.clone() for name, value in losses.items()}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import checkpoint
+from conftest import ROOT
 from clip import WordEncoder
 from config import PRESETS, AssetsConfig, Config, set_value
 from mld import MLD
@@ -401,3 +402,15 @@ def test_numbers_of_processes_that_cannot_be(monkeypatch, name, value):
     with pytest.raises(ValueError, match=f"The environment says {name}=") as caught:
         checkpoint.processes()
     assert len(str(caught.value)) < 300
+
+
+def test_the_weights_that_ship_are_checked(tmp_path):
+    """They are older than checksums in checkpoints: SHA256SUMS beside them lists theirs."""
+    for name in ("toy.pt", "SHA256SUMS"):
+        (tmp_path / name).write_bytes((ROOT / "checkpoints" / name).read_bytes())
+    checkpoint.load(str(tmp_path / "toy.pt"))
+    content = bytearray((tmp_path / "toy.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "toy.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="toy.pt is damaged: it is not the file that .*SHA256SUMS"):
+        checkpoint.load(str(tmp_path / "toy.pt"))

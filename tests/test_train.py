@@ -631,7 +631,7 @@ class WithoutAGraph:
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
 
-    def __call__(self, names, *tensors):
+    def __call__(self, seed, names, *tensors):
         self.shapes.add(tuple(t.shape for t in tensors))
         for p in self.parameters:
             p.grad.zero_()
@@ -664,3 +664,24 @@ def test_steps_that_a_graph_can_record_train_the_same(root, condition, monkeypat
         for name, value in expected[key].items():
             if name != "stage":
                 assert found[key][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (key, name)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(root, monkeypatch):
+    """A finite loss with an infinite gradient: the checkpoint of the step before stays the last."""
+    flags = command(root, "--name=infinite", "--stage=vae", "--train.save_every=1")[2:]
+    options = train.Options()
+    config, _ = parse_args(flags, options, "")
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    usual = train.Loop.backward
+
+    def backward(self, batch):
+        losses = usual(self, batch)
+        if self.step == 2:
+            self.params[0].grad.view(-1)[0] = float("inf")
+        return losses
+
+    monkeypatch.setattr(train.Loop, "backward", backward)
+    with pytest.raises(FloatingPointError, match="no longer finite after step 2; the last good "):
+        train.train(config, options)
+    state = checkpoint.load(str(root / "out" / "infinite" / "vae.pt"))
+    assert state["step"] == 2 and all(v.isfinite().all() for v in state["model"].values())
