@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import atomic_write
+from formats.mannequin import RADIUS
 from motion import KIT, SMPL_PARENTS, T2M
 
 TEMPLATE = Path(__file__).with_name("player.html")
@@ -37,11 +38,6 @@ CAMERA = {"yaw": 0.55, "pitch": 0.2, "field_of_view": 0.56}
 T2M_NAMES = T2M.joint_names
 NAMES = {22: T2M_NAMES, 21: KIT.joint_names, 24: T2M_NAMES + ("left_hand", "right_hand")}
 PARENTS = {22: T2M.parents, 21: KIT.parents, 24: SMPL_PARENTS}
-RADIUS = {  # metres, how thick the body is at a joint, by the last word of the joint's name
-    "pelvis": 0.098, "spine1": 0.1, "spine2": 0.105, "spine3": 0.105, "belly": 0.1, "thorax": 0.11,
-    "neck": 0.055, "head": 0.05, "collar": 0.075, "shoulder": 0.06, "elbow": 0.044, "wrist": 0.033,
-    "hand": 0.034, "hip": 0.088, "knee": 0.058, "ankle": 0.04, "midfoot": 0.04, "foot": 0.034,
-    "toe": 0.03}
 # Parts beyond the last joint, drawn in the direction of the bone that ends there:
 # name, length in metres, radius at the joint and at the end.
 TIPS = {"head": ("crown", 0.075, 0.08, 0.098),
