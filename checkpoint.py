@@ -7,30 +7,45 @@
 
     python checkpoint.py halve out/toy/model.pt checkpoints/toy.pt   float16 weights: half the size
 
-Nothing in a file is ever run: ours are read with weights_only=True, others' by safe_pickle.py.
+Nothing in a file is ever run: formats/safe_pickle.py reads tensors and plain data only. A checksum
+over all of them is verified at loading, and the sizes that the settings declare are compared with
+the weights before a network is built.
 """
+import dataclasses
 import hashlib
 import io
 import json
 import math
 import os
-import pickle
+import re
 import sys
+import zlib
 
 import torch
 
 from clip import WordEncoder
-from config import (FIELDS, SAMPLING, SettingError, atomic_write, from_dict, get_value, nearest,
-                    remove_parts, to_dict)
+from config import (FIELDS, SAMPLING, AssetsConfig, SettingError, atomic_write, from_dict,
+                    get_value, nearest, remove_parts, to_dict)
+from formats import hub
 from formats.safe_pickle import load_torch
 from mld import MLD
 from published import check_names, norms, read_published
-from published_clip import load_clip
+from published_clip import finite, load_clip
 
 # --------------------------------------------------------------------------------------------------
 # Our own format: a torch file of one dict of tensors and plain data
 
-FORMAT, VERSION = "nanoMLD checkpoint", 1
+FORMAT, VERSION = "nanoMLD checkpoint", 2  # version 1 had no checksum
+TIMES, SPARE = 20, 2**20  # memory that a file may ask for: bytes for each of its own, and for any
+DEEPEST = 20  # how deeply dicts and lists may be nested
+# what a checkpoint may hold: the kind of each entry, and of what is in it
+ENTRIES = {
+    "config": (dict, dict), "model": (dict, torch.Tensor), "vocabulary": (list, str),
+    "actions": (list, str), "judge": (bool, None), "run": (str, None), "pack": (str, None),
+    "vae": (str, None), "step": (int, None), "best": ((int, float), None),
+    "ema": (list, torch.Tensor), "optimizers": (list, dict), "scaler": (dict, None),
+    "since": (dict, None),
+}
 
 
 def save(path, config, model, **training_state):
@@ -45,7 +60,7 @@ def save(path, config, model, **training_state):
                  if not name.startswith("text_encoder.")}
     data = {"format": FORMAT, "version": VERSION, "config": portable(config), "model": model}
     data |= training_state
-    refuse_objects(data, "checkpoint")
+    data["checksum"] = checksum(data)
     whole = io.BytesIO()  # torch.save to a full disk raises a RuntimeError that does not say so
     torch.save(data, whole)
     with atomic_write(path) as file:
@@ -59,36 +74,103 @@ def portable(config):
     return settings
 
 
-def refuse_objects(data, name):
-    if isinstance(data, (dict, list, tuple)):
+def checksum(data, most=math.inf):
+    """CRC-32 of tensors and plain data, at several GB/s. TypeError for anything else, ValueError
+    for more than `most` bytes."""
+    total, spent = 0, 0
+    for piece in pieces(data):
+        spent += len(piece) + 100  # lists in lists may tell of the same things over and over
+        if spent > most:
+            raise ValueError(f"it would grow to more than {TIMES} times its size")
+        total = zlib.crc32(piece, total)
+    return total
+
+
+def pieces(data, name="checkpoint", depth=0):
+    """All bytes that tell nested dicts and lists of tensors and plain data from any others."""
+    if isinstance(data, torch.Tensor) and data.layout == torch.strided:
+        numbers = data.detach()
+        if numbers.nbytes > numbers.untyped_storage().nbytes():  # strides of 0 repeat a number
+            raise TypeError(f"{name} is a tensor that shows its numbers more than once")
+        yield f"{numbers.dtype} {tuple(numbers.shape)}".encode()
+        yield numbers.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    elif type(data) in (str, int, float, bool, type(None)):
+        yield repr(data).encode()
+    elif isinstance(data, (dict, list, tuple)) and depth < DEEPEST:
+        yield f"{len(data)} {'dict' if isinstance(data, dict) else 'list'}".encode()
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            refuse_objects(value, f"{name}[{key!r}]")
-    elif type(data) not in (str, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter):
+            yield from pieces(key, f"a key of {name}", DEEPEST)
+            yield from pieces(value, f"{name}[{key!r}]", depth + 1)
+    else:
         raise TypeError(f"{name} is a {type(data).__name__}; a checkpoint holds tensors and plain "
-                        "data only.")
+                        "data only")
 
 
 def load(path):
     """Read a checkpoint that `save` wrote: its dict, with "config" as a Config (paths: our
-    defaults) and tensors on the CPU. ValueError in one sentence for a file that is cut short, not
-    ours, or of another version."""
+    defaults) and tensors on the CPU. ValueError in one sentence for a file that is cut short,
+    damaged, not ours, or of another version."""
+    return check(path, read(path))
+
+
+def read(path):
+    """What a torch file holds. ValueError or FileNotFoundError in one sentence."""
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no checkpoint {path}.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError):
-        raise ValueError(f"{path} is not a whole nanoMLD checkpoint: it is of another kind or was "
-                         "cut short.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error.strerror}.") from None
+
+
+def is_ours(data):
+    name = data.get("format") if isinstance(data, dict) else None
+    return isinstance(name, str) and name == FORMAT
+
+
+def check(path, data):
+    """The checkpoint `data`, read from `path`, if it is ours and whole; see `load`."""
+    if not is_ours(data):
         raise ValueError(f"{path} is a torch file, but no nanoMLD checkpoint.")
-    if data.get("version") != VERSION:
-        raise ValueError(f"{path} is a nanoMLD checkpoint of version {data.get('version')}; this "
-                         f"code reads version {VERSION}.")
+    version, told = data.get("version"), data.pop("checksum", None)
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ValueError(f"{path} is a nanoMLD checkpoint of version {str(version)[:20]}; this "
+                         f"code reads versions 1 to {VERSION}.")
+    try:
+        found = checksum(data, TIMES * os.path.getsize(path) + SPARE)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole nanoMLD checkpoint: {str(error)[:200]}.") from None
+    if told != found and not (told is None and version == 1):
+        raise ValueError(f"{path} is damaged: its checksum does not match its contents; get or "
+                         "make it again.")
+    for name, (kind, inner) in ENTRIES.items():
+        value = data.get(name)
+        if value is None and name not in ("config", "model"):
+            continue
+        fits, inside = isinstance(value, kind), value
+        if fits and kind is dict:
+            fits, inside = all(isinstance(key, str) for key in value), value.values()
+        if not fits or inner and not all(isinstance(x, inner) for x in inside):
+            raise ValueError(f"{path} is not a whole nanoMLD checkpoint: its entry {name!r} is "
+                             "missing or of another kind.")
     try:
         data["config"] = from_dict(data["config"])
     except SettingError as error:
-        raise ValueError(f"{path} was written by another version of nanoMLD: {error}") from None
-    return data
+        raise ValueError(f"{path} was written by another version of nanoMLD, or is damaged: "
+                         f"{error}") from None
+    return {name: own(value) for name, value in data.items()}
+
+
+def own(data):
+    """The same with copies of the tensors: what is read is mapped from a file that may change."""
+    if isinstance(data, torch.Tensor):
+        return data.clone()
+    if isinstance(data, dict):
+        return {key: own(value) for key, value in data.items()}
+    return type(data)(map(own, data)) if isinstance(data, (list, tuple)) else data
+
+
+DEVICES = "cpu", "cuda", "mps", "xpu"
 
 
 def find_device(name, local=0):
@@ -100,6 +182,8 @@ def find_device(name, local=0):
         if name == "cuda":  # several processes may share a card
             name = f"cuda:{local % max(1, torch.cuda.device_count())}"
         device = torch.device(name)
+        if device.type not in DEVICES:
+            raise RuntimeError(f"expected auto or one of {', '.join(DEVICES)}")
         torch.empty(0, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -110,22 +194,43 @@ def find_device(name, local=0):
     return device
 
 
+def processes():
+    """(rank, world, local rank) of this process, which torchrun sets. ValueError for numbers that
+    cannot be."""
+    found = []
+    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
+        text = os.environ.get(name, str(default))
+        least = int(name == "WORLD_SIZE")
+        if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < least:
+            raise ValueError(f"The environment says {name}={text[:20]!r}, expected a whole number "
+                             f"from {least} on; torchrun sets it, and alone it is best unset.")
+        found.append(int(text))
+    rank, world, local = found
+    if rank >= world:
+        raise ValueError(f"The environment says RANK={rank}, which must be below WORLD_SIZE="
+                         f"{world}; torchrun sets both, and alone they are best unset.")
+    return rank, world, local
+
+
 def load_model(path, assets=None, device="cpu"):
-    """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model or from
-    published weights. Its `actions` are the names of the action labels, in their order.
+    """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model, from
+    published weights, or from a word of formats/hub.py, which fetches them. Its `actions` are the
+    names of the action labels, in their order.
 
     assets  AssetsConfig with this machine's paths; None = our defaults
     FileNotFoundError or ValueError in one sentence if there is no checkpoint, if it is cut short or
     of another kind, if its weights do not fit, or if CLIP's weights are missing.
     """
+    if path in hub.WORDS and not os.path.exists(path):
+        path, assets = fetched(path, assets or AssetsConfig())
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     data = {}
     if not os.path.isdir(path) and not str(path).endswith(".safetensors"):
-        data = load_torch(path)
-    ours = isinstance(data, dict) and data.get("format") == FORMAT
+        data = read(path)
+    ours = is_ours(data)
     if ours:
-        data = load(path)
+        data = check(path, data)
         config, state = data["config"], data["model"]
         if data.get("judge"):
             raise ValueError(f"{path} is an evaluator, not a model that makes motions: eval.py "
@@ -135,38 +240,73 @@ def load_model(path, assets=None, device="cpu"):
     config.assets = assets or config.assets
     if not ours and "mean" not in state:
         state |= norms(path, config)
+    with_text, from_clip = config.denoiser.condition == "text", config.text.kind == "clip"
+    if with_text and not from_clip and data.get("vocabulary") is None:
+        raise ValueError(f"{path} lacks the vocabulary of its text tower; is it a stage's "
+                         "checkpoint, not the finished model?")
 
-    encoder = None
-    if config.denoiser.condition == "text":
-        if config.text.kind == "clip":
-            encoder = load_clip(config.assets.clip_path, config.text.last_hidden_state)
-        elif data.get("vocabulary") is None:
-            raise ValueError(f"{path} lacks the vocabulary of its text tower; is it a stage's "
-                             "checkpoint, not the finished model?")
-        else:
-            encoder = WordEncoder(config.text, data["vocabulary"])
-    model = MLD(config, encoder)
-    if not any(name.startswith("length_estimator.") for name in state):
-        model.length_estimator = None
-    # our files have all but CLIP; a published file has only what the published model has
-    optional = ("text_encoder.tower.",) if config.text.kind == "clip" else ()
-    if not ours:
-        optional = [name for name in model.state_dict() if not name.startswith(("vae.", "denois"))]
-    fill(model, state, path, optional)
+    def make():
+        own_words = with_text and not from_clip
+        model = MLD(config, WordEncoder(config.text, data["vocabulary"]) if own_words else None)
+        if not any(name.startswith("length_estimator.") for name in state):
+            model.length_estimator = None
+        return model
+
+    # a published file has only what the published model has
+    others = ("length_estimator.", "mean", "std", "rest", "latent_")
+    model = fitted(make, config, state, path, () if ours else others)
+    if with_text and from_clip:
+        model.text_encoder = load_clip(config.assets.clip_path, config.text.last_hidden_state)
     # published files have no names of actions
     model.actions = data.get("actions") or list(map(str, range(config.denoiser.num_actions)))
     return model.to(device).eval()
 
 
+def fetched(word, assets):
+    """Where a word's published weights are now, and the assets with the path of their CLIP. Whoever
+    has CLIP already, or named a place for it, keeps that one."""
+    own_clip = assets.clip_path != AssetsConfig.clip_path or os.path.exists(assets.clip_path)
+    path, clip = hub.fetch(word, assets.cache, assets.lock, assets.clip_dtype, assets.offline,
+                           clip=not own_clip)
+    return path, dataclasses.replace(assets, clip_path=clip or assets.clip_path)
+
+
+def fitted(make, config, state, path, optional=()):
+    """make(), a network with these settings, with the weights `state`. ValueError as in `fill`,
+    before memory is taken for it: the network is first made without, on the meta device."""
+    for key in ("vae.num_layers", "denoiser.num_layers", "text.layers", "evaluator.layers"):
+        if get_value(config, key) > len(state):
+            raise ValueError(f"{path} does not fit: {key} is {get_value(config, key)}, but it has "
+                             f"no more than {len(state)} weights.")
+    with torch.device("meta"):
+        plan = make()
+    check_names(wanted(plan, state, optional), state, path)
+    size = sum(value.nbytes for value in (*plan.parameters(), *plan.buffers()))
+    given = sum(value.nbytes for value in state.values())
+    if size > TIMES * given + SPARE:
+        raise ValueError(f"{path} does not fit: its settings ask for {size / 1e6:.0f} MB, but it "
+                         f"holds {given / 1e6:.1f} MB of weights.")
+    return fill(make(), state, path, optional)
+
+
+def wanted(model, state, optional=()):
+    """The weights of a model, without those that may be missing from the state dict and are."""
+    return {name: value for name, value in model.state_dict().items()
+            if name in state or not name.startswith(tuple(optional))}
+
+
 def fill(model, state, path, optional=()):
-    """model.load_state_dict(state), all or nothing. ValueError, naming the file `path` and the
-    weights, if names or shapes do not fit; names that begin with one of `optional` may be missing.
-    """
-    own, optional = model.state_dict(), tuple(optional)
-    expected = {name: value for name, value in own.items()
-                if name in state or not name.startswith(optional)}
-    check_names(expected, state, path)
+    """The model with the weights `state`, all or nothing. ValueError, naming the file `path` and
+    the weights, if names or shapes do not fit, or numbers are not finite; names that begin with
+    one of `optional` may be missing."""
+    check_names(wanted(model, state, optional), state, path)
+    for name, value in state.items():
+        spread = name in ("std", "latent_std")
+        if not finite(value) or spread and value.min() <= 0:
+            raise ValueError(f"{path} does not fit: the numbers of {name} must be finite"
+                             + " and positive" * spread + "; get or make it again.")
     model.load_state_dict(state, strict=False)
+    return model
 
 
 # --------------------------------------------------------------------------------------------------

@@ -140,14 +140,20 @@ def bench():
               f"{len(texts)} captions")
 
 
-if __name__ == "__main__":
+def main(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="*", default=["a man jumps"], help="a prompt, or bench")
-    texts = parser.parse_args().text
+    texts = parser.parse_args(argv).text
     if texts == ["bench"]:
         bench()
     else:
         tokenizer = Tokenizer()
         for text in texts:
             print([(i, tokenizer.tokens[i]) for i in tokenizer.encode(text)])
+
+
+if __name__ == "__main__":
+    from config import program
+
+    program(main)

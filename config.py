@@ -50,6 +50,10 @@ class AssetsConfig:
     glove_path: str = "deps/glove"  # GloVe of the T2M text encoder: our_vab_{data.npy,words.pkl,..}
     classifier_path: str = "deps/actionrecognition"  # published classifiers: HumanAct12, UESTC
     smpl_path: str = "deps/smpl/SMPL_NEUTRAL.pkl"  # optional SMPL body (.pkl or .npz): rest pose
+    cache: str = ""  # folder for weights that are fetched; empty = $XDG_CACHE_HOME/nanomld
+    lock: str = ""  # lock file to share: the commits and digests that fetched weights must have
+    clip_dtype: Literal["float32", "float16"] = "float32"  # of CLIP as fetched: exact, or half
+    offline: bool = False  # fetch nothing
 
 
 @dataclass
@@ -310,7 +314,12 @@ MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads",
                "sample_every")  # all other whole numbers are positive
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
 BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "ema", "beta2")
-UP_TO_1 = ("condition_dropout", "guidance_rescale", "eta")
+MOST = {  # what a network, a machine or float32 can take; others: a billion, and a million
+    "condition_dropout": 1, "guidance_rescale": 1, "eta": 1, "lr": 100, "fps": 1000,
+    "seed": 2**63 - 1, "threads": 1024, "workers": 256, "layers": 1000, "num_layers": 1000,
+    "num_train_timesteps": 100_000,
+} | dict.fromkeys(("latent_dim", "ff_size", "width", "embed_dim", "text_encoded_dim"), 65_536) \
+  | dict.fromkeys(("max_positions", "context_length", "cosines", "num_actions"), 1_000_000)
 
 
 def need(condition, text, config=None):
@@ -318,7 +327,7 @@ def need(condition, text, config=None):
     the text names are added to it."""
     if not condition:
         keys = [key for key in re.findall(r"\w+\.\w+", text) if key in FIELDS] if config else ()
-        found = [f"{key}={get_value(config, key)}" for key in dict.fromkeys(keys)]
+        found = [f"{key}={str(get_value(config, key))[:60]}" for key in dict.fromkeys(keys)]
         raise SettingError(text + (f"; found {', '.join(found)}." if found else ""))
 
 
@@ -331,13 +340,22 @@ def convert(value, kind, name):
     elif kind is bool:
         result = BOOLEANS.get(str(value).lower())
     elif not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            number = float(value)
-            if math.isfinite(number) and (kind is float or number == int(number)):
-                result = kind(number)
+        result = number(value, kind)
     need(result is not None, f"{name} must be {KINDS.get(kind) or 'one of ' + ', '.join(choices)}, "
          f"got {value!r}.")
     return result
+
+
+def number(value, kind):
+    """`value` as a finite float or a whole number (1e3 is one, too); None if it is neither."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if kind is int and isinstance(value, (int, str)):
+            with contextlib.suppress(ValueError):
+                return int(value)  # a float would round whole numbers above 2^53
+        found = float(value)
+        if math.isfinite(found) and (kind is float or found.is_integer() and abs(found) < 2**53):
+            return kind(found)
+    return None
 
 
 def nearest(name, known, otherwise=""):
@@ -371,12 +389,17 @@ def rules(config):
     c, data, vae, text, denoiser = config, config.data, config.vae, config.text, config.denoiser
     for key, f in FIELDS.items():
         name, value = key.split(".")[1], get_value(c, key)
-        if f.type in (int, float) and name not in ANY_SIGN:
+        if f.type not in (int, float):
+            continue
+        most = MOST.get(name, 10**9 if f.type is int else 10**6)
+        yield abs(value) <= most, f"{key} must be at most {most}" + " in size" * (name in ANY_SIGN)
+        yield name not in BELOW_1 or value < 1, f"{key} must be below 1"
+        if name not in ANY_SIGN:
             zero = name in MAY_BE_ZERO or f.type is float and name not in POSITIVE
             sign = "not be negative" if zero else "be positive"
             yield value > 0 or zero and value == 0, f"{key} must {sign}"
-            yield name not in BELOW_1 or value < 1, f"{key} must be below 1"
-            yield name not in UP_TO_1 or value <= 1, f"{key} must be at most 1"
+    yield (re.fullmatch(r"[^/\\\0]+", data.dataset) and data.dataset not in (".", ".."),
+           "data.dataset must be a name, not a path")
 
     tokens = 2 + denoiser.length_token  # beside the latent: noise level, condition, length
     if text.last_hidden_state and denoiser.condition == "text":
@@ -385,6 +408,7 @@ def rules(config):
     rows = tokens + get_value(c, sequence)
     yield rows <= denoiser.max_positions, (f"denoiser.max_positions must hold {tokens} tokens and "
                                            f"{sequence}: {rows} or more")
+    yield data.fps >= 1, "data.fps must be at least 1"
     yield text.context_length > 2, "text.context_length must be at least 3"
     yield text.width % text.heads == 0, "text.heads must divide text.width"
     small_tower = text.kind == "scratch" and denoiser.condition == "text"
@@ -531,10 +555,14 @@ def read_assets(path):
     `train_vae.lr = 1e-4`. The values are literals, and nothing in the file is executed.
     Returns {"section.key": value}; SettingError names the file and the line."""
     try:
-        with open(path, encoding="utf-8") as file:
-            tree = ast.parse(file.read(), path)
-    except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+        tree = ast.parse(text, path)
+    except (OSError, SyntaxError, ValueError) as error:
         raise SettingError(f"Assets file {path} cannot be read: {error}.") from None
+    except (RecursionError, MemoryError):
+        raise SettingError(f"Assets file {path} cannot be read: an expression in it is nested too "
+                           "deeply; expected lines of `name = literal`.") from None
     values = {}
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -542,9 +570,10 @@ def read_assets(path):
         try:
             (target,), value = node.targets, ast.literal_eval(node.value)
             name = ast.unparse(target)
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, RecursionError, MemoryError):
+            found = text.splitlines()[node.lineno - 1].strip()[:60]
             raise SettingError(f"Assets file {path}, line {node.lineno}: expected `name = "
-                               f"literal`, found {ast.unparse(node)!r}.") from None
+                               f"literal`, found {found!r}.") from None
         values[name if "." in name else f"assets.{name}"] = value
     return values
 
@@ -648,10 +677,57 @@ def help_text(doc, options=None, config=None, preset="", everything=False):
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+# --------------------------------------------------------------------------------------------------
+# A program's output
+
+
+class Output:
+    """Standard output or error. A program whose reader has gone, as in `| head -1`, ends here, and
+    quietly: not by an OSError, which programs tell of files."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self.until_closed(self.stream.write, text)
+
+    def flush(self):
+        return self.until_closed(self.stream.flush)
+
+    def until_closed(self, call, *args):
+        try:
+            return call(*args)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # for what is still to be flushed
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            raise SystemExit(0) from None
+
+
+def program(main):
+    """Run main(the command line's words), which returns an exit status or None, and exit."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
-        config, words = parse_args(sys.argv[1:], doc=__doc__)
+        status = main(sys.argv[1:])
+    except BaseException:
+        with contextlib.suppress(SystemExit):
+            sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def main(argv):
+    try:
+        config, words = parse_args(argv, doc=__doc__)
         need(not words, f"config.py takes flags only, found {words and words[0]!r}; see --help.")
         print(json.dumps(to_dict(config), indent=2))
     except SettingError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    program(main)

@@ -25,10 +25,12 @@ precision. A step of the loop is then a handful of tensor operations that look n
 wait for the device.
 """
 import bisect
+import contextlib
 import dataclasses
 import difflib
 import functools
 import math
+import operator
 from collections import namedtuple
 
 import torch
@@ -44,6 +46,14 @@ def check_name(setting, value, known):
         near = difflib.get_close_matches(str(value).lower(), known, 1, 0.0)[0]
         raise ValueError(f"{setting} must be one of {', '.join(known)}, got {value!r}. "
                          f"Did you mean {near}?")
+
+
+def whole(setting, value):
+    """A whole number, numpy's and torch's among them, as an int; ValueError for anything else."""
+    if "bool" not in str(getattr(value, "dtype", type(value))):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise ValueError(f"{setting} must be a whole number, got {value!r}.")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -178,7 +188,10 @@ Step = namedtuple("Step", "t p_x p_out c_x c_0 c_last c_noise")
 
 
 def timesteps(abar, sampler, n):
-    """The n levels, falling, at which the network is asked. abar: list of T floats, falling."""
+    """The n levels, falling, at which the network is asked. abar: list of T floats, falling.
+
+    They are those of diffusers for DDIM with n >= 5 that divides T, and for DDPM with n = T.
+    Elsewhere diffusers leaves out the noisiest levels, although x_T is pure noise."""
     T = len(abar)
     if sampler == "ddim" and n >= 5:
         # as published: 981, 961 ... 1 for 50 of 1000 (all 1000 leave no room for the 1)
@@ -209,10 +222,10 @@ def plan(schedule, sampler="ddim", num_inference_steps=50, eta=0.0):
     DDIM and DPM-Solver++ end at abar_0, the lowest level that the network was trained on
     (`set_alpha_to_one=False` in the published settings); DDPM ends at 1."""
     check_name("sampler", sampler, SAMPLERS)
-    n = num_inference_steps
-    if not isinstance(n, int) or not 1 <= n <= len(schedule):
+    n = whole("num_inference_steps", num_inference_steps)
+    if not 1 <= n <= len(schedule):
         raise ValueError("num_inference_steps must be a whole number from 1 to the "
-                         f"{len(schedule)} of training, got {n!r}.")
+                         f"{len(schedule)} of training, got {n}.")
     if not 0 <= eta <= 1 or (eta and sampler != "ddim"):
         raise ValueError("eta must be from 0 to 1 for the sampler ddim and 0 for all others, got "
                          f"{eta} for {sampler}.")
@@ -244,10 +257,17 @@ def levels(steps, device=None):
 def make_generators(seed, count):
     """One torch.Generator per sample: seeds s, s + 1, ... for a whole number s, or a list of seeds.
 
-    None for None."""
+    None for None. ValueError for what is no whole number of 64 bits, or another count of them."""
     if seed is None:
         return None
-    seeds = seed if isinstance(seed, (list, tuple)) else range(seed, seed + count)
+    try:
+        seeds = [whole("seed", s) for s in seed]
+    except TypeError:  # one, not several
+        first = whole("seed", seed)
+        seeds = range(first, first + count)
+    if len(seeds) != count or not all(-2**63 <= s < 2**64 for s in seeds):
+        raise ValueError(f"seed must be a whole number from -2^63 to 2^64 - 1, or {count} of them, "
+                         f"one per motion, got {seed!r}.")
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 
@@ -363,6 +383,7 @@ def guide(uncond, cond, scale, rescale=0.0, lengths=None):
 
 
 if __name__ == "__main__":
+    from config import program
     from view import samplers
 
-    samplers.main()
+    program(samplers.main)

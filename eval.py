@@ -3,8 +3,8 @@
     python eval.py --ckpt out/toy/model.pt                       T2M's protocol: 20 replications
     python eval.py --ckpt out/toy/model.pt --eval.replications=3 --eval.mm_texts=20      quicker
     python eval.py --ckpt out/toy/model.pt --diffusion.guidance_scale=4 --diffusion.sampler=ddpm
-    python eval.py --ckpt deps/mld --assets.clip_path=deps/clip-vit-large-patch14
-                                                                 published weights
+    python eval.py --ckpt humanml3d                              published weights, fetched once
+    python eval.py --ckpt deps/mld --assets.clip_path=deps/clip-vit-large-patch14      and by hand
     torchrun --standalone --nproc_per_node=2 eval.py --ckpt out/toy/model.pt
                                                                  the same numbers, sooner
 
@@ -240,6 +240,7 @@ def settings(args, words):
     ValueError for a setting that cannot be changed after training.
     """
     given, words = {"eval.device": args.device} if args.device else {}, list(words)
+    given |= {"assets.offline": True} if args.offline else {}
     given |= read_assets(args.cfg_assets) if args.cfg_assets else {}
     while words:
         word = words.pop(0)
@@ -274,8 +275,7 @@ def measure(args, words):
         set_value(c, key, value)
     c.data.dataset = args.dataset or c.data.dataset
     validate(c)
-    rank, world, local = (int(os.environ.get(key, default)) for key, default in
-                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world, local = checkpoint.processes()
     device = checkpoint.find_device(c.eval.device, local)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -301,7 +301,8 @@ def measure(args, words):
     print("\n".join([*map(text_table, grids(table)), *lines]))
     if args.verbose:
         print(text_table(part_grid(parts)))
-    folder = args.out or (args.ckpt if os.path.isdir(args.ckpt) else os.path.dirname(args.ckpt))
+    there = args.ckpt if os.path.exists(args.ckpt) else os.path.join("out", args.ckpt, "")  # a word
+    folder = args.out or (there if os.path.isdir(there) else os.path.dirname(there))
     result = {"checkpoint": os.path.basename(os.path.normpath(args.ckpt)), "dataset": pack.name,
               "split": c.eval.split if c.eval.split in pack.splits else "train",
               "precision": args.precision, "judge": judge.title, "rows": table, "notes": notes,
@@ -316,7 +317,9 @@ def main(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--ckpt", required=True, help="model.pt of train.py, or published weights")
+    add("--ckpt", required=True,
+        help="model.pt of train.py, published weights, or a word that sample.py --list knows")
+    add("--offline", action="store_true", help="fetch nothing")
     add("--dataset", help="packed dataset to measure on; otherwise the model's own")
     add("--evaluator", help="evaluator_model.pt of train.py --stage evaluator")
     add("--out", help="folder for eval.json and eval.html; otherwise the checkpoint's")
@@ -337,4 +340,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from config import program
+
+    program(main)

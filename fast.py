@@ -12,7 +12,8 @@
 | replayed         | the sampling loop, operation by operation        | a CUDA graph repeats it    |
 
 The textbook code calls each of them at one place. `without("first_tokens")` switches one off: the
-tests compare both ways, and `python -m dev.bench ladder` times the shortcuts one by one.
+tests compare both ways, and `python -m dev.bench ladder` times the shortcuts one by one. Modules
+with forward hooks take the plain way, so that hooks see all that they would see there.
 """
 import contextlib
 import dataclasses
@@ -60,11 +61,18 @@ def attend_to_memory(layer, x, memory):
     layers take the plain way: their norm2 feeds the queries alone, so it would get no gradient,
     and DDP calls that an error."""
     attn = layer.multihead_attn
-    if memory.shape[1] > 1 or layer.pre_norm or "attend_to_memory" in OFF:
+    hooked = watched(attn, attn.out_proj)
+    if memory.shape[1] > 1 or layer.pre_norm or hooked or "attend_to_memory" in OFF:
         return attn(x, memory)
     D = x.shape[-1]
     value = F.linear(memory, attn.in_proj_weight[2 * D:], attn.in_proj_bias[2 * D:])  # (B, 1, D)
     return attn.out_proj(value).expand(-1, x.shape[1], D)
+
+
+def watched(*modules):
+    """Whether one of these modules has forward hooks, or a forward of its own. torch.compile, which
+    sees to hooks by itself, is not held up by this."""
+    return not torch.compiler.is_compiling() and kernels.few_rows.watched(modules)
 
 
 def run_layers(stack, layers, x):
@@ -85,9 +93,9 @@ def first_tokens(stack, x, n, lengths=None):
     """stack(x, lengths)[:, :n] for a stack of self-attention layers and x (B, L, D) -> (B, n, D).
 
     The last layer computes only these n tokens. They still attend to all the others."""
-    if "first_tokens" in OFF:
-        return stack(x, lengths)[:, :n]
     *layers, last = kernels.blocks_of(stack)
+    if "first_tokens" in OFF or watched(stack, *last.modules()):
+        return stack(x, lengths)[:, :n]
 
     def only_n(x):
         y = x[:, :n]
@@ -125,7 +133,8 @@ def shared_queries(stack, queries, lengths, memory):
     if len(queries) == B:
         return stack(queries, lengths, memory)
     first, *layers = kernels.blocks_of(stack)
-    if "shared_queries" in OFF or lengths is not None or stack.training or first.pre_norm:
+    apart = lengths is not None or stack.training or first.pre_norm
+    if "shared_queries" in OFF or apart or watched(stack, *first.modules()):
         return stack(queries.expand(B, -1, -1), lengths, memory)
 
     def once(x):
@@ -168,7 +177,8 @@ def decode(model, z, lengths):
     (B, T, J, 3).
 
     On a GPU one CUDA graph serves all lengths up to a multiple of RUNG frames."""
-    if not graphs.wanted(z, lengths) or "replayed" in OFF or model.rest is not None:
+    recordable = graphs.wanted(z, lengths) and not watched(*model.vae.modules())
+    if not recordable or "replayed" in OFF or model.rest is not None:
         return model.finish(in_parts(model.vae, z, lengths), needed_lengths(lengths))
     T = int(lengths.max())
     rung = min(model.max_frames, -(-T // RUNG) * RUNG)
@@ -177,7 +187,7 @@ def decode(model, z, lengths):
         return model.finish(model.vae.decode(z, lengths, rung), lengths)
 
     settings = rung, dataclasses.astuple(model.config.vae), model.config.data.skeleton
-    weights = graphs.addresses(model.vae), model.mean.data_ptr(), model.std.data_ptr()
+    weights = state(model.vae), model.mean.data_ptr(), model.std.data_ptr()
     features, joints = replayed(run, ("decode", settings, weights), z, lengths)
     return features[:, :T], joints[:, :T]
 
@@ -226,7 +236,9 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
     A loop over frames, or one that draws noise or is watched, is launched step by step."""
     denoiser, frames = model.denoiser, None if model.vae else lengths
     rest = d.clip_sample, generator, None if frames is None else frames.cpu(), callback, progress
-    if "Guided" in OFF:
+    called_once = denoiser.time_embedding, denoiser.emb_proj
+    inside = [m for part in called_once if part is not None for m in part.modules()]
+    if "Guided" in OFF or watched(denoiser, *inside):
         plain = model.guided(cond, uncond, lengths, d)
         times = diffusion.levels(steps, x_T.device)[:, None].repeat(1, len(x_T))
         return diffusion.walk(steps, times, plain, x_T, *rest)
@@ -243,21 +255,28 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
         return diffusion.walk(steps, times, guided, x_T, *rest)
 
     inputs = (x_T, times) if tokens is None else (x_T, times, tokens)
-    watched = callback is not None or progress or any(step.c_noise for step in steps)
-    if watched or frames is not None:
+    seen = callback is not None or progress or any(step.c_noise for step in steps)
+    if seen or frames is not None or watched(*denoiser.modules()):
         return run(*inputs)
     settings = tuple(steps), dataclasses.astuple(d), dataclasses.astuple(denoiser.cfg), model.dtype
-    return replayed(run, ("walk", settings, graphs.addresses(denoiser)), *inputs)
+    return replayed(run, ("walk", settings, state(denoiser)), *inputs)
 
 
 def replayed(function, key, *tensors):
     """function(*tensors) -> a tensor or several; on a GPU recorded as a CUDA graph, and replayed.
 
     key: whatever else the function's launches depend on, such as its settings and where its
-    weights lie (graphs.addresses)."""
+    weights lie (`state`)."""
     if "replayed" in OFF or not graphs.wanted(*tensors):
         return function(*tensors)
     return graphs.replay(function, (key, autocast(tensors[0]), frozenset(OFF)), *tensors)
+
+
+def state(network):
+    """What a recording depends on: where a network's weights lie, and its modules' settings."""
+    names = "training", *kernels.few_rows.SETTINGS
+    settings = tuple(vars(m).get(name) for m in network.modules() for name in names)
+    return graphs.addresses(network), settings
 
 
 def autocast(x):
@@ -286,7 +305,6 @@ def to_precision(model, precision):
     parts = [model.text_encoder, model.denoiser, model.vae, model.length_estimator]
     parts = [part for part in parts if part is not None]
     if precision == "bf16":
-        model.dtype = torch.bfloat16
         for part in parts:
             part.bfloat16()
     elif precision == "int8":
@@ -297,6 +315,18 @@ def to_precision(model, precision):
         raise ValueError(f"The precision must be one of {', '.join(PRECISIONS)}, "
                          f"not {precision!r}.")
     return model
+
+
+def keep_buffers(model, convert):
+    """convert(), except that the model's own buffers (mean, std, ...) are never of 16 bits. These
+    are too few for the sampler, and for joints that are summed up over a whole path."""
+    before = dict(model._buffers)
+    result = convert()
+    for name, held in before.items():
+        now = model._buffers[name]
+        if now is not None and now.dtype in (torch.float16, torch.bfloat16):
+            model._buffers[name] = held.to(now.device)
+    return result
 
 
 def compile_denoiser(model):

@@ -18,7 +18,6 @@ Parameters carry their published names, except the action embedding (emb_proj.ac
 there, emb_proj.weight here) and final_linear, which is ours.
 """
 import dataclasses
-import sys
 
 import torch
 import torch.nn as nn
@@ -154,7 +153,7 @@ class MLD(nn.Module):
         self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
         self.denoiser = Denoiser(c, None if self.vae else nfeats)
         self.condition = self.denoiser.condition
-        self.text_encoder, self.dtype = text_encoder, torch.float32
+        self.text_encoder = text_encoder
         self.length_estimator = LengthEstimator(self.condition.summary_width(c), config.data)
         d = config.diffusion
         self.schedule = make_schedule(d.beta_schedule, d.num_train_timesteps, d.beta_start,
@@ -173,6 +172,15 @@ class MLD(nn.Module):
             buffer("latent_mean", None, torch.zeros(shape))
             buffer("latent_std", None, torch.ones(shape))
 
+    @property
+    def dtype(self):
+        """The type of the networks' weights."""
+        return self.denoiser.time_embedding.linear_1.weight.dtype
+
+    def _apply(self, fn, recurse=True):
+        """What half(), to(device) and the like call."""
+        return fast.keep_buffers(self, lambda: super(MLD, self)._apply(fn, recurse))
+
     # --- generation ---
 
     @torch.inference_mode()
@@ -185,15 +193,18 @@ class MLD(nn.Module):
         guidance_scale ... eta   as in DiffusionConfig, which has the defaults; guidance_scale 1 is
                   without guidance, 0 without the condition
         seed      a whole number s: motion i draws its noise from a generator of its own, seeded
-                  s + i, so it is the same alone and in any batch; or a list of B seeds; or None
-                  for torch's global generator
+                  s + i, so it is the same alone and in any batch, to rounding (except where
+                  denoiser.mask_padding is off, as with the published weights without a VAE: there
+                  frames attend to the padding up to the longest motion of the batch); or a list
+                  of B seeds; or None for torch's global generator
         x_T       noise to start from, (B, N, D), or (B, T, F) without a VAE
         callback, progress   see diffusion.walk
         latents   stop before the VAE's decoder and return z (B, N, D)
         others    B values of another kind of condition, under its keyword (conditions.py)
 
         Returns features (B, T, F), not normalised, and joints (B, T, J, 3) in metres, both zero
-        after each motion's own length. ValueError for input or settings that cannot be used."""
+        after each motion's own length, in float32 (float64 after model.double()). ValueError for
+        input or settings that cannot be used."""
         self.check_eval()
         lengths = self.check_lengths(lengths)
         given = pick(self.condition, texts=texts, actions=actions, **others)
@@ -245,6 +256,9 @@ class MLD(nn.Module):
     def check_eval(self):
         if self.denoiser.training or self.vae and self.vae.training:
             raise ValueError("generate would run with dropout; call model.eval() first.")
+        kind = self.dtype if self.vae is None else next(self.vae.parameters()).dtype
+        if kind != self.dtype:
+            raise ValueError(f"The denoiser is {self.dtype} and the VAE {kind}; convert both.")
 
     # --- training ---
 
@@ -272,7 +286,7 @@ class MLD(nn.Module):
         if dropped is None and cond is not None:
             dropped = torch.rand(B, device=device) < self.config.denoiser.condition_dropout
         x_t = add_noise(self.schedule, x0, eps, t)
-        output = self.denoiser(x_t, t, drop(cond, uncond, dropped), lengths)
+        output = self.denoiser(x_t.to(self.dtype), t, drop(cond, uncond, dropped), lengths)
         error = output.to(x0.dtype) - training_target(self.schedule, x0, eps, t)
         error = clip_mean(error.square(), padded, per_clip=True)
         return {"loss": error.mean(), "error": error.detach()}
@@ -326,7 +340,8 @@ class MLD(nn.Module):
         this model cannot make, or another number of them than `count`."""
         lengths = torch.as_tensor(lengths)
         limit = min(self.max_frames, limit or self.max_frames)
-        wrong = lengths.dim() != 1 or not len(lengths) or lengths.is_floating_point()
+        wrong = lengths.is_floating_point() or lengths.dtype == torch.bool
+        wrong = wrong or lengths.dim() != 1 or not len(lengths)
         if wrong or count not in (None, len(lengths)):
             raise ValueError(f"lengths must be {count or ''} whole numbers of frames, one per "
                              f"motion, found {lengths.tolist()}.")
@@ -394,6 +409,7 @@ class MLD(nn.Module):
 
 
 if __name__ == "__main__":
+    from config import program
     from view import walkthrough
 
-    walkthrough.main(sys.argv[1:])
+    program(walkthrough.main)

@@ -369,4 +369,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from config import program
+
+    program(main)

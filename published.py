@@ -7,7 +7,6 @@
 Nothing in a file is ever run: formats/safe_pickle.py reads tensors and plain data only. Four tables
 hold what we know of these files: RENAMES and UNUSED for names, SKELETONS and TOLD for settings.
 """
-import json
 import os
 import re
 
@@ -17,8 +16,9 @@ import torch
 from config import NOVAE, PRESETS, Config, pack_path, set_value, validate
 from formats.datasets import rest_joints
 from formats.pack import Pack
-from formats.safe_pickle import load_safetensors, load_torch, named_tensors
+from formats.safe_pickle import load_safetensors, load_torch
 from mld import Denoiser
+from published_clip import read_json, tensors_of
 from vae import MotionVAE
 
 # --------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def published_tensors(path):
         else:
             data = load_torch(file)
             whole = isinstance(data, dict) and "state_dict" in data
-            found = named_tensors(data["state_dict"] if whole else data)
+            found = tensors_of(data["state_dict"] if whole else data, file)
         for part in (part for name, part in TELLING.items() if name in found):
             found = {f"{part}.{name}": value for name, value in found.items()}
             settings |= read_settings(os.path.join(os.path.dirname(file), "config.json"), part)
@@ -75,13 +75,7 @@ def published_tensors(path):
 
 def read_settings(path, part):
     """{part: the settings in the hub's config.json}, or {} where there is no such file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return {part: dict(json.load(file))}
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON with settings: {error}.") from None
+    return {part: read_json(path)} if os.path.exists(path) else {}
 
 
 def rename(tensors):
@@ -95,11 +89,15 @@ def rename(tensors):
             continue
         for pattern, ours in RENAMES:
             name = re.sub(pattern, ours, name)
+        if not value.is_floating_point():
+            raise ValueError(f"{name} holds {value.dtype}, not floating-point numbers")
         if name.endswith(".pe") and value.dim() == 3:
             value = value.squeeze(1)  # (rows, 1, D)
-        state[name] = value.float() if value.is_floating_point() else value
+        state[name] = value.float()
     actor = ("vae.encoder.mu_token", "vae.encoder.logvar_token")
     if all(name in state for name in actor):
+        if len({state[name].shape for name in actor}) > 1:
+            raise ValueError("its mu_token and logvar_token differ in shape")
         state["vae.global_motion_token"] = torch.stack([state.pop(name) for name in actor])
     return state
 
@@ -176,7 +174,10 @@ def read_published(path):
     or of another kind.
     """
     tensors, found = published_tensors(path)
-    state = rename(tensors)
+    try:
+        state = rename(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit: {error}.") from None
     vae, denoiser = (any(name.startswith(part) for name in state) for part in ("vae.", "denoiser."))
     if not (vae or denoiser):
         raise ValueError(f"{path} holds {len(tensors)} tensors, but neither a VAE nor a denoiser "
@@ -184,7 +185,7 @@ def read_published(path):
     try:
         frames, denoiser_sizes = infer_denoiser(state) if denoiser else (None, {})
         nfeats, vae_sizes = infer_vae(state) if vae else (frames, {"arch": "none"})
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit: it lacks weights that tell the networks' sizes "
                          f"({error}).") from None
     if nfeats is None:
@@ -234,7 +235,7 @@ def norms(path, config):
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     files = [os.path.join(folder, name) for name in ("Mean.npy", "Std.npy")]
     if all(map(os.path.exists, files)):
-        mean, std = (np.load(file, allow_pickle=False) for file in files)
+        mean, std = (read_array(file, config.data.nfeats) for file in files)
     elif os.path.exists(pack_path(config)):
         pack = Pack.open(pack_path(config))
         mean, std = pack.mean, pack.std
@@ -246,18 +247,40 @@ def norms(path, config):
             "std": torch.tensor(std, dtype=torch.float32)}
 
 
-def check_names(expected, state, path):
-    """ValueError, naming the file `path`, unless both state dicts have equal names and shapes."""
-    def shape(value):
-        return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+def read_array(path, size):
+    """The `size` numbers in an .npy file. ValueError for anything else."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.shape == (size,) and array.dtype.kind == "f":
+            return np.array(array)
+        found = f"an array of shape {array.shape} and type {array.dtype}"
+    except (ValueError, EOFError, AttributeError):
+        found = "something else"
+    raise ValueError(f"{path} should be an .npy file of {size} numbers, but is {found}; get it "
+                     "again.")
 
-    wrong = [f"{name} is {shape(state[name])} instead of {shape(value)}"
-             for name, value in expected.items()
-             if name in state and shape(state[name]) != shape(value)]
+
+def check_names(expected, state, path):
+    """ValueError, naming the file `path`, unless both state dicts have equal names and shapes, and
+    floating-point numbers in the same places."""
+    def shape(value):
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            return "no plain tensor"
+        return tuple(value.shape)
+
+    def floats(value):
+        return value.is_floating_point()
+
+    both = [name for name in expected if name in state]
+    wrong = [f"{name} is {shape(state[name])} instead of {shape(expected[name])}"
+             for name in both if shape(state[name]) != shape(expected[name])]
+    odd = [] if wrong else [f"{name} ({state[name].dtype})" for name in both
+                            if floats(state[name]) != floats(expected[name])]
     missing = [name for name in expected if name not in state]
-    unknown = [name for name in state if name not in expected]
+    unknown = [str(name)[:80] for name in state if name not in expected]
     for words, names in (("has weights of other shapes", wrong), ("lacks weights", missing),
-                         ("has weights that this network does not have", unknown)):
+                         ("has weights that this network does not have", unknown),
+                         ("has weights that are not of its type", odd)):
         if names:
             more = f", and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{path} does not fit: it {words}: {', '.join(names[:3])}{more}.")

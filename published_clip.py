@@ -51,6 +51,8 @@ def rename(tensors):
     for name, tensor in tensors.items():
         for pattern, ours in table:
             if match := re.fullmatch(pattern, name):
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{name} holds {tensor.dtype}, not floating-point numbers")
                 if name == "text_projection":  # OpenAI multiplies from the left
                     tensor = tensor.T
                 found[match.expand(ours)] = tensor.float().contiguous()
@@ -77,22 +79,43 @@ def build_tower(tensors, heads=None, activation="quick_gelu"):
 
 
 def read_json(path):
+    """The dict in a JSON file. ValueError for anything else."""
     try:
         with open(path, encoding="utf-8") as file:
-            return dict(json.load(file))
-    except ValueError as error:
-        raise ValueError(f"{path} is not whole JSON: {error}; get it again.") from None
+            data = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not whole JSON: {str(error)[:100]}; get it again.") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is not JSON with settings, but a {type(data).__name__}; get it "
+                         "again.")
+    return data
+
+
+def finite(value):
+    """Whether no number of a tensor is NaN or infinite; the least and the largest tell."""
+    return not value.numel() or bool(torch.stack(value.float().aminmax()).isfinite().all())
+
+
+def tensors_of(data, file):
+    """{dotted name: tensor} of what is read from the file. ValueError for dicts without end."""
+    try:
+        return safe_pickle.named_tensors(data)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} holds dicts that are nested without end; get it again.") from None
 
 
 def read_tensors(file):
     """{published name: tensor} of a weights file, or of the several files that an index names."""
     if file.endswith(".index.json"):
-        names = {os.path.basename(name) for name in read_json(file).get("weight_map", {}).values()}
+        places = read_json(file).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+            raise ValueError(f"{file} has no weight_map from names to files; get it again.")
+        names = {os.path.basename(name) for name in places.values()}
         shards = [os.path.join(os.path.dirname(file), name) for name in sorted(names)]
         return {k: v for shard in shards for k, v in safe_pickle.load_safetensors(shard).items()}
     if file.endswith(".safetensors"):
         return safe_pickle.load_safetensors(file)
-    return safe_pickle.named_tensors(safe_pickle.load_torch(file))
+    return tensors_of(safe_pickle.load_torch(file), file)
 
 
 def load_clip(path, last_hidden_state=False):
@@ -111,13 +134,20 @@ def load_clip(path, last_hidden_state=False):
                                     f"ViT-L-14.pt. {HOW}")
         if os.path.exists(settings := os.path.join(path, "config.json")):
             settings = read_json(settings)
-            settings = settings.get("text_config", settings)
+            nested = settings.get("text_config")
+            settings = nested if isinstance(nested, dict) else settings
             heads = settings.get("num_attention_heads")
             activation = settings.get("hidden_act", activation)
-    tensors = rename(read_tensors(file))
+            if not isinstance(heads, (int, type(None))) or not 0 < (heads or 1) <= 1024:
+                raise ValueError(f"{path}/config.json says num_attention_heads={str(heads)[:20]}, "
+                                 "expected a positive whole number; get it again.")
+    published = read_tensors(file)
     try:
+        tensors = rename(published)
         tower = build_tower(tensors, heads, activation)
-    except (KeyError, RuntimeError) as error:
+        if not all(map(finite, tensors.values())):
+            raise ValueError("its weights are not all finite numbers")
+    except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} does not hold a whole CLIP text tower ({reason}). "
                          f"{HOW}") from None

@@ -1,27 +1,40 @@
 """Make motions from sentences, action labels, or nothing.
 
-    python sample.py "a man jumps"                  writes out/a-man-jumps.html for any browser
+    python sample.py "a man jumps"                  writes out/a-man-jumps.html for any browser,
+                                                    or -2.html if that exists (see --force)
     python sample.py "a man jumps" "a woman waves" --num 4   four motions of each, side by side
     python sample.py --file prompts.txt --format html,bvh,npy
     python sample.py --action jump --ckpt out/actions/model.pt
     python sample.py --unconditional --ckpt out/free/model.pt
     python sample.py "a person walks" --seconds 5 --seed 3 --steps 20 --sampler dpm++ --guidance 2
+    python sample.py "a person does a backflip" --ckpt humanml3d   the published model, fetched once
+    python sample.py --list                         the words for --ckpt, and what they need
 
---ckpt takes a model.pt of train.py, or MLD's published weights: a .ckpt, or a folder with the hub's
-two folders of safetensors. Those need CLIP's weights (--clip PATH), and --seconds, since they do
-not know how long a motion should be.
+--ckpt takes a model.pt of train.py, a word of --list, or MLD's published weights: a .ckpt, or a
+folder with the hub's two folders of safetensors. Published weights need CLIP's (a word fetches
+them; --clip PATH). They do not know how long a motion should be: without --seconds, a rule that
+looks at the verbs decides (lengths.py).
 """
 import argparse
+import itertools
+import math
 import os
 import re
 import sys
+import tempfile
 import time
+import unicodedata
 import webbrowser
+
+from formats import hub
+from lengths import seconds
 
 STARTED = time.perf_counter()
 HERE = os.path.dirname(os.path.abspath(__file__))
-LONGEST_NAME = 80
+LONGEST_NAME = 80  # bytes; what is added to it stays within what any file system allows
+MOST_MOTIONS, MOST_SECONDS, MOST_STEPS, LAST_SEED = 10_000, 3600, 100_000, 2**63 - 1
 FORMATS = ("html", "bvh", "npy", "gif")
+TOGETHER = ("html", "gif")  # one file shows all motions side by side
 
 
 def arguments(argv):
@@ -40,9 +53,19 @@ def arguments(argv):
     add("--sampler", choices=("ddim", "ddpm", "dpm++"), help="otherwise the model's own")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 = off")
     add("--ckpt", default=os.path.join(HERE, "checkpoints", "toy.pt"),
-        help="model.pt of train.py, or published weights")
+        help="model.pt of train.py, published weights, or a word of --list")
+    add("--list", action="store_true", help="say which words --ckpt knows, and what they need")
+    add("--offline", action="store_true", help="fetch nothing")
+    add("--assets.cache", dest="cache", default="", metavar="FOLDER",
+        help="for weights that are fetched; otherwise $XDG_CACHE_HOME/nanomld")
+    add("--assets.lock", dest="lock", default="", metavar="FILE",
+        help="lock file to share: the commits and digests that fetched weights must have")
+    add("--assets.clip_dtype", dest="clip_dtype", default="float32",
+        choices=("float32", "float16"), help="of CLIP as it is kept; float16 is half the disk")
     add("--clip", help="CLIP's text tower: Hugging Face folder or weights file")
     add("--out", default="out", help="folder to write to")
+    add("--force", action="store_true",
+        help="overwrite files of the same name; otherwise new ones get a number")
     add("--format", default="html", help="html, bvh, npy, gif, or several with commas between; "
                                          "gif needs Pillow")
     add("--fps", type=float, help="frames a second of the files; otherwise the model's own")
@@ -59,9 +82,9 @@ def arguments(argv):
 
 
 def file_name(caption):
-    """'A man jumps!' -> 'a-man-jumps'; letters of any script stay."""
-    words = re.sub(r"[\W_]+", "-", caption.lower()).strip("-")
-    return words[:LONGEST_NAME].strip("-") or "motion"
+    """'A man jumps!' -> 'a-man-jumps'; letters of any script stay, as far as the bytes go."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", caption).lower()).strip("-")
+    return words.encode()[:LONGEST_NAME].decode(errors="ignore").strip("-") or "motion"
 
 
 def read_prompts(args):
@@ -69,7 +92,7 @@ def read_prompts(args):
     prompts = list(args.prompts)
     if args.file:
         try:
-            with open(args.file, encoding="utf-8") as file:
+            with open(args.file, encoding="utf-8-sig") as file:
                 prompts += [line.strip() for line in file if line.strip()]
         except FileNotFoundError:
             raise ValueError(f"There is no file {args.file}; --file takes a text file with one "
@@ -80,19 +103,78 @@ def read_prompts(args):
     if sum([bool(prompts), bool(args.action), args.unconditional]) != 1:
         raise ValueError("Give prompts (or --file), or --action NAME, or --unconditional: one of "
                          "the three.")
-    if not os.path.exists(args.ckpt):
+    if not os.path.exists(args.ckpt) and args.ckpt not in hub.WORDS:
         raise ValueError(f"There is no checkpoint {args.ckpt}: train one (python train.py "
-                         "--dataset toy) and name it with --ckpt out/toy/model.pt.")
-    if args.num < 1:
-        raise ValueError(f"--num must be at least 1, got {args.num}.")
-    if args.seconds is not None and not args.seconds > 0:
-        raise ValueError(f"--seconds must be positive, got {args.seconds:g}.")
+                         "--dataset toy) and name it with --ckpt out/toy/model.pt, or take one "
+                         f"that is known by a word: {', '.join(hub.WORDS)} (--list).")
+    try:
+        "".join(prompts).encode()
+    except UnicodeEncodeError:
+        raise ValueError("A prompt has bytes that are no text in this terminal's encoding; put it "
+                         "into a UTF-8 file and give that with --file.") from None
+    check_numbers(args, len(prompts) or len(args.action) or 1)
+    check_output(args)
+    return prompts
+
+
+def check_numbers(args, count):
+    """ValueError for numbers that no model can take. count: of prompts or actions"""
+    if not 1 <= args.num * count <= MOST_MOTIONS:
+        raise ValueError(f"--num must be at least 1, and make at most {MOST_MOTIONS} motions, got "
+                         f"{args.num} for each of {count} prompt(s).")
+    if args.seconds is not None and not 0 < args.seconds <= MOST_SECONDS:
+        raise ValueError(f"--seconds must be positive and at most {MOST_SECONDS}, got "
+                         f"{args.seconds:g}.")
+    if args.steps is not None and not 1 <= args.steps <= MOST_STEPS:
+        raise ValueError(f"--steps must be 1 to {MOST_STEPS}, got {args.steps}.")
+    if not 0 <= args.seed <= LAST_SEED:
+        raise ValueError(f"--seed must be a whole number from 0 to {LAST_SEED}, got {args.seed}.")
     if args.fps is not None and not 1 <= args.fps <= 1000:
         raise ValueError(f"--fps must be from 1 to 1000, got {args.fps:g}.")
-    wrong = sorted(set(args.format.split(",")) - set(FORMATS))
+    if args.guidance is not None and not 0 <= args.guidance < math.inf:
+        raise ValueError("--guidance must be 0 or more (guidance_scale; 1 = off), got "
+                         f"{args.guidance:g}.")
+
+
+def check_output(args):
+    """ValueError for formats that cannot be written."""
+    kinds = formats_of(args)
+    wrong = sorted(set(kinds) - set(FORMATS))
     if wrong:
         raise ValueError(f"--format must be of {', '.join(FORMATS)}, got {', '.join(wrong)}.")
-    return prompts
+    if args.open and "html" not in kinds:
+        raise ValueError(f"--open shows the player: add html to --format {args.format}.")
+    if "gif" in kinds:
+        try:
+            from PIL import Image  # noqa: F401
+        except ImportError as error:
+            raise ValueError("--format gif needs Pillow, which cannot be imported here "
+                             f"({error}); run: pip install pillow") from None
+
+
+def formats_of(args):
+    return list(dict.fromkeys(args.format.split(",")))
+
+
+def make_folder(folder):
+    """The output folder. ValueError if it is none, OSError if nothing can be written to it."""
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"--out {folder} is a file; expected a folder to write to.")
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def lengths_of(args, model, texts, labels, count):
+    """How many frames each motion has: as --seconds says, as the model draws, or by a rule."""
+    c = model.config.data
+    if args.seconds:
+        return [round(args.seconds * c.fps)] * count
+    if model.length_estimator is not None or texts is None:
+        return model.draw_lengths(texts, labels, count, args.seed)
+    print("These weights do not know how long a motion should be: a rule that looks at the verbs "
+          "decides. --seconds sets another length.", file=sys.stderr)
+    return [round(seconds(text) * c.fps / c.unit_length) * c.unit_length for text in texts]
 
 
 def labels_of(args, known):
@@ -104,31 +186,43 @@ def labels_of(args, known):
     return [known.index(name) for name in args.action for _ in range(args.num)] or None
 
 
+def choose_names(args, captions):
+    """[(format, number of the motion, or None for all of them, path)] of the files to write. Where
+    one exists, all of this run get the next free number: a-man-jumps-2.html."""
+    several = len(dict.fromkeys(captions)) - 1
+    more = f"-and-{several}-more" if several else ""
+
+    def names(again):
+        for kind in formats_of(args):
+            if kind in TOGETHER:
+                yield kind, None, f"{file_name(captions[0])}{more}{again}.{kind}"
+                continue
+            for i, caption in enumerate(captions):
+                number = f"-{i:03d}" if len(captions) > 1 else ""
+                yield kind, i, f"{file_name(caption)}{again}{number}.{kind}"
+
+    for turn in itertools.count(1):
+        chosen = [(kind, i, os.path.join(args.out, name))
+                  for kind, i, name in names(f"-{turn}" if turn > 1 else "")]
+        if args.force or not any(os.path.lexists(path) for _, _, path in chosen):
+            return chosen
+
+
 def write_motions(args, shown, fps):
     """Write each motion of `shown`, the player's dicts, in each format; returns the files' names.
     A player and a GIF show all motions side by side, other files hold one each."""
     from formats import bvh
     from view import render
 
-    captions = list(dict.fromkeys(one["caption"] for one in shown))
-    more = f"-and-{len(captions) - 1}-more" if len(captions) > 1 else ""
-    base = os.path.join(args.out, file_name(captions[0]) + more)
-    written = []
-    for kind in args.format.split(","):
-        if kind in ("html", "gif"):
-            write = render.write_player if kind == "html" else render.write_gif
-            write(f"{base}.{kind}", shown)
-            written.append(f"{base}.{kind}")
-            continue
-        for i, one in enumerate(shown):
-            number = f"-{i:03d}" if len(shown) > 1 else ""
-            path = os.path.join(args.out, f"{file_name(one['caption'])}{number}.{kind}")
-            if kind == "npy":
-                render.write_npy(path, one["joints"])
-            else:
-                bvh.write_bvh(path, one["joints"], fps, args.bvh == "exact", args.unit)
-            written.append(path)
-    return written
+    chosen = choose_names(args, [one["caption"] for one in shown])
+    for kind, i, path in chosen:
+        if kind in TOGETHER:
+            (render.write_player if kind == "html" else render.write_gif)(path, shown)
+        elif kind == "npy":
+            render.write_npy(path, shown[i]["joints"])
+        else:
+            bvh.write_bvh(path, shown[i]["joints"], fps, args.bvh == "exact", args.unit)
+    return [path for _, _, path in chosen]
 
 
 def run(args, prompts):
@@ -141,18 +235,22 @@ def run(args, prompts):
     from config import AssetsConfig
     from formats import rigs
 
-    assets = AssetsConfig(clip_path=args.clip) if args.clip else None
+    assets = AssetsConfig(cache=args.cache, lock=args.lock, clip_dtype=args.clip_dtype,
+                          offline=args.offline)
+    assets.clip_path = args.clip or assets.clip_path
     device = checkpoint.find_device(args.device)
     model = checkpoint.load_model(args.ckpt, assets, device).to_precision(args.precision)
     skeleton, fps = model.config.data.skeleton, model.config.data.fps
+    if "bvh" in formats_of(args) and skeleton != "t2m":
+        raise ValueError(f"--format bvh is for HumanML3D's skeleton, and {args.ckpt} makes "
+                         f"{skeleton} motions; take html or npy.")
     labels = labels_of(args, model.actions)
     captions = [caption for caption in prompts or args.action or ["unconditional"]
                 for _ in range(args.num)]
     texts = captions if prompts else None
-    if args.seconds:
-        lengths = [round(args.seconds * fps)] * len(captions)
-    else:
-        lengths = model.draw_lengths(texts, labels, len(captions), args.seed)
+    lengths = lengths_of(args, model, texts, labels, len(captions))
+    model.check_lengths(lengths)
+    make_folder(args.out)
     loaded = time.perf_counter()
 
     _, joints = model.generate(
@@ -180,14 +278,18 @@ def run(args, prompts):
     if args.verbose:
         print(f"{loaded - STARTED:.1f} s to load, {made - loaded:.1f} s to sample, "
               f"{ended - made:.1f} s to write, on {device}; {kernels.summary()}")
-    if args.open and written[0].endswith(".html"):
-        webbrowser.open("file://" + os.path.abspath(written[0]))
+    if args.open:
+        player = next(path for path in written if path.endswith(".html"))
+        webbrowser.open("file://" + os.path.abspath(player))
 
 
 def main(argv):
     args = arguments(argv)
     try:
-        run(args, read_prompts(args))
+        if args.list:
+            print("\n".join(hub.listing(args.cache)))
+        else:
+            run(args, read_prompts(args))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -195,4 +297,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from config import program
+
+    program(main)

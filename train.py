@@ -93,10 +93,8 @@ def attempt(make):
 class Run:
     def __init__(self, config, options):
         self.config, self.options = config, options
-        self.rank = int(os.environ.get("RANK", 0))  # these three are set by torchrun
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
-        self.device = checkpoint.find_device(config.train.device,
-                                             int(os.environ.get("LOCAL_RANK", 0)))
+        self.rank, self.world, local = checkpoint.processes()
+        self.device = checkpoint.find_device(config.train.device, local)
         self.main, self.share = self.rank == 0, slice(self.rank, None, self.world)
         if self.device.type == "cpu" and config.train.precision == "fp16":
             raise SettingError("train.precision fp16 needs a GPU; on the CPU use float32 or bf16.")
@@ -623,4 +621,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from config import program
+
+    program(main)

@@ -19,7 +19,10 @@ import torch.nn.functional as F
 import fast
 from clip import CLIPTextEncoder, TextTower
 from config import Config
+from kernels import graphs
 from mld import MLD
+from transformer import zero_padding
+from vae import reparameterize, vae_loss
 
 # --------------------------------------------------------------------------------------------------
 # The networks
@@ -195,6 +198,60 @@ def draw_lengths(count, longest=196, seed=0):
     return torch.from_numpy(np.where(rng.random(count) < 0.3, longest // 4 * 4, short))
 
 
+def training_lengths(batch, quick, device):
+    """-> batches of lengths: 6 of 16 that were sorted, as train.py draws them, and 16 at random."""
+    lengths = draw_lengths(16 * batch, 24 if quick else 196).to(device)
+    grouped = lengths.sort()[0].split(batch)
+    return [grouped[i] for i in (13, 2, 8, 14, 5, 11)], lengths.split(batch)
+
+
+def random_clips(lengths):
+    """-> normalised features (B, T, 263), zero where a clip has ended, and the lengths (B,)."""
+    shape = len(lengths), int(lengths.max()), 263
+    return zero_padding(torch.randn(shape, device=lengths.device), lengths), lengths
+
+
+def vae_step_loss(model, features, lengths, eps=None):
+    """The loss of a training step of our VAE."""
+    mu, logvar = model.vae.encode(features, lengths)
+    recon = model.vae.decode(reparameterize(mu, logvar, eps), lengths, features.shape[1])
+    settings = model.config.vae
+    return vae_loss(features, recon, mu, logvar, lengths, settings, model.to_joints)["loss"]
+
+
+def trainer(net, loss_of, bf16=False, whole=True, graphed=False):
+    """-> function(*tensors) that takes a training step of `net` with the loss loss_of(*tensors).
+
+    whole: clip the gradients and average the weights as well, as train.py does. graphed: forward
+    and backward are a CUDA graph."""
+    net.train()
+    params = list(net.parameters())
+    kind = params[0].device.type
+    optimizer = torch.optim.AdamW(params, lr=1e-4, fused=kind == "cuda")
+    average = [p.detach().clone() for p in params] if whole else None
+
+    def loss_in_its_type(_, *tensors):
+        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+            return {"loss": loss_of(*tensors)}
+
+    graph = graphs.TrainingGraph(loss_in_its_type, params) if graphed else None
+
+    def step(*tensors):
+        if graphed:
+            loss = graph((), *tensors)["loss"]
+        else:
+            optimizer.zero_grad()
+            loss = loss_in_its_type((), *tensors)["loss"]
+            loss.backward()
+        if whole:
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        if whole:
+            torch._foreach_lerp_(average, [p.detach() for p in params], 0.001)
+        return loss.detach()
+    return step
+
+
 class Sides:
     """Our model and the baseline with the same random weights, at the published sizes (tiny with
     `quick`). changes: settings of both the VAE and the denoiser."""
@@ -214,6 +271,12 @@ class Sides:
         self.baseline = Baseline(self.model).eval().to(device) if baseline else None
         with torch.no_grad():
             self.empty = self.model.text_encoder([""])
+
+    def set_dropout(self, share):
+        """Of our side, in the layers and on attention probabilities alike."""
+        for module in self.model.modules():
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = share
 
     def compiled(self):
         """Our side again, with a denoiser that is compiled at its first call."""

@@ -6,7 +6,7 @@ steps, prompts of 10 tokens.
     python -m dev.bench text sentence --batches 1,16
     python -m dev.bench --compile                   also with a compiled denoiser
     python -m dev.bench ladder --batches 1          from the baseline to ours, step by step
-    python -m dev.bench kernels                     on a GPU: Triton, torch's own, CUDA graphs
+    python -m dev.bench kernels                     on a GPU: Triton beside torch's own (gpu.py)
     python -m dev.bench scaling                     how cost grows; writes docs/scaling.md
     python -m dev.bench --json                      the same numbers for machines
     python -m dev.bench --quick                     tiny networks, only to see that it runs
@@ -18,33 +18,24 @@ what was held before, ours / the baseline's. The numbers mean nothing on a machi
 import argparse
 import json
 import os
-import pathlib
-import random
 import subprocess
 import sys
 import tempfile
-from itertools import count
-from unittest import mock
+from functools import partial
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import data
-import kernels
 from config import HERE
-from dev.baseline import RUNGS, Sides, climb, draw_lengths, prompts
+from dev.baseline import (RUNGS, Sides, climb, prompts, random_clips, trainer, training_lengths,
+                          vae_step_loss)
 from dev.measure import fast_bf16, floor, line, machine, peak_mb, row, seconds, spent, take_turns
 from dev.scaling import scale
-from formats import pack as packs
-from kernels import backend
 from stages import Remembered
 from train import keep_freed_memory
-from transformer import zero_padding
-from vae import reparameterize, vae_loss
+from vae import reparameterize
 
-PARTS = ("text", "denoise", "decode", "sentence", "steps", "train", "data", "start")
+PARTS = ("text", "denoise", "decode", "sentence", "steps", "train", "start")
 
 
 def versus(part, batch, ours, baseline, repeats, **more):
@@ -101,45 +92,25 @@ def sampling_rows(sides, speed, args):
 def training_rows(device, speed, args):
     """A step of each stage. Ours draws batches sorted by length, the baseline as they come."""
     batch, repeats = 4 if args.quick else 64, min(3, args.repeats)
-    lengths, texts = draw_lengths(16 * batch, 24 if args.quick else 196), prompts(batch)
-    order = {"ours": lengths.sort()[0].split(batch), "baseline": lengths.split(batch)}
-    order["ours"] = [order["ours"][i] for i in (13, 2, 8, 14)]
-    order = {name: [n.to(device) for n in order[name][:repeats + 1]] for name in order}
-
-    def batch_of(n):
-        return zero_padding(torch.randn(len(n), int(n.max()), 263, device=device), n), n
-
-    def trainer(net, loss_of, dtype, ours):
-        net.train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
-        average = [p.detach().clone() for p in net.parameters()] if ours else None
-
-        def step(features, n):
-            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-                loss = loss_of(features, n)
-            loss.backward()
-            if ours:  # as train.py does
-                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if ours:
-                torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 0.001)
-        return step
+    order = dict(zip(("ours", "baseline"), training_lengths(batch, args.quick, device)))
+    order = {name: lengths[:repeats + 1] for name, lengths in order.items()}
+    texts = prompts(batch)
 
     def measure(part, dtype, ours, theirs, per_clip=False):
         """A VAE step's time goes with its frames, a diffusion step's with its clips."""
-        steps = {"ours": trainer(*ours, dtype, True), "baseline": trainer(*theirs, dtype, False)}
+        bf16 = dtype == "bfloat16"
+        steps = {"ours": trainer(*ours, bf16), "baseline": trainer(*theirs, bf16, whole=False)}
         times, frames, peaks = {"ours": [], "baseline": []}, {}, {}
         for i in range(repeats + 1):
             for name, step in steps.items():
-                inputs = batch_of(order[name][i])
+                inputs = random_clips(order[name][i])
                 keep_freed_memory(name == "ours")
                 step(*inputs)  # so that its memory is there, as in a run of this side alone
                 size = len(inputs[1]) if per_clip else int(inputs[1].sum())
                 times[name].append(seconds(lambda: step(*inputs)) / size)
-        least = sum(floor(speed, lambda: steps["ours"](*batch_of(n)), None, 0, dtype)
+        least = sum(floor(speed, lambda: steps["ours"](*random_clips(n)), None, 0, dtype)
                     for n in order["ours"][1:])
-        inputs = batch_of(order["baseline"][0])
+        inputs = random_clips(order["baseline"][0])
         for name, step in steps.items():
             peaks[name] = peak_mb(lambda: step(*inputs))
             del times[name][0]
@@ -150,18 +121,11 @@ def training_rows(device, speed, args):
     for dtype in ("float32", "bfloat16")[:1 + (args.quick or fast_bf16(speed))]:
         for dropout in (0.1, 0.0):
             sides = Sides(args.quick, device)
-            m, b, c = sides.model, sides.baseline, sides.model.config.vae
-            for layer in m.vae.modules():
-                if hasattr(layer, "dropout"):
-                    layer.dropout = dropout
-
-            def vae(features, n):
-                mu, logvar = m.vae.encode(features, n)
-                recon = m.vae.decode(reparameterize(mu, logvar), n, features.shape[1])
-                return vae_loss(features, recon, mu, logvar, n, c, m.to_joints)["loss"]
-
+            m, b = sides.model, sides.baseline
+            sides.set_dropout(dropout)
             kind = "the same dropout" if dropout else "ours without dropout"
-            yield measure(f"train vae, {dtype}, {kind}", dtype, (m.vae, vae), (b.vae, b.vae_loss))
+            yield measure(f"train vae, {dtype}, {kind}", dtype,
+                          (m.vae, partial(vae_step_loss, m)), (b.vae, b.vae_loss))
         sides = Sides(args.quick, device)
         m, b, c = sides.model, sides.baseline, sides.model.config.vae
         posteriors = torch.randn(2, batch, c.latent_size, c.latent_dim, device=device)
@@ -176,44 +140,6 @@ def training_rows(device, speed, args):
 
         yield measure(f"train diffusion, {dtype}, cached latents", dtype, (m.denoiser, diffusion),
                       (b.denoiser, published), per_clip=True)
-
-
-def data_rows(args):
-    """Opening a dataset and an epoch of its batches: our pack, or a file per clip, all of them read
-    when training starts."""
-    rng, lengths = np.random.default_rng(0), draw_lengths(*((48, 24) if args.quick else (1024,)))
-    clips = [packs.Clip(f"{i:06}", [packs.Caption(text, text)],
-                       features=rng.standard_normal((n, 263), np.float32))
-             for i, (n, text) in enumerate(zip(lengths.tolist(), prompts(len(lengths))))]
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        path = str(folder / "bench.pack")
-        packs.write_pack(path, clips, name="bench", skeleton="t2m", fps=20.0)
-        for clip in clips:
-            np.save(folder / f"{clip.id}.npy", clip.features)
-            text = clip.captions[0].text
-            (folder / f"{clip.id}.txt").write_text(f"{text}#{text}#0.0#0.0", encoding="utf-8")
-
-        def read():
-            return [(np.load(file), file.with_suffix(".txt").read_text(encoding="utf-8").split("#"))
-                    for file in folder.glob("*.npy")]
-
-        files, pack, epochs = read(), packs.Pack.open(path), count(1)
-        batches = data.Batches(pack, "train", min(64, len(clips)), unit_length=4)
-
-        def epoch():
-            random.shuffle(files)
-            for start in range(0, len(files), 64):
-                items = [torch.from_numpy((features - pack.mean) / pack.std)
-                         for features, _ in files[start:start + 64]]
-                batch = torch.zeros(len(items), max(map(len, items)), 263)
-                for out, item in zip(batch, items):
-                    out[:len(item)] = item
-
-        yield versus("data, opening", len(clips), lambda: packs.Pack.open(path), read, args.repeats)
-        own = sum(b["global_frames"] for b in batches.epoch(0))  # other epochs differ by 1%
-        yield versus("data, batches", len(clips), lambda: list(batches.epoch(next(epochs))), epoch,
-                     args.repeats, frames={"ours": own, "baseline": int(lengths.sum())})
 
 
 def start_rows(args):
@@ -239,81 +165,17 @@ def ladder_rows(sides, args):
             yield row(name, B, {"ours": times[name], "baseline": times[RUNGS[0]]})
 
 
-def kernel_rows(sides, speed, args):
-    """Each operation at HumanML3D's training size: Triton ("ours"), torch's own ("torch"), unfused
-    ("baseline", where that differs). Then denoising a sentence in plain torch and with the kernels,
-    launch by launch and with its step as a CUDA graph."""
-    B, H, L, D, R, C = 64, 4, 198, 64, 64 * 198, 256
-    for dtype in (torch.bfloat16, torch.float32):
-        def rand(*shape):
-            return torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
-
-        (q, k, v), x, y = (rand(B, H, L, D) for _ in range(3)), rand(R, C), rand(R, C)
-        w, weight, bias = rand(4 * C, C), rand(C), rand(4 * C)
-        size, unit, kind = R * C, dtype.itemsize, str(dtype)[6:]
-        operations = {  # flops and bytes of the forward pass, then the forms
-            "attention": (
-                4 * B * H * L * L * D, 4 * size * unit, lambda: kernels.attention(q, k, v),
-                lambda: F.scaled_dot_product_attention(q, k, v),
-                lambda: (q @ k.mT / D**0.5).softmax(-1) @ v),
-            "add_layer_norm": (
-                8 * size, 3 * size * unit, lambda: kernels.add_layer_norm(x, y, weight, weight),
-                lambda: F.layer_norm(x + y, (C,), weight, weight)),
-            "linear_gelu": (
-                8 * size * C, (5 * size + 4 * C * C) * unit,
-                lambda: kernels.linear_gelu(x, w, bias), lambda: F.gelu(F.linear(x, w, bias)))}
-
-        def repeat(form, backward):
-            with torch.set_grad_enabled(backward):
-                for _ in range(20):
-                    out = form()
-                    if backward:
-                        out.sum().backward()
-
-        for name, (flops, moved, *forms) in operations.items():
-            for words in ("forward", "forward and backward"):
-                runs = {side: lambda form=form: repeat(form, words != "forward")
-                        for side, form in zip(("ours", "torch", "baseline"), forms)}
-                with mock.patch.object(backend, "MODE", "triton"):
-                    times = {side: [t / 20 for t in some]
-                             for side, some in take_turns(runs, args.repeats).items()}
-                best, used = min(times["ours"]), {}
-                if words == "forward":
-                    used = {"of_flop_s": flops / best / speed[kind + "_flop_s"],
-                            "of_bytes_s": moved / best / speed["bytes_s"]}
-                times = {"baseline": times["torch"]} | times
-                yield row(f"{name}, {kind}, {words}", B, times, **used)
-    for B in args.batches:
-        x_T, text = sides.noise(B), sides.model.text_encoder(prompts(B)).detach()
-        both = torch.cat((sides.empty.expand(B, -1, -1), text))
-
-        def denoise(mode, graph):
-            environment = mock.patch.dict(os.environ, {"MLD_GRAPH": graph})
-            with mock.patch.object(backend, "MODE", mode), environment:
-                sides.denoise(text, x_T)
-
-        runs = {f"denoise, {mode}, graph {graph}": lambda m=mode, g=graph: denoise(m, g)
-                for mode in ("torch", "triton") for graph in "01"}
-        theirs = torch.no_grad()(lambda: sides.baseline.denoise(both, x_T))
-        times = take_turns({"baseline": theirs, **runs}, args.repeats)
-        for name in runs:
-            yield row(name, B, {"ours": times[name], "baseline": times["baseline"]})
-
-
 def rows_of(args, speed, device):
     if args.parts == ["scaling"]:
         yield from scale(args, speed, device)
         return
-    sides, gpu = Sides(args.quick, device), device == "cuda"
+    sides = Sides(args.quick, device)
     if args.parts == ["ladder"]:
         yield from ladder_rows(sides, args)
-    elif args.parts != ["kernels"]:
+    else:
         yield from sampling_rows(sides, speed, args)
     yield from training_rows(device, speed, args) if "train" in args.parts else ()
-    yield from data_rows(args) if "data" in args.parts else ()
     yield from start_rows(args) if "start" in args.parts else ()
-    if args.parts == ["kernels"] or gpu and args.parts == list(PARTS):
-        yield from kernel_rows(sides, speed, args)
 
 
 def main(argv):
@@ -331,9 +193,14 @@ def main(argv):
     if set(args.parts) - set(PARTS) and args.parts not in (["ladder"], ["kernels"], ["scaling"]):
         parser.error(f"parts are {', '.join(PARTS)}; ladder, kernels and scaling stand alone; "
                      f"got {' '.join(args.parts)}.")
-    if args.parts == ["kernels"] and device == "cpu":
-        sys.exit("bench.py kernels needs a GPU, and torch sees none here: Triton kernels do not "
-                 "run on a CPU.")
+    if args.parts == ["kernels"]:
+        if device == "cpu":
+            sys.exit("bench.py kernels needs a GPU, and torch sees none here: Triton kernels do "
+                     "not run on a CPU.")
+        from dev import gpu
+        with tempfile.TemporaryDirectory() as folder:
+            gpu.RESULTS = os.path.join(folder, "results.jsonl")
+            return gpu.main(["kernels"]) or gpu.main(["table"])
     args.batches = args.batches or ("1,2" if args.quick else "1,16,64")
     args.batches = [int(n) for n in args.batches.split(",")]
     args.repeats = args.repeats or (1 if args.quick else 5)
@@ -355,4 +222,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from config import program
+
+    program(main)

@@ -55,8 +55,7 @@ def floor(run, draws=20):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--ckpt", required=True, help="a model that was trained on the dataset")
     parser.add_argument("--evaluator", help="as eval.py's")
     parser.add_argument("--data_root", default=AssetsConfig.data_root, help="folder of the packs")
@@ -72,4 +71,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from config import program
+
+    program(main)

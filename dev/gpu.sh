@@ -8,7 +8,7 @@
 # No phase stops the next. A job that hangs or kills its CUDA context ends its process; the phase
 # then starts again behind that job. Wheels in deps/wheels/ are unpacked and put on PYTHONPATH, for
 # machines without a network (pip download --no-deps -d deps/wheels ftfy wcwidth).
-# LIMITS="120 60 90 90" sets the seconds of the first four phases, TOTAL=420 those of everything.
+# LIMITS="140 60 80 80" sets the seconds of the first four phases, TOTAL=420 those of everything.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3} OUT=${OUT:-out/gpu} TOTAL=${TOTAL:-420} dry="" chosen=""
 for word in "$@"; do
@@ -17,7 +17,7 @@ done
 if [ -n "$dry" ]; then  # on a busy machine, too
     LIMITS=${LIMITS:-400 200 200 200} TOTAL=1200 dry="--dry --hang 200"
 fi
-read -r -a limits <<< "${LIMITS:-120 60 90 90}"
+read -r -a limits <<< "${LIMITS:-140 60 80 80}"
 mkdir -p "$OUT"
 rm -f "$OUT/results.jsonl" "$OUT/log.txt" "$OUT/table.txt"
 scratch=$(mktemp -d)
@@ -53,7 +53,6 @@ phase() {  # name, seconds
 }
 
 phase correctness "${limits[0]}"
-[ -f "$scratch/pids" ] && kill $(cat "$scratch/pids") 2>/dev/null
 phase kernels "${limits[1]}"
 phase sampling "${limits[2]}"
 phase training "${limits[3]}"

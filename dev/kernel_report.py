@@ -8,7 +8,6 @@ tests/compile_py finds and compiles the launches, and says what is wrong with th
 import concurrent.futures
 import os
 import sys
-from unittest import mock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
@@ -17,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compile_harness import (STEP, Built, attention_launches, compile_launch, denoiser_launches,
                              problems, row_launches)
-from config import Config
+from dev.baseline import Sides
+from dev.measure import settings
 from dev.tables import fill, markdown
 from kernels import backend
-from mld import MLD
 
 
 def operation_counts():
@@ -38,15 +37,12 @@ def operation_counts():
             run()
         return counter.operations
 
-    config = Config()
-    for part in (config.vae, config.denoiser):
-        part.latent_dim, part.ff_size, part.dropout = 16, 32, 0.0
-    width = config.denoiser.text_encoded_dim
-    model = MLD(config, lambda texts: torch.zeros(len(texts), 1, width)).eval()
-    tokens = torch.zeros(2, 3, 16)
-    with mock.patch.object(backend, "MODE", "torch"):
-        return (count(lambda: model.generate(["jump"], lengths=[196], num_inference_steps=50)),
-                50 * count(lambda: model.denoiser.encoder(tokens)))
+    sides = Sides(True, "cpu", baseline=False, num_layers=9)
+    z, tokens = sides.noise(1), torch.zeros(2, 3, 16)
+    with settings("torch"):
+        return (count(lambda: sides.denoise(sides.empty, z))
+                + count(lambda: sides.model.decode_latent(z, [196])),
+                50 * count(lambda: sides.model.denoiser.encoder(tokens)))
 
 
 def built(job):
@@ -95,4 +91,6 @@ if __name__ == "__main__":
     if backend.WHY_NOT and backend.MODE != "triton":  # without a GPU, triton needs a new process
         environment = os.environ | {"MLD_KERNELS": "triton"}
         os.execve(sys.executable, [sys.executable, os.path.abspath(__file__)], environment)
-    sys.exit(backend.WHY_NOT or write())
+    from config import program
+
+    program(lambda argv: backend.WHY_NOT or write())

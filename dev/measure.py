@@ -11,7 +11,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import backend, few_rows
+from kernels import backend, few_rows, graphs
+
+
+@contextlib.contextmanager
+def settings(mode, graph="0", precision="float32"):
+    """MLD_KERNELS, MLD_GRAPH and tf32 inside the block. The mode "baseline" leaves the kernels."""
+    mode = backend.MODE if mode == "baseline" else mode
+    before = torch.get_float32_matmul_precision()
+    graphs.recorded.clear()  # the recordings of other settings, and their memory
+    try:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        with mock.patch.object(backend, "MODE", mode), mock.patch.object(graphs, "MODE", graph):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def synchronize():

@@ -1,10 +1,8 @@
 """How cost grows with the work: `python -m dev.bench scaling` measures, and writes the tables of
 docs/scaling.md.
 
-Each point of a curve is ours alone. The plan for many GPUs is arithmetic from the networks' sizes.
---quick takes tiny sizes and writes nothing.
+Each point of a curve is ours alone. --quick takes tiny sizes and writes nothing.
 """
-import json
 import multiprocessing
 import os
 import subprocess
@@ -22,8 +20,9 @@ from dev.baseline import Sides, prompts
 from dev.measure import row, spread, status, take_turns
 from dev.tables import fill, markdown
 from formats import pack as packs
+from view.report import read_log
 
-FRAMES, CLIP_FRAMES = 142, 4  # HumanML3D's mean clip; a synthetic one, so that a million fit
+CLIP_FRAMES = 4  # of a synthetic clip, so that a million fit
 
 
 def sampling(quick, device, repeats):
@@ -55,23 +54,21 @@ def sampling(quick, device, repeats):
 def training(quick):
     """(curve, row): real frames/s of train.py on the toy set's VAE. By processes of one thread
     each at its own size; by clips in a batch at the published width and depth."""
-    runs = [("Processes that train", f"train vae, {n} process(es), 64 clips in all", n, 64,
-             10 if quick else 60, ["--train.threads=1"]) for n in (1, 2)]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     size = ["--vae.latent_dim=256", "--vae.ff_size=1024", "--vae.num_layers=9"]
-    runs += [("Clips in a training batch", f"train vae, width 256, 9 layers, batch {n}", 1, n,
+    runs = [("Processes that train", f"train vae, {n} process(es), 64 clips in all", launcher, 64,
+             10 if quick else 60, ["--train.threads=1"]) for n, launcher in ((1, []), (2, two))]
+    runs += [("Clips in a training batch", f"train vae, width 256, 9 layers, batch {n}", [], n,
               10 if quick else max(10, 2048 // n), [] if quick else size)
              for n in ((4,) if quick else (16, 32, 64, 128, 256))]
-    for curve, name, processes, batch, steps, flags in runs:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    for curve, name, launcher, batch, steps, flags in runs:
         with tempfile.TemporaryDirectory() as out:
-            command = ["train.py", "--dataset", "toy", "--stage", "vae", "--out", out, "--name",
-                       "scaling", f"--train_vae.steps={steps}", f"--train.log_every={steps // 10}",
-                       f"--train_vae.batch_size={batch}", "--train.sample_every=0",
+            command = [sys.executable, *launcher, "train.py", "--dataset", "toy", "--stage", "vae",
+                       "--out", out, f"--train_vae.steps={steps}", "--train.sample_every=0",
+                       f"--train.log_every={steps // 10}", f"--train_vae.batch_size={batch}",
                        "--train_vae.optimizer=adamw", *flags]
-            command = [sys.executable, *(launcher if processes > 1 else []), *command]
             subprocess.run(command, cwd=HERE, check=True, capture_output=True)
-            with open(os.path.join(out, "scaling", "log.jsonl"), encoding="utf-8") as file:
-                log = [json.loads(text) for text in file]
+            log = read_log(os.path.join(out, "toy", "log.jsonl"))
         speeds = [entry["frames_per_s"] for entry in log if "frames_per_s" in entry][1:]
         yield curve, row(name, batch, {"ours": [1 / s for s in speeds]}, {"ours": 1})
 
@@ -104,21 +101,6 @@ def datasets(quick):
                 first_batch_s=first, batch_s=each, own_mb=mb)
 
 
-def plan(model, batch=64, rate=150e12, link=20e9):
-    """Cells of the plan's table: a step of each stage with `batch` clips per GPU, at `rate` flop/s
-    in bf16 and `link` bytes/s of ring all-reduce, which two thirds of the step may hide."""
-    for gpus in (8, 64):
-        for name, net, tokens in (("vae", model.vae, FRAMES), ("diffusion", model.denoiser, 3)):
-            size = sum(p.numel() for p in net.parameters())
-            compute = 6 * size * tokens * batch / rate
-            volume = 2 * (gpus - 1) / gpus * 4 * size  # float32 gradients, bytes per GPU
-            step = compute + max(0.0, volume / link - 2 / 3 * compute)
-            read = gpus * batch * FRAMES * 263 * 4 / step if name == "vae" else 0
-            yield [gpus, name, f"{batch * gpus:,}", f"{1e3 * compute:.2f} ms",
-                   f"{volume / 1e6:.0f} MB", f"{1e3 * volume / link:.2f} ms",
-                   f"{compute / step:.0%}", f"{read / 1e6:,.0f} MB/s"]
-
-
 def scale(args, speed, device):
     """Yields the rows, then writes docs/scaling.md."""
     curves = {}
@@ -140,13 +122,9 @@ def scale(args, speed, device):
 
     head = ["what", "motions or clips at once", "time or rate", "per motion"]
     packs = ["clips", "file", "open", "to the first batch of 64", "a further batch", "memory"]
-    gpus = ["GPUs", "stage", "clips a step", "compute", "all-reduce, each GPU", "its time",
-            "efficiency", "features read"]
     measured = [speed["machine"], speed["torch"], f"{speed['bytes_s'] / 1e9:.1f} GB/s",
                 f"{speed['float32_flop_s'] / 1e9:.0f} GFLOP/s"]
-    model = Sides(args.quick, device, baseline=False).model
     fill(os.path.join(HERE, "docs", "scaling.md"), {
         "How cost grows": markdown(["machine", "torch", "memory", "matrix products"], measured),
-        "A plan for many GPUs": markdown(gpus, *plan(model)),
         **{curve: markdown(packs if "gb" in rows[0] else head, *map(cells, rows))
            for curve, rows in curves.items()}})

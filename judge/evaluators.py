@@ -14,7 +14,7 @@ import torch
 
 import checkpoint
 from config import HERE
-from formats.safe_pickle import load_torch
+from formats.safe_pickle import load_torch, named_tensors
 from judge.own import OwnJudge
 from judge.published import CLASSIFIERS, STGCN, ActionGRU, load_t2m
 
@@ -38,7 +38,8 @@ def find(config, pack, path=None, device="cpu"):
     elif auto and os.path.isfile(classifier):
         judge = STGCN() if name == "uestc" else ActionGRU(torch.as_tensor(pack.rest))
         state = load_torch(classifier)
-        checkpoint.fill(judge, dict(state.get("model", state)), classifier)
+        state = state.get("model", state) if isinstance(state, dict) else state
+        checkpoint.fill(judge, named_tensors(state), classifier)
     else:
         judge = load_own(config, pack, path)
     return judge.to(device).eval().requires_grad_(False)
@@ -57,6 +58,6 @@ def load_own(config, pack, path=None):
     if not data.get("judge") or data["config"].data.skeleton != pack.skeleton:
         raise ValueError(f"{path} is no evaluator for motion of the {pack.skeleton} skeleton; "
                          f"{how}")
-    judge = OwnJudge(data["config"], pack.mean, pack.std, data["vocabulary"], data["actions"])
-    checkpoint.fill(judge, data["model"], path)
-    return judge
+    names = [data.get(key) or [] for key in ("vocabulary", "actions")]
+    return checkpoint.fitted(lambda: OwnJudge(data["config"], pack.mean, pack.std, *names),
+                             data["config"], data["model"], path)

@@ -26,8 +26,11 @@ def matching(text, motion, group=32, top=3):
     Returns (top,) shares of texts whose own motion is among the 1, 2, ... `top` nearest of their
     group by Euclidean distance, and the mean distance to the own motion. Another motion at the very
     same distance counts as nearer, so that embeddings that are all the same score nothing.
-    ValueError for fewer rows than one group.
+    ValueError for fewer rows than one group, or groups so small that every text succeeds.
     """
+    if group <= top:
+        raise ValueError(f"R@{top} among {group} motions is always 1; eval.group must be at least "
+                         f"{top + 1}.")
     text, motion = np.asarray(text, np.float64), np.asarray(motion, np.float64)
     n = len(text) // group * group
     if not n:
@@ -54,8 +57,14 @@ def fid(a, b):
     That matrix is symmetric, so they are real, and those within rounding of zero are taken as zero.
     Thus there is no imaginary part, and no NaN where there are fewer rows than dimensions; but then
     the value depends on the number of rows, and compares only with values for as many.
+    ValueError for a set of fewer than two rows, which has no covariance, or with a NaN.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if min(len(a), len(b)) < 2:
+        raise ValueError("FID needs at least 2 motions on each side, found "
+                         f"{len(a)} and {len(b)}.")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("FID is of finite embeddings; these hold NaN or infinity.")
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
 
     def roots(values):
@@ -77,7 +86,10 @@ def mean_distance(a, b):
 
 
 def diversity(x, first, second):
-    """Mean distance of x[first] and x[second]: x (N, D), first and second the drawn rows."""
+    """Mean distance of x[first] and x[second]: x (N, D), first and second the drawn rows.
+
+    ValueError for fewer than two rows, or no pair."""
+    need_pairs("Diversity", len(x), first)
     return mean_distance(x[first], x[second])
 
 
@@ -85,8 +97,16 @@ def multimodality(x, first, second):
     """Mean distance between motions of the same text.
 
     x (texts, samples, D); first, second: the drawn samples, the same for every text.
+    ValueError for fewer than two samples, or no pair.
     """
+    need_pairs("MultiModality", x.shape[1], first)
     return mean_distance(x[:, first], x[:, second])
+
+
+def need_pairs(metric, n, pairs):
+    if n < 2 or not len(pairs):
+        raise ValueError(f"{metric} is the distance between motions: it needs at least 2 motions "
+                         f"and 1 pair, found {n} and {len(pairs)}.")
 
 
 def draw_pairs(rng, n, pairs):
@@ -98,8 +118,13 @@ def draw_pairs(rng, n, pairs):
 
 
 def draw_action_pairs(rng, labels, pairs):
-    """ACTOR's pairs for MultiModality: `pairs` pairs of rows of each label, with repetition."""
-    drawn = [rng.choice(np.flatnonzero(labels == label), (2, pairs)) for label in np.unique(labels)]
+    """ACTOR's pairs for MultiModality: `pairs` pairs of rows of each label, with repetition.
+
+    A label with a single row has no pairs. ValueError where no label has two rows."""
+    names, counts = np.unique(labels, return_counts=True)
+    drawn = [rng.choice(np.flatnonzero(labels == name), (2, pairs)) for name in names[counts > 1]]
+    if not drawn:
+        raise ValueError("MultiModality needs at least 2 motions of an action, found 1 of each.")
     return np.concatenate(drawn, axis=1)
 
 
@@ -174,7 +199,11 @@ def jerk(joints, fps):
 
 
 def bone_drift(joints, parents):
-    """How far bones are from their mean length, mm, the mean over frames and bones. parents (J,)"""
+    """How far bones are from their mean length, mm, the mean over frames and bones. parents (J,)
+
+    NaN for a single frame, whose bones are their own mean."""
+    if len(joints) < 2:
+        return np.nan
     bones = [(j, p) for j, p in enumerate(parents) if p >= 0]
     child, parent = zip(*bones)
     joints = np.asarray(joints, np.float64)

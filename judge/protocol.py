@@ -142,7 +142,8 @@ class Evaluation:
 
 
 def score(run, name, rows, reference, replication):
-    """One replication of a row of the table -> {metric: number}.
+    """One replication of a row of the table -> {metric: number}, without those that so few motions
+    do not have; `_notes` says which.
 
     rows: {name: array}, from `Evaluation.real` and `made`; reference: the motions that FID is to.
     """
@@ -152,12 +153,15 @@ def score(run, name, rows, reference, replication):
     if "text" in rows and run.kind == "text":
         precision, distance = metrics.matching(rows["text"][order], x[order], e.group)
         out |= {f"R@{k}": p for k, p in enumerate(precision, 1)} | {"MM-Dist": distance}
-    out["FID"] = metrics.fid(x, rows[reference])
-    if run.kind == "action":
+    several = len(x) > 1
+    if several:
+        out["FID"] = metrics.fid(x, rows[reference])
+    if several and run.kind == "action":
         out["Diversity"] = metrics.diversity(x, *rng.integers(len(x), size=(2, ACTOR_PAIRS[0])))
-        pairs = metrics.draw_action_pairs(rng, labels, ACTOR_PAIRS[1])
-        out["MultiModality"] = metrics.diversity(x, *pairs)
-    else:
+        if np.unique(labels, return_counts=True)[1].max() > 1:
+            pairs = metrics.draw_action_pairs(rng, labels, ACTOR_PAIRS[1])
+            out["MultiModality"] = metrics.diversity(x, *pairs)
+    elif several:
         out["Diversity"] = metrics.diversity(
             x, *metrics.draw_pairs(rng, len(x), e.diversity_pairs))
     known = labels >= 0
@@ -202,8 +206,16 @@ def gate(run, row):
 def evaluate(run, use_gate=True):
     """Measure -> table {row: {metric: (mean, half interval)}}, notes, the first replication's rows.
 
-    ValueError if use_gate is set and real motion does not score as published.
+    ValueError if use_gate is set and real motion does not score as published, or for settings that
+    leave nothing to measure.
     """
+    e = run.config.eval
+    if run.kind == "text" and e.mm_samples < 2:
+        raise ValueError("MultiModality is the distance between motions for one text: "
+                         f"eval.mm_samples must be at least 2, found {e.mm_samples}.")
+    if run.kind == "text" and run.judge.reads_text and e.group < 4:
+        raise ValueError("R@3 is the share of texts that find their motion among the nearest 3: "
+                         f"eval.group must be at least 4, found {e.group}.")
     table, notes = {}, []
     # ACTOR also measures UESTC on its train split.
     both = run.config.data.dataset == "uestc" and run.kind == "action"
@@ -283,9 +295,17 @@ def _notes(run, split, rows):
     if run.kind == "action" and (run.pack.labels < 0).any():
         notes.append("Clips without an action are left out.")
     n, D = rows[0][REAL].shape
-    if n <= D:
+    if run.kind == "action":
+        names, counts = np.unique(rows[0]["labels"], return_counts=True)
+        alone = [run.pack.actions[a] for a in names[counts == 1]]
+        if alone:
+            notes.append("MultiModality leaves out actions of a single clip, between which there "
+                         f"is no distance: {', '.join(alone)}.")
+    if n < 2:
+        notes.append("FID and Diversity are left out: they need 2 clips, and there is 1.")
+    elif n <= D:
         notes.append(f"FID is of {n} clips in {D} dimensions, so it compares only with values of "
                      "as many clips.")
-    if n < run.config.eval.diversity_pairs and run.kind != "action":
+    if 1 < n < run.config.eval.diversity_pairs and run.kind != "action":
         notes.append(f"Diversity is of {n} pairs, because there are no more clips.")
     return notes

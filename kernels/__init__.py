@@ -87,7 +87,8 @@ def few_tokens(stack, x, first=None, causal=False):
     if torch.compiler.is_compiling():
         return None
     triton = backend.MODE != "torch" and not backend.WHY_NOT and (x.is_cuda or backend.INTERPRETED)
-    if triton and not causal and not denoiser_layer.unsupported(x, stack) and pays(x, stack):
+    if (triton and not causal and not denoiser_layer.unsupported(x, stack) and pays(x, stack)
+            and few_rows.alike(stack)):
         with launched("denoiser_layers", x):
             return denoiser_layer.denoiser_layers(x, stack)[:, :first]
     if few_rows.unsupported(x, stack, first):

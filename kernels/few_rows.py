@@ -4,23 +4,16 @@ This is for a CPU and a few rows of tokens, such as a prompt's or those of up to
 denoiser: there plain torch spends more time between its operations than in them
 (`python -m dev.bench ladder --batches 1,16`). Where there is no C compiler, and in all cases that
 `unsupported` names, plain torch runs instead; the numbers are the same to rounding.
-
-The library is kept in $XDG_CACHE_HOME/nanomld or ~/.cache/nanomld. Its name is a hash of its
-source, the compiler and the processor.
 """
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import weakref
 
 import torch
+from torch.nn.modules import module as global_hooks
 
-from kernels import backend
+from kernels import backend, c_library
 from kernels.denoiser_layer import blocks_of
 
 # Measured with AVX2: 1.8 times as fast as torch at 48 rows, 1.4 times at 96, 1.1 times at 192,
@@ -35,7 +28,8 @@ FLAGS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=n
 ACTIVATIONS = ("gelu", "relu", "quick_gelu")  # in few_rows.c's order
 # what a stack may be made of; transformer.py adds its own layers
 KNOWN_MODULES = {torch.nn.Linear, torch.nn.LayerNorm, torch.nn.ModuleList}
-rounded = weakref.WeakSet()  # the stacks whose weights round_to_int8 has rounded
+# what a module computes with, besides its weights
+SETTINGS = ("activation", "pre_norm", "cross", "heads", "eps")
 
 # --------------------------------------------------------------------------------------------------
 # The library
@@ -44,71 +38,76 @@ rounded = weakref.WeakSet()  # the stacks whose weights round_to_int8 has rounde
 @functools.lru_cache(maxsize=None)
 def library(int8=False):
     """The C function for float32 or int8 weights, or a text that says why there is none."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if compiler is None:
-        return "there is no C compiler"
+    made = c_library.load(SOURCE, ["-O2", *["-DINT8"] * int8], FLAGS)
+    if isinstance(made, str):
+        return made
     try:
-        with open(SOURCE, "rb") as file:
-            parts = [file.read(), compiler.encode(), repr((FLAGS, int8)).encode(), processor()]
-        name = f"few_rows-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        path = os.path.join(cache, "nanomld", name)
-        if not os.path.exists(path):
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            build([*compiler.split(), "-O2", *["-DINT8"] * int8], path)
-        made = ctypes.CDLL(path)
         function, threads = made.few_rows, ctypes.c_int.in_dll(made, "has_threads").value
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"few_rows.c could not be built: {error}"
+    except (AttributeError, ValueError) as error:
+        return f"the C compiler made something else of few_rows.c: {error}"
     function.max_rows = MAX_ROWS if threads else FEWEST
     pointer, number = ctypes.c_void_p, ctypes.c_int
     function.argtypes = [pointer, pointer, *[number] * 10, pointer, pointer, ctypes.c_float, number]
     return function
 
 
-def build(command, path):
-    """few_rows.c -> path, whole or not at all, since another process may be doing the same."""
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-        made = os.path.join(folder, "few_rows.so")
-        for flags in FLAGS:
-            whole = [*command, *flags, "-shared", "-fPIC", SOURCE, "-o", made, "-lm"]
-            result = subprocess.run(whole, capture_output=True, text=True, timeout=120)
-            if result.returncode == 0:
-                return os.replace(made, path)
-        raise OSError(result.stderr.strip()[-500:])
-
-
-def processor():
-    """What "native" means here, since different machines may share a home directory."""
-    try:
-        with open("/proc/cpuinfo", "rb") as file:
-            return next(line for line in file if line.lower().startswith((b"flags", b"features")))
-    except (OSError, StopIteration):
-        return f"{platform.machine()} {platform.processor()} {platform.node()}".encode()
-
-
 # --------------------------------------------------------------------------------------------------
 # A stack's weights
 
-layouts = weakref.WeakKeyDictionary()  # stack -> its modules, their children, its slots
-packed = weakref.WeakKeyDictionary()  # stack -> state of its weights, addresses, tensors to keep
+layouts = weakref.WeakKeyDictionary()  # stack -> its modules, their children, slots, settings
+packed = weakref.WeakKeyDictionary()  # stack -> state of its weights, what C gets, tensors to keep
 
 
 def layout(stack):
-    """-> all modules in the stack, and its slots: None if a module is of an unknown kind.
+    """-> all modules in the stack; its slots, None if a module is of an unknown kind; and where
+    its settings are, as (attributes of a module, name of one).
 
     Slots say where the weights are: for each layer of few_rows.c 5 linears and 2 norms, then the
     stack's own norm. Each has two slots, weight and bias: (a module's parameters, name, shape),
     or None where there is no such module. All is made anew once a module has been replaced."""
     def children():
-        return [child for module in (stack, *modules) for child in module._modules.values()]
+        below = [child for module in (stack, *modules) for child in module._modules.values()]
+        return stack.skip, below
 
-    modules, before, slots = layouts.get(stack) or ([], None, None)
+    modules, before, slots, settings = layouts.get(stack) or ([], None, None, None)
     if children() != before:
         _, *modules = stack.modules()  # without the stack: a key kept in its value is never freed
         slots = slots_of(stack) if {type(module) for module in modules} <= KNOWN_MODULES else None
-        layouts[stack] = modules, children(), slots
-    return modules, slots
+        settings = [(vars(m), name) for m in modules for name in SETTINGS if name in vars(m)]
+        layouts[stack] = modules, children(), slots, settings
+    return modules, slots, settings
+
+
+def uneven(settings):
+    """The name of a setting that is not the same in all layers; else empty."""
+    values = {}
+    for attributes, name in settings:
+        if values.setdefault(name, attributes[name]) != attributes[name]:
+            return name
+    return ""
+
+
+def watched(modules):
+    """Whether calling these modules does more than their forward: by hooks, or by a forward that
+    was put in its place on one of them."""
+    return any([m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
+                for m in modules])
+
+
+def altered(stack, modules):
+    """Why these modules of this stack have to be called one by one; else empty."""
+    everywhere = global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks
+    if everywhere or watched((stack, *modules)):
+        return "its hooks would not run"
+    if any([m.training for m in modules if "dropout" in m.__dict__]):
+        return "it would drop nothing in a layer in training mode"
+    return ""
+
+
+def alike(stack):
+    """Whether one kernel may stand in for all the layers of this stack."""
+    modules, _, settings = layout(stack)
+    return not (altered(stack, modules) or uneven(settings))
 
 
 def slots_of(stack):
@@ -136,35 +135,41 @@ def addresses(tensors):
     return array(*[None if t is None else t.data_ptr() for t in tensors])
 
 
-def pack(stack, slots):
-    """-> arrays of addresses: the layers', and the last norm's or None. Or a text that says what
-    few_rows.c cannot read. Made anew once a weight has moved or, where it is int8, changed."""
+def pack(stack, slots, settings):
+    """-> arrays of addresses, the layers' and the last norm's or None, and whether weights are
+    int8. Or a text that says what few_rows.c cannot read. Made anew once a weight has moved, a
+    setting has changed or, with int8, a weight has changed."""
     before, made, _ = packed.get(stack) or (None, None, None)
-    tensors = [slot and slot[0][slot[1]] for slot in slots]
-    now = [t if t is None else (t.data_ptr(), t.numel(), t.is_contiguous()) for t in tensors]
-    if stack in rounded:
-        now += [t._version for t in tensors if t is not None and not t.is_inference()]
+    tensors = [slot and slot[0].get(slot[1]) for slot in slots]
+    there = [t for t in tensors if t is not None]
+    now = [(t.data_ptr(), t.shape, t.dtype, t.is_contiguous()) for t in there]
+    now += [attributes[name] for attributes, name in settings]
+    # an inference tensor does not say when it changes, so no copy of it is kept
+    int8 = is_int8(stack) and not any(t.is_inference() for t in there)
+    if int8:
+        now += [t._version for t in there]
     if now != before:
-        made, keep = unlike(stack, slots, tensors), []
+        made, keep = unlike(stack, slots, tensors, uneven(settings)), []
         if not made:
             *pairs, last = zip(tensors[::2], tensors[1::2])
+            copies = int8_copies([w for i, (w, _) in enumerate(pairs) if i % 7 <= 4 and int8])
             flat = []
             for i, (weight, bias) in enumerate(pairs):
                 if i % 7 > 4:  # a norm
                     flat += [weight, bias]
                     continue
                 scale = None
-                if stack in rounded and weight is not None:
+                if copies and weight is not None:
                     keep.append(weight)  # or another could take its address, unnoticed
-                    weight, scale = to_int8(weight)
+                    weight, scale = copies[id(weight)]
                     keep += [weight, scale]
                 flat += [weight, scale, bias]
-            made = addresses(flat), None if last[0] is None else addresses(last)
+            made = addresses(flat), None if last[0] is None else addresses(last), bool(copies)
         packed[stack] = now, made, keep
     return made
 
 
-def unlike(stack, slots, tensors):
+def unlike(stack, slots, tensors, setting):
     """How this stack differs from what few_rows.c assumes; empty if it does not."""
     for slot, t in zip(slots, tensors):
         if slot is None:
@@ -173,13 +178,21 @@ def unlike(stack, slots, tensors):
         fits = t is not None and t.shape == shape and t.is_contiguous()
         if not fits or t.dtype != torch.float32 or t.device.type != "cpu":
             return f"this {name} must be there, of shape {shape}, float32, contiguous, on the CPU"
-    blocks = blocks_of(stack)
-    settings = {(b.activation, b.pre_norm, b.cross, b.self_attn.heads) for b in blocks}
-    norms = [norm for b in blocks for norm in (b.norm1, b.norm2)]
-    norms += [] if stack.norm is None else [stack.norm]
-    if len(settings) > 1 or len({norm.eps for norm in norms}) > 1:
-        return "all layers must have the same settings"
+    if setting or blocks_of(stack)[0].activation not in ACTIVATIONS:
+        return f"all layers must have the same {setting or 'activation, one that it knows'}"
     return ""
+
+
+def int8_copies(weights):
+    """{id: (int8, scale)} of these weights (or None). Empty if one is no longer as round_to_int8
+    left it: then C reads the float32 weights, as torch does."""
+    copies = {}
+    for weight in weights:
+        if weight is not None:
+            numbers, scale = copies[id(weight)] = to_int8(weight)
+            if not torch.allclose(numbers * scale[:, None], weight, rtol=1e-6, atol=0):
+                return {}
+    return copies
 
 
 def to_int8(weight):
@@ -194,12 +207,18 @@ def to_int8(weight):
 def round_to_int8(stack):
     """Round this stack's weights to 8 bits, in place, so that every path gives the same numbers.
     The C path then also reads them as int8, a quarter of the bytes. Call it again when the
-    weights change."""
-    rounded.add(stack)
+    weights change: until then C reads the new ones in float32."""
+    stack.int8 = True  # an attribute, so that a deep copy has it as well
+    packed.pop(stack, None)
     for weight in stack.parameters():
         if weight.dim() == 2:
             numbers, scale = to_int8(weight)
             weight.copy_(numbers * scale[:, None])
+
+
+def is_int8(stack):
+    """Whether round_to_int8 has rounded this stack, or the one that it is a copy of."""
+    return vars(stack).get("int8", False)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -215,7 +234,9 @@ def unsupported(x, stack, first=None):
     if torch.is_grad_enabled() or stack.training or autocast or torch.jit.is_tracing():
         return "it has no backward, no dropout, no type but float32, and cannot be traced"
     (B, L, D), layer = x.shape, blocks_of(stack)[0]
-    function = library(stack in rounded)
+    if torch._C._len_torch_dispatch_stack():
+        return "torch's operations are being watched, as by a counter of FLOPs"
+    function = library(is_int8(stack))
     if isinstance(function, str):
         return function
     if not 1 <= B * L <= function.max_rows:
@@ -227,19 +248,22 @@ def unsupported(x, stack, first=None):
     odd = D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16
     if layer.cross or odd or D != layer.linear2.out_features:
         return "it takes only self-attention layers, of widths that are multiples of 16"
-    modules, slots = layout(stack)
-    if slots is None or any(m._forward_hooks or m._forward_pre_hooks for m in (stack, *modules)):
-        return "hooks, and modules that are not transformer.py's, would not run"
-    made = pack(stack, slots)
-    return made if isinstance(made, str) else ""
+    modules, slots, settings = layout(stack)
+    if slots is None:
+        return "it knows no modules but transformer.py's"
+    made = altered(stack, modules) or pack(stack, slots, settings)
+    if isinstance(made, str):
+        return made
+    function = library(made[2])  # float32, where weights are no longer rounded
+    return function if isinstance(function, str) else ""
 
 
 def run(x, stack, first=None, causal=False):
     """stack(x, causal=causal)[:, :first]; `unsupported` must have returned "" just before."""
-    (B, L, D), blocks, weights = x.shape, blocks_of(stack), packed[stack][1]
+    (B, L, D), blocks, (*weights, int8) = x.shape, blocks_of(stack), packed[stack][1]
     layer, x = blocks[0], x.contiguous()
     out = x.new_empty(B, first or L, D)
-    failed = library(stack in rounded)(
+    failed = library(int8)(
         x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D,
         layer.self_attn.heads, layer.linear1.out_features, len(blocks), layer.pre_norm,
         ACTIVATIONS.index(layer.activation), causal, *weights, layer.norm1.eps,

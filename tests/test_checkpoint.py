@@ -1,5 +1,6 @@
 """Our own checkpoints come back whole, or are refused in one sentence."""
 import os
+import time
 
 import numpy as np
 import pytest
@@ -222,3 +223,181 @@ def test_own_weights_that_do_not_fit(tmp_path):
     checkpoint.save(tmp_path / "b.pt", config, model.state_dict(), vocabulary=["a"])
     with pytest.raises(ValueError, match="token_embedding.weight is"):
         checkpoint.load_model(tmp_path / "b.pt")
+
+
+# --------------------------------------------------------------------------------------------------
+# Files that are damaged, or made to do harm
+
+
+def crafted(path, change, whole=True):
+    """The small model's file at `path` with a change; whole: with a checksum that fits it."""
+    finished(tiny_config(), path)
+    data = torch.load(path, weights_only=True)
+    data.pop("checksum")
+    change(data)
+    if whole:
+        data["checksum"] = checkpoint.checksum(data)
+    torch.save(data, path)
+
+
+def refusal(path):
+    with pytest.raises(ValueError) as caught:
+        checkpoint.load_model(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    return a == b
+
+
+def test_flipped_bytes_are_refused_or_change_nothing(tmp_path):
+    path = tmp_path / "model.pt"
+    finished(tiny_config(), path)
+    good, whole, accepted = checkpoint.load(path), path.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 300):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        try:
+            found = checkpoint.load(path)
+        except ValueError as error:
+            assert "model.pt" in str(error) and "\n" not in str(error)
+        else:  # between the parts of a zip file there are bytes that mean nothing
+            assert equal(found, good), f"byte {place}"
+            accepted += 1
+    assert accepted < 60
+
+
+def test_a_checksum_cannot_get_lost(tmp_path):
+    path = tmp_path / "model.pt"
+    crafted(path, lambda data: data["model"]["mean"].add_(1), whole=False)
+    assert "is damaged: its checksum does not match" in refusal(path)
+    crafted(path, lambda data: data.update(version=1), whole=False)
+    assert checkpoint.load_model(path) is not None, "written before there were checksums"
+    for name in ("toy.pt", "toy-evaluator.pt"):
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        assert checkpoint.load(os.path.join(root, "checkpoints", name))["model"]
+
+
+def test_tensors_of_every_kind_and_training_state_have_a_checksum(tmp_path):
+    state = {"half": torch.ones(3).half(), "bf16": torch.ones(2, 2, dtype=torch.bfloat16),
+             "flag": torch.tensor(True), "none": torch.ones(0, 4), "turned": torch.rand(3, 4).T}
+    checkpoint.save(tmp_path / "a.pt", Config(), state, step=3, best=float("inf"),
+                    since={"sums": {"loss": torch.tensor(2.0)}, "steps": 4})
+    data = checkpoint.load(tmp_path / "a.pt")
+    assert equal(data["model"], state) and data["best"] == float("inf") and "checksum" not in data
+    names = [checkpoint.checksum(x) for x in (
+        [1, 2], [2, 1], ["1", 2], [1, [2]], {"a": 1}, {"b": 1}, {"a": 1.0}, {"a": True},
+        torch.ones(4), torch.ones(2, 2), torch.ones(4).half(), torch.zeros(4), [-0.0], [0.0])]
+    assert len(set(names)) == len(names)
+
+
+def settings(**changes):
+    def change(data):
+        for key, value in changes.items():
+            section, name = key.split("__")
+            data["config"][section][name] = value
+    return change
+
+
+@pytest.mark.parametrize("change, message", [
+    (settings(vae__max_positions=60_000_000), "vae.max_positions must be at most 1000000"),
+    (settings(vae__max_positions=1_000_000), "ask for 320 MB, but it holds 0.3 MB"),
+    (settings(denoiser__num_layers=999_999), "denoiser.num_layers must be at most 1000"),
+    (settings(denoiser__num_layers=999), "num_layers is 999, but it has no more than 191 weights"),
+    (settings(text__layers=900), "text.layers is 900, but it has no more than"),
+    (settings(vae__cosines=1_000_000), "has weights of other shapes"),
+    (settings(diffusion__num_train_timesteps=10**8), "must be at most 100000"),
+    (settings(text__context_length=10**400), "text.context_length must be at most 1000000"),
+    (settings(vae__latent_size=[1]), "vae.latent_size must be a whole number"),
+])
+def test_sizes_are_refused_before_a_network_is_built(tmp_path, change, message):
+    path = tmp_path / "model.pt"
+    crafted(path, change)
+    start = time.perf_counter()
+    assert message in refusal(path)
+    assert time.perf_counter() - start < 5
+
+
+def weights(make):
+    def change(data):
+        data["model"]["denoiser.query_pos.pe"] = make(data["model"]["denoiser.query_pos.pe"])
+    return change
+
+
+def entry(name, value):
+    return lambda data: data.update({name: value})
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda data: data.pop("config"), "its entry 'config' is missing"),
+    (lambda data: data.pop("model"), "its entry 'model' is missing"),
+    (entry("config", 1), "entry 'config'"),
+    (entry("config", {"vae": 3}), "entry 'config'"),
+    (entry("config", {3: {}}), "entry 'config'"),
+    (entry("model", [torch.ones(2)]), "entry 'model'"),
+    (entry("model", {"x": 1}), "entry 'model'"),
+    (entry("model", {1: torch.ones(2)}), "entry 'model'"),
+    (entry("vocabulary", 7), "entry 'vocabulary'"),
+    (entry("vocabulary", [1, 2]), "entry 'vocabulary'"),
+    (entry("actions", "walk"), "entry 'actions'"),
+    (entry("version", [1]), "of version [1]"),
+    (entry("version", torch.ones(2)), "of version tensor"),
+    (weights(lambda w: w * float("nan")), "query_pos.pe must be finite"),
+    (weights(lambda w: w / 0), "query_pos.pe must be finite"),
+    (weights(lambda w: w.int()), "not of its type: denoiser.query_pos.pe (torch.int32)"),
+    (weights(lambda w: w[:0]), "query_pos.pe is (0, 16) instead of"),
+    (lambda data: data["model"]["std"].zero_(), "std must be finite and positive"),
+    (lambda data: data["model"]["latent_std"].neg_(), "latent_std must be finite and positive"),
+])
+def test_entries_of_another_kind_get_one_sentence(tmp_path, change, message):
+    crafted(tmp_path / "model.pt", change)
+    assert message in refusal(tmp_path / "model.pt")
+
+
+def nested(times, make):
+    inner = [1]
+    for _ in range(times):
+        inner = make(inner)
+    return inner
+
+
+def test_data_that_grows_or_never_ends_is_refused_soon(tmp_path):
+    endless = {}
+    endless["again"] = endless
+    odd = {"endless": endless, "twice": nested(18, lambda x: [x, x]),
+           "deep": nested(60, lambda x: [x]), "doubled": nested(40, lambda x: {"a": x, "b": x}),
+           "wide": torch.ones(1).as_strided((10**5, 10**5), (0, 0)),
+           "sparse": torch.eye(3).to_sparse(), "digits": 10**5000, "bytes": b"x"}
+    for name, value in odd.items():
+        crafted(tmp_path / "model.pt", entry(name, value), whole=False)
+        start = time.perf_counter()
+        assert "is not a whole" in refusal(tmp_path / "model.pt"), name
+        assert time.perf_counter() - start < 3, name
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint: Is a directory"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["meta", "hpu", "xla", "lazy", "cuda:-1", "cpu ", "", "mkldnn"])
+def test_devices_that_are_none(name):
+    with pytest.raises(ValueError, match="cannot be used here") as caught:
+        checkpoint.find_device(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("WORLD_SIZE", "0"), ("WORLD_SIZE", "two"), ("WORLD_SIZE", "-1"), ("WORLD_SIZE", ""),
+    ("RANK", "1"), ("RANK", "-1"), ("LOCAL_RANK", "x"), ("WORLD_SIZE", "9" * 5000)])
+def test_numbers_of_processes_that_cannot_be(monkeypatch, name, value):
+    assert checkpoint.processes() == (0, 1, 0)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"The environment says {name}=") as caught:
+        checkpoint.processes()
+    assert len(str(caught.value)) < 300

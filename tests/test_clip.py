@@ -91,8 +91,8 @@ def write_safetensors(path, tensors):
     for name, t in tensors.items():
         size = t.numel() * t.element_size()
         header[name] = {
-            "dtype": {torch.float32: "F32", torch.float16: "F16"}[t.dtype], "shape": list(t.shape),
-            "data_offsets": [at, at + size]}
+            "dtype": {torch.float32: "F32", torch.float16: "F16", torch.int32: "I32"}[t.dtype],
+            "shape": list(t.shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
     with open(path, "wb") as file:
@@ -230,6 +230,42 @@ def test_what_is_missing_or_wrong_is_said(files, tmp_path):
     with pytest.raises(FileNotFoundError, match="b.safetensors"):
         (files / "shards" / "b.safetensors").rename(tmp_path / "elsewhere")
         load_clip(str(files / "shards"))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[1]", "not JSON with settings, but a list"), ("[" * 100_000, "is not whole JSON"),
+    ('{"text_config": {"num_attention_heads": "x"}}', "num_attention_heads='?x"),
+    ('{"num_attention_heads": 7}', "7 attention heads do not divide"),
+    ('{"num_attention_heads": -1}', "num_attention_heads=-1"),
+    ('{"num_attention_heads": 1e9}', "num_attention_heads"),
+    ('{"hidden_act": "swish"}', "activation must be"), ('{"hidden_act": ["gelu"]}', "activation"),
+])
+def test_settings_of_another_kind_get_one_sentence(tmp_path, text, message):
+    write_safetensors(tmp_path / "model.safetensors", tiny()[0])
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_clip(str(tmp_path))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [
+    lambda w: w.int(), lambda w: w * float("nan"), lambda w: w[0], lambda w: w[:, :3]])
+@pytest.mark.parametrize("name", ["embeddings.token_embedding.weight",
+                                  "encoder.layers.1.mlp.fc2.weight"])
+def test_weights_of_another_kind_get_one_sentence(tmp_path, name, make):
+    tensors = tiny()[0]
+    tensors[f"text_model.{name}"] = make(tensors[f"text_model.{name}"])
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match="whole CLIP text tower") as caught:
+        load_clip(str(tmp_path))
+    assert "model.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_index_of_another_kind_gets_one_sentence(tmp_path):
+    for text in ("{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}', "[]"):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match="index.json"):
+            load_clip(str(tmp_path))
 
 
 # --- the small tower ---

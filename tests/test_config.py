@@ -1,5 +1,6 @@
 """The settings: layers, types, nearest names, rules, --help, the assets file, atomic writes."""
 import dataclasses
+import glob
 import json
 import os
 import pathlib
@@ -159,6 +160,20 @@ def test_paper_recipe():
         (["--diffusion.guidance_scale=-1"], "guidance_scale"),
         (["--train_vae.accumulate=7"], "must divide train_vae.batch_size"),
         (["--text.width=64"], "text.width"),
+        (["--seed", str(2**63)], f"train.seed must be at most {2**63 - 1}; found train.seed=92233"),
+        (["--seed", "9" * 400], "train.seed must be at most"),
+        (["--seed", "9" * 5000], "train.seed must be a whole number"),
+        (["--seed=1e17"], "train.seed must be a whole number"),
+        (["--train_vae.lr=1e300"], "train_vae.lr must be at most 100"),
+        (["--train_vae.lr=1e400"], "train_vae.lr must be a number"),
+        (["--train_vae.weight_decay=1e30"], "train_vae.weight_decay must be at most 1000000"),
+        (["--train.threads=1000000"], "train.threads must be at most 1024"),
+        (["--data.workers=100000"], "data.workers must be at most 256"),
+        (["--data.fps=1e-30"], "data.fps must be at least 1"),
+        (["--denoiser.freq_shift=-1e9"], "freq_shift must be at most 1000000 in size"),
+        (["--train_vae.steps=1e10"], "train_vae.steps must be at most 1000000000"),
+        (["--vae.max_positions=60000000"], "vae.max_positions must be at most 1000000"),
+        (["--vae.dropout=1.5"], "vae.dropout must be below 1"),
         (["--cfg_assets", "/no/such/file.py"], "Assets file /no/such/file.py cannot be read"),
     ],
 )
@@ -185,6 +200,32 @@ def test_assets_file_executes_nothing(tmp_path):
     assets.write_text("clip_path = ")
     with pytest.raises(SettingError, match="cannot be read"):
         resolve("--cfg_assets", str(assets))
+
+
+@pytest.mark.parametrize("line", ["-" * 1000 + "1", "-" * 100_000 + "1", "1" + "+1" * 100_000,
+                                  "[" * 1000, "(-" * 150 + "1" + ")" * 150, "x" * 10**6 + "()"])
+def test_assets_that_are_nested_deeply_get_one_sentence(tmp_path, line):
+    assets = tmp_path / "assets.py"
+    assets.write_text("train_vae.lr = " + line)
+    said = "Assets file .*(nested too|literal|cannot be)"
+    with pytest.raises(SettingError, match=said) as caught:
+        resolve("--cfg_assets", str(assets))
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../toy", "/tmp/toy", "a/b", "..", ".", "", "a\\b", "a\0b"])
+def test_a_dataset_is_a_name_and_no_path(name):
+    """The name in a checkpoint's settings leads to files: of the pack, of its evaluator."""
+    with pytest.raises(SettingError, match="data.dataset must be a name, not a path"):
+        from_dict({"data": {"dataset": name}})
+
+
+def test_whole_numbers_stay_whole():
+    for seed in (2**53 + 1, 2**62 + 3, 2**63 - 1):
+        assert resolve("--seed", str(seed)).train.seed == seed
+    for text in ("5000", "5e3", "5000.0", "+5_000"):
+        assert resolve("--train_vae.steps", text).train_vae.steps == 5000
+    assert from_dict({"train": {"seed": 2**53 + 1}}).train.seed == 2**53 + 1
 
 
 def test_programs_own_flags():
@@ -299,3 +340,42 @@ def test_as_a_program():
         and bad.stderr.startswith("error: vae.num_layers must be odd")
         and bad.stderr.count("\n") == 1
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# A program whose reader has gone
+
+
+def without_a_reader(*words, unbuffered="1"):
+    """`python words | head -0` -> exit status, what was said as an error."""
+    nobody, end = os.pipe()
+    os.close(nobody)
+    try:
+        done = subprocess.run([sys.executable, *words], stdout=end, stderr=subprocess.PIPE,
+                              cwd=config.HERE, text=True, timeout=300,
+                              env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    finally:
+        os.close(end)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+@pytest.mark.parametrize("words", [
+    ["config.py"], ["config.py", "--help"], ["train.py", "--help", "all"], ["eval.py", "--help"],
+    ["prepare.py", "check", "toy"], ["mld.py"], ["diffusion.py"], ["sample.py", "--help"],
+    ["clip_tokenizer.py", "a", "b"], ["dev/tables.py"]], ids=" ".join)
+def test_a_closed_pipe_is_no_error(words, unbuffered):
+    """As in `| head -1`; and what is an error remains one."""
+    status, said = without_a_reader(*words, unbuffered=unbuffered)
+    if words == ["dev/tables.py"]:
+        assert status == 1 and said.startswith("usage: ")
+    else:
+        assert (status, said) == (0, "")
+
+
+def test_every_program_ends_so():
+    for path in [*glob.glob(f"{config.HERE}/*.py"), *glob.glob(f"{config.HERE}/dev/*.py")]:
+        with open(path, encoding="utf-8") as file:
+            _, guard, last = file.read().partition('\nif __name__ == "__main__":\n')
+        prints = not path.endswith(("checkpoint.py", "figure.py"))  # they only write a file
+        assert not (guard and prints) or "    program(" in last, path

@@ -9,8 +9,8 @@ import torch
 
 import diffusion
 from diffusion import (BETA_SCHEDULES, PREDICTION_TYPES, SAMPLERS, add_noise, ddim_step, ddpm_step,
-                       dpmpp_step, draw_noise, guide, make_schedule, plan, sample, take_step,
-                       training_target)
+                       dpmpp_step, draw_noise, guide, make_generators, make_schedule, plan, sample,
+                       take_step, training_target)
 from view.samplers import sampler_table
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "schedulers.npz")
@@ -79,6 +79,25 @@ def test_ddim_runs_equal_golden(name, kind, n, eta, monkeypatch):
                eta)
     assert asked == golden(*case, "timesteps").tolist()
     close(x, golden(*case, "x_0"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 7, 10, 20, 30, 50, 100, 300, 500, 900, 1000])
+def test_where_the_levels_are_those_of_diffusers(n):
+    """diffusers ("leading" spacing, offset 1 for DDIM and 0 for DDPM) asks at i * (1000 // n). So
+    does ours for DDIM from 5 steps on that divide 1000, and DDPM of 1000. Elsewhere theirs starts
+    further from pure noise than ours."""
+    abar = make_schedule().alphas_cumprod.tolist()
+    theirs = [i * (1000 // n) for i in reversed(range(n))]
+    ddim, ddpm = diffusion.timesteps(abar, "ddim", n), diffusion.timesteps(abar, "ddpm", n)
+    assert (ddim == [t + 1 for t in theirs]) == (n >= 5 and 1000 % n == 0 and n < 1000)
+    assert (ddpm == theirs) == (n == 1000)
+    assert ddpm[0] == 999 >= theirs[0]
+    assert ddim[0] == 999 if n < 5 else ddim[0] >= min(theirs[0] + 1, 999)
+
+
+@pytest.mark.parametrize("n", [np.int64(10), np.int8(10), np.uint16(10), torch.tensor(10)])
+def test_numbers_of_steps_from_numpy(n):
+    assert plan(make_schedule(), "ddim", n) == plan(make_schedule(), "ddim", 10)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -327,6 +346,14 @@ def test_rescale_is_blind_to_padding():
     (lambda: plan(make_schedule(), "ddim", -3), "got -3"),
     (lambda: plan(make_schedule(), "ddpm", 1001), "got 1001"),
     (lambda: plan(make_schedule(), "ddpm", 2.5), "got 2.5"),
+    (lambda: plan(make_schedule(), "ddim", True), "whole number, got True"),
+    (lambda: plan(make_schedule(), "ddim", np.bool_(True)), "whole number, got"),
+    (lambda: plan(make_schedule(), "ddim", torch.tensor(True)), "whole number, got"),
+    (lambda: plan(make_schedule(), "ddim", np.float64(10)), "whole number, got"),
+    (lambda: plan(make_schedule(), "ddim", "10"), "whole number, got '10'"),
+    (lambda: plan(make_schedule(), "ddim", None), "whole number, got None"),
+    (lambda: make_generators([1, 2], 3), "or 3 of them, one per motion, got"),
+    (lambda: make_generators([1, -2**63 - 1], 2), "-2.63 to 2.64 - 1, .*-92"),
     (lambda: plan(make_schedule(), "ddim", 50, 1.5), "eta.*0 to 1.*1.5"),
     (lambda: plan(make_schedule(), "ddim", 50, -0.1), "eta"),
     (lambda: plan(make_schedule(), "ddim", 50, float("nan")), "eta"),

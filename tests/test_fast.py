@@ -83,6 +83,50 @@ def test_lengths_are_needed_where_they_differ():
         assert fast.needed_lengths(torch.tensor([5, 5])) is not None
 
 
+def shapes_seen(module, run):
+    """The shapes of what a module returned while run() ran."""
+    seen = []
+    hook = module.register_forward_hook(lambda m, x, out: seen.append(tuple(out.shape)))
+    try:
+        run()
+    finally:
+        hook.remove()
+    return seen
+
+
+def test_hooks_see_what_they_see_in_the_plain_way():
+    """On the stack, on its layers, and inside those that a shortcut computes in parts."""
+    stack = Stack(3, 16, 4, 32, skip=True).eval()
+    crossed = Stack(3, 16, 4, 32, cross=True, skip=True).eval()
+    x, memory, queries = torch.randn(3, 7, 16), torch.randn(3, 1, 16), torch.randn(1, 6, 16)
+    runs = [(stack, lambda: fast.first_tokens(stack, x, 2)),
+            (stack, lambda: fast.few_tokens(stack, x, 2)),
+            (crossed, lambda: fast.shared_queries(crossed, queries, None, memory))]
+    for network, run in runs:
+        for name, module in network.named_modules():
+            found = shapes_seen(module, run)
+            with fast.without(*ALL):
+                assert found == shapes_seen(module, run), name
+        assert len(shapes_seen(network, run)) == 1
+
+
+def test_hooks_on_the_denoiser_are_called_when_sampling():
+    model = make()
+    given = dict(lengths=LENGTHS, seed=5, guidance_scale=2.5, num_inference_steps=3,
+                 **condition(model))
+    expected = model.generate(**given)
+    d = model.denoiser
+    for module in (d, d.time_embedding, d.time_embedding.linear_2, d.emb_proj):
+        found = shapes_seen(module, lambda: model.generate(**given))
+        with fast.without(*ALL):
+            assert found == shapes_seen(module, lambda: model.generate(**given))
+        assert len(found) == 6  # 3 steps, with and without the condition
+    calls = []
+    hook = d.register_forward_hook(lambda m, x, out: calls.append(1))
+    torch.testing.assert_close(model.generate(**given), expected, rtol=1e-4, atol=1e-4)
+    hook.remove()
+
+
 def test_an_unknown_shortcut_is_refused():
     with pytest.raises(ValueError, match="no shortcut of the name 'one_key'"):
         with fast.without("one_key"):

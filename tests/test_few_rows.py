@@ -5,14 +5,19 @@ import os
 import subprocess
 import sys
 import weakref
+import zlib
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import fast
-from conftest import ROOT
+from config import DenoiserConfig
+from conftest import GOLDEN, ROOT
 from kernels import backend, few_rows
+from mld import Denoiser
 from test_mld import LENGTHS, condition, make
 from transformer import Stack
 
@@ -245,6 +250,95 @@ def test_layers_of_different_settings_run_as_the_stack(change):
     assert count == 0 and torch.equal(found, stack(x))
 
 
+def in_all_layers(**settings):
+    def change(stack):
+        for module in stack.modules():
+            vars(module).update({k: v for k, v in settings.items() if k in vars(module)})
+    return change
+
+
+def in_one_layer(**settings):
+    def change(stack):
+        in_all_layers(**settings)(stack.layers[1])
+    return change
+
+
+SETTINGS = [dict(activation="relu"), dict(heads=1), dict(pre_norm=True), dict(eps=0.5)]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("where, times", [(in_all_layers, 1), (in_one_layer, 0)])
+def test_settings_that_change_after_a_run_are_seen(where, times, settings):
+    stack, x = stack_of(dim=64), torch.randn(1, 3, 64)
+    check(stack, x)
+    with torch.no_grad():
+        before = stack(x)
+    where(**settings)(stack)
+    found, count = ran(lambda: fast.few_tokens(stack, x))
+    with torch.no_grad():
+        expected = stack(x)
+    assert count == times and not torch.allclose(expected, before, atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_goes_back_to_training_drops_again():
+    stack, x = stack_of(dropout=0.5, attention_dropout=0.5), torch.randn(1, 3, 32)
+    check(stack, x)
+    for module in (stack.layers[1], stack.layers[1].self_attn):
+        module.training = True
+        first, second = (ran(lambda: fast.few_tokens(stack, x)) for _ in range(2))
+        assert first[1] == second[1] == 0 and not torch.equal(first[0], second[0])
+        module.training = False
+    check(stack, x)
+
+
+def test_an_activation_that_c_does_not_know():
+    stack, x = stack_of(), torch.randn(1, 3, 32)
+    check(stack, x)
+    in_all_layers(activation="of your own")(stack)
+    with torch.no_grad():
+        assert "one that it knows" in few_rows.unsupported(x, stack)
+
+
+def test_weights_of_another_shape_at_the_same_address():
+    stack, x = stack_of(ff=64), torch.randn(1, 3, 32)
+    check(stack, x)
+    stack.layers[0].linear1.weight.data = stack.layers[0].linear1.weight.data.view(32, 64)
+    with torch.no_grad():
+        assert "of shape (64, 32)" in few_rows.unsupported(x, stack)
+
+
+def test_hooks_of_every_kind():
+    stack, x, seen = stack_of(), torch.randn(1, 3, 32), []
+    check(stack, x)
+    hooks = [lambda: stack.register_forward_hook(lambda *_: seen.append(1)),
+             lambda: torch.nn.modules.module.register_module_forward_hook(
+                 lambda *_: seen.append(1)),
+             lambda: torch.nn.modules.module.register_module_forward_pre_hook(
+                 lambda *_: seen.append(1))]
+    for register in hooks:
+        hook = register()
+        assert ran(lambda: fast.few_tokens(stack, x, n=2))[1] == 0 and seen
+        hook.remove()
+        seen.clear()
+    check(stack, x)
+    layer = stack.layers[1]
+    layer.forward = lambda x, *rest: type(layer).forward(layer, x, *rest) + 1.0
+    found, count = ran(lambda: fast.few_tokens(stack, x))
+    with torch.no_grad():
+        assert count == 0 and torch.equal(found, stack(x))
+
+
+def test_a_counter_of_flops_counts_them():
+    """eval.py counts the denoiser's; C does its work unseen."""
+    stack, x = stack_of(1), torch.randn(1, 3, 32)
+    check(stack, x)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        fast.few_tokens(stack, x)
+    linears = 2 * 3 * (4 * 32 * 32 + 2 * 32 * 48)
+    assert linears <= counter.get_total_flops() <= linears + 4 * 3 * 3 * 32
+
+
 def test_tokens_that_do_not_fit_are_the_stacks_affair():
     stack = stack_of()
     with torch.no_grad():
@@ -294,6 +388,61 @@ def test_generate_gives_the_plain_paths_numbers(values):
 
 
 # --------------------------------------------------------------------------------------------------
+# Numbers that are kept
+
+
+def numbers(name, shape):
+    """Weights in -1..1, the same everywhere: a hash of each place, seeded with the name."""
+    i = np.arange(np.prod(shape), dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()))
+    i = i * np.uint64(2654435761) % np.uint64(2**32)
+    i = (i ^ (i >> np.uint64(16))) * np.uint64(73244475) % np.uint64(2**32)
+    i = i ^ (i >> np.uint64(16))
+    return torch.from_numpy(i.astype(np.float64).reshape(shape) / 2.0**31 - 1)
+
+
+KEPT = {"post_norm": {}, "pre_norm": dict(normalize_before=True, activation="relu"),
+        "three_latents": dict(final_linear=True)}
+
+
+def kept_case(name):
+    """A denoiser in float64, of a width that C takes, and its inputs."""
+    cfg = DenoiserConfig(latent_dim=64, num_heads=4, ff_size=96, num_layers=5, max_positions=16,
+                         text_encoded_dim=48, **KEPT[name])
+    denoiser = Denoiser(cfg).double().eval()
+    for key, p in denoiser.named_parameters():
+        fan = p.shape[-1] if p.dim() > 1 else 10
+        p.data = (p.dim() == 1 and key.endswith("weight")) + numbers(key, p.shape) * (3 / fan)**0.5
+    x_t = 1.5 * numbers("x_t", (4, 3 if name == "three_latents" else 1, 64))
+    condition = numbers("condition", (4, 1, 48))
+    return denoiser, (x_t, torch.tensor([981, 500, 21, 1]), condition)
+
+
+def keep():
+    """Writes the golden file: `python tests/test_few_rows.py`, in float64 by the plain way."""
+    with torch.no_grad(), fast.without(*fast.NAMES), mock.patch.object(backend, "MODE", "torch"):
+        outputs = {name: denoiser(*inputs) for name in KEPT
+                   for denoiser, inputs in [kept_case(name)]}
+    np.savez_compressed(GOLDEN / "denoiser_few_rows.npz", **outputs)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_equals_the_kept_denoiser(name):
+    """The plain way to 1e-10 in float64; C, and the plain way, to 1e-5 in float32."""
+    expected = torch.from_numpy(np.load(GOLDEN / "denoiser_few_rows.npz")[name])
+    denoiser, inputs = kept_case(name)
+    with torch.no_grad():
+        torch.testing.assert_close(denoiser(*inputs), expected, rtol=1e-10, atol=1e-10)
+        denoiser, inputs = denoiser.float(), [t.float() for t in inputs]
+        found, count = ran(lambda: denoiser(*inputs))
+        assert count == 1
+        with fast.without(*fast.NAMES), mock.patch.object(backend, "MODE", "torch"):
+            plain = denoiser(*inputs)
+    for one in (found, plain):
+        assert (one - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert expected.std() > 0.5  # alive
+
+
+# --------------------------------------------------------------------------------------------------
 # int8
 
 
@@ -311,6 +460,58 @@ def test_int8_weights(pre_norm):
     stack.load_state_dict({k: v.roll(1, 0) for k, v in stack.state_dict().items()})
     few_rows.round_to_int8(stack)
     check(stack, x)
+
+
+def read_as_int8(stack):
+    """Whether C read this stack's weights as int8 in its last run."""
+    return few_rows.packed[stack][1][2]
+
+
+def test_copies_of_an_int8_stack_are_int8():
+    stack, x = stack_of(), torch.randn(1, 3, 32)
+    few_rows.round_to_int8(stack)
+    check(stack, x)
+    twin = copy.deepcopy(stack)
+    check(twin, x)
+    assert read_as_int8(stack) and read_as_int8(twin)
+    with torch.no_grad():  # the copy has weights of its own
+        twin.layers[0].linear1.weight.neg_()
+    check(twin, x)
+    check(stack, x)
+    assert stack.state_dict().keys() == stack_of().state_dict().keys()
+
+
+def test_weights_that_are_no_longer_rounded_are_read_as_they_are():
+    """Training goes on, or a checkpoint is loaded: the numbers are torch's, not rounded ones."""
+    stack, x = stack_of(), torch.randn(1, 3, 32)
+    few_rows.round_to_int8(stack)
+    check(stack, x)
+    stack.load_state_dict({k: v + 0.013 * torch.randn_like(v)
+                           for k, v in stack.state_dict().items()})
+    check(stack, x)
+    assert not read_as_int8(stack)
+    few_rows.round_to_int8(stack)
+    check(stack, x)
+    assert read_as_int8(stack)
+
+
+def test_int8_weights_of_inference_mode_that_change():
+    """They do not say when they change, so C reads them in float32 each time."""
+    x = torch.randn(1, 3, 32)
+    with torch.inference_mode():
+        stack = stack_of()
+        few_rows.round_to_int8(stack)
+        check(stack, x)
+        for change in (lambda w: w.mul_(-1.0), lambda w: w.copy_(torch.randn_like(w))):
+            change(stack.layers[0].linear1.weight)
+            check(stack, x)
+    stack = stack_of()  # of ordinary weights, changed in there
+    few_rows.round_to_int8(stack)
+    check(stack, x)
+    with torch.inference_mode():
+        stack.layers[0].linear1.weight.mul_(-1.0)
+        check(stack, x)
+    assert read_as_int8(stack)
 
 
 def test_rounding_to_int8():
@@ -360,10 +561,14 @@ def build(tmp_path, **env):
 
 def test_built_once_and_kept(tmp_path):
     assert "few_rows c x1" in build(tmp_path)
-    library, = (tmp_path / "nanomld").iterdir()
-    before = library.stat().st_mtime_ns
-    assert "few_rows c x1" in build(tmp_path)
-    assert [f.stat().st_mtime_ns for f in (tmp_path / "nanomld").iterdir()] == [before]
+    def times():
+        return {f.name: f.stat().st_mtime_ns for f in (tmp_path / "nanomld").iterdir()}
+
+    before = times()
+    assert "few_rows c x1" in build(tmp_path) and times() == before
+    library, = (tmp_path / "nanomld").glob("*.so")
+    library.write_bytes(library.read_bytes()[:5000])  # loading this kills a process
+    assert "few_rows c x1" in build(tmp_path) and library.stat().st_size > 5000
 
 
 def test_without_a_compiler_plain_torch_runs(tmp_path):
@@ -372,5 +577,9 @@ def test_without_a_compiler_plain_torch_runs(tmp_path):
     assert "few_rows c" not in (out := build(tmp_path, CC="false")) and "could not be built" in out
     assert not list((tmp_path / "nanomld").iterdir())  # nothing half built stays behind
     assert "there is no C compiler" in build(tmp_path, CC="", PATH="")
-    (tmp_path / "file").write_text("")
-    assert "could not be built" in build(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")  # no folder, but a private library will do
+    assert "few_rows c x1" in build(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
+
+
+if __name__ == "__main__":
+    keep()

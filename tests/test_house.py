@@ -9,14 +9,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld", "fast",
-    "conditions", "edit", "data", "checkpoint", "published", "published_clip", "train", "stages",
-    "sample", "eval", "prepare", "studio"}
+    "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip", "train",
+    "stages", "sample", "eval", "prepare", "studio"}
 FORMATS = {"config", "motion", "formats"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
          "conditions", "mld", "edit"}
 STORED = MODEL | {"data", "checkpoint", "published", "published_clip"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
-    "config": set(), "kernels": set(), "clip_tokenizer": set(),
+    "config": set(), "kernels": set(), "clip_tokenizer": set(), "lengths": set(),
     "diffusion": set(), "conditions": set(),
     "motion": {"config"},
     "formats": FORMATS, "toy": FORMATS, "data": FORMATS,
@@ -32,7 +32,7 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "view": STORED,
     "stages": STORED | {"judge", "view"},
 }
-PROGRAMS = STORED | {"stages", "judge", "view", "toy"}  # for every other file of the hall
+PROGRAMS = STORED | {"lengths", "stages", "judge", "view", "toy"}  # for other files of the hall
 # Tables whose rows are read as tables; nothing else is wider than 100 columns.
 WIDE = set()
 

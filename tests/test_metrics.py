@@ -95,6 +95,31 @@ def test_swapped_captions_worsen_matching():
     assert right[0][0] > 0.9 > wrong[0][2] and right[1] < wrong[1]
 
 
+@pytest.mark.parametrize("call, words", [
+    (lambda: metrics.fid(np.ones((1, 4)), np.ones((5, 4))), "at least 2 motions.*1 and 5"),
+    (lambda: metrics.fid(np.ones((5, 4)), np.ones((0, 4))), "at least 2 motions.*5 and 0"),
+    (lambda: metrics.fid(np.full((5, 4), np.nan), np.ones((5, 4))), "NaN"),
+    (lambda: metrics.fid(np.ones((5, 4)), np.full((5, 4), np.inf)), "NaN or infinity"),
+    (lambda: metrics.diversity(np.ones((1, 4)), [0], [0]), "Diversity.*2 motions.*found 1 and 1"),
+    (lambda: metrics.diversity(np.ones((9, 4)), [], []), "Diversity.*1 pair, found 9 and 0"),
+    (lambda: metrics.multimodality(np.ones((3, 1, 4)), [0], [0]), "MultiModality.*found 1 and 1"),
+    (lambda: metrics.multimodality(np.ones((3, 5, 4)), [], []), "MultiModality.*found 5 and 0"),
+    (lambda: metrics.draw_action_pairs(rng, np.array([2, 5, 3]), 20), "2 motions of an action"),
+    (lambda: metrics.matching(np.eye(6), np.eye(6), group=3), "R@3 among 3 motions is always 1"),
+    (lambda: metrics.matching(np.eye(6), np.eye(6), group=1), "eval.group must be at least 4")])
+def test_too_few_have_no_number(call, words):
+    with pytest.raises(ValueError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_two_are_enough():
+    two = np.array([[0.0, 0.0], [3.0, 4.0]])
+    assert metrics.fid(two, two + 1) == pytest.approx(2)
+    assert metrics.diversity(two, [0, 1], [1, 0]) == 5
+    assert metrics.multimodality(two[None], [0], [1]) == 5
+
+
 def test_drawn_pairs():
     first, second = metrics.draw_pairs(np.random.default_rng(1), 400, 300)
     assert (
@@ -106,7 +131,8 @@ def test_drawn_pairs():
     labels = np.array([3, 1, 3, 1, 1, 7])
     first, second = metrics.draw_action_pairs(np.random.default_rng(1), labels, 20)
     assert (labels[first] == labels[second]).all()
-    assert np.unique(labels[first], return_counts=True)[1].tolist() == [20, 20, 20]
+    assert np.unique(labels[first], return_counts=True)[1].tolist() == [20, 20]
+    assert not (labels[first] == 7).any(), "between a single clip and itself there is no distance"
     again = metrics.draw_action_pairs(np.random.default_rng(1), labels, 20)
     assert (again[0] == first).all() and (again[1] == second).all(), "the same seed draws the same"
 
@@ -185,6 +211,9 @@ def test_physical_quality_of_known_motions():
     assert metrics.floor_penetration(body - [0, 0.05, 0]) == pytest.approx(30)
     cubic = body + (t / fps) ** 3 * np.array([0, 2, 0])
     assert metrics.jerk(cubic, fps) == pytest.approx(12)
+    assert np.isnan(metrics.bone_drift(body[:1], parents)), "one frame says nothing about drift"
+    assert np.isnan(metrics.jerk(body[:3], fps))
+    assert np.isnan(metrics.foot_skating(body[:1], [1], fps))
     stretched = body.copy()
     stretched[::2, 3, 1] += 0.03  # one bone of three, 15 mm to either side
     assert metrics.bone_drift(stretched, parents) == pytest.approx(5)

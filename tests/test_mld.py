@@ -386,6 +386,70 @@ def test_bfloat16_is_near(values):
         assert model.encode_motion(near[:, :13], [13] * 3).isfinite().all()
 
 
+@pytest.mark.parametrize("values", MODELS, ids=str)
+@pytest.mark.parametrize("kind, near", [("double", 1e-4), ("bfloat16", 0.1), ("half", 0.02)])
+def test_weights_of_another_type(values, kind, near):
+    """double() computes everything in float64; 16 bits hold the weights alone, as with
+    to_precision, and not what the sampler and the paths of the joints are summed up in."""
+    model = make(**values)
+    # without noise on the way, of which another type draws another
+    given = dict(lengths=LENGTHS, guidance_scale=2.0, sampler="ddim", eta=0.0,
+                 num_inference_steps=3, **condition(model))
+    given["x_T"] = torch.randn_like(model.start(torch.tensor(LENGTHS), None))
+    exact, joints = model.generate(**given)
+    given["x_T"] = given["x_T"].double() if kind == "double" else given["x_T"]
+    mean = model.mean.clone()
+    getattr(model, kind)()
+    found, found_joints = model.generate(**given)
+    wanted = torch.float64 if kind == "double" else torch.float32
+    assert found.dtype == found_joints.dtype == wanted and torch.equal(model.mean, mean.to(wanted))
+    assert relative(found, exact) < near and relative(found_joints, joints) < 10 * near
+    assert len(model.draw_lengths(**condition(model), count=3, seed=1)) == 3
+    if model.vae:
+        assert model.encode_motion(found[:, :13], [13] * 3).isfinite().all()
+    if kind == "bfloat16":
+        rounded = make(**values)
+        rounded.load_state_dict(model.state_dict())
+        assert torch.equal(rounded.to_precision("bf16").generate(**given)[0], found)
+    model.float()
+    assert model.generate(**given | {"x_T": given["x_T"].float()})[0].dtype == torch.float32
+
+
+def test_parts_of_different_types_are_refused():
+    model = make()
+    model.denoiser.half()
+    with pytest.raises(ValueError, match="torch.float16 and the VAE torch.float32; convert both"):
+        model.generate(["walk"], lengths=[10])
+
+
+def test_the_loss_of_a_model_in_float64():
+    model, x0 = make(), torch.randn(3, 1, 8)
+    given = dict(t=torch.tensor([5, 100, 900]), eps=torch.randn(3, 1, 8),
+                 dropped=torch.tensor([True, False, False]), **condition(model))
+    loss = model.diffusion_loss(x0, **given)["loss"]
+    assert relative(model.double().diffusion_loss(x0, **given)["loss"], loss) < 1e-5
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    model = make()
+    expected, _ = model.generate(["walk"] * 2, lengths=[10, 12], seed=7, num_inference_steps=3)
+    for seed in (np.int64(7), np.array([7, 8]), torch.tensor(7), [np.int32(7), torch.tensor(8)]):
+        found, _ = model.generate(["walk"] * 2, lengths=np.array([10, 12]), seed=seed,
+                                  num_inference_steps=np.int64(3))
+        assert torch.equal(found, expected)
+
+
+def test_published_frames_see_the_padding_of_their_batch():
+    """Without denoiser.mask_padding a motion depends on its batch, which `generate` says."""
+    assert "the published weights without a VAE: there\n" in MLD.generate.__doc__
+    for mask, same in ((True, True), (False, False)):
+        model = make(**MODELS[4] | dict(denoiser__mask_padding=mask))
+        lengths, texts = [12, 20], ["walk", "jump"]
+        batch, _ = model.generate(texts, lengths=lengths, seed=5, guidance_scale=2.0)
+        alone, _ = model.generate(texts[:1], lengths=lengths[:1], seed=5, guidance_scale=2.0)
+        assert (relative(batch[0, :12], alone[0]) < 1e-5) == same
+
+
 # --------------------------------------------------------------------------------------------------
 # Training
 
@@ -574,7 +638,13 @@ def test_unlikely_lengths_are_never_drawn():
     (dict(), dict(texts=["walk"], lengths=[5], num_inference_steps=0),
      "num_inference_steps must be"),
     (dict(), dict(texts=["walk"], lengths=[5], sampler="ddmi"), "sampler must be one of"),
-    (dict(), dict(texts=["walk"], lengths=[5], seed=[1, 2]), "one per sample"),
+    (dict(), dict(texts=["walk"], lengths=[5], seed=[1, 2]), "or 1 of them, one per motion, got"),
+    (dict(), dict(texts=["walk"], lengths=[5], seed=True), "seed must be a whole number"),
+    (dict(), dict(texts=["walk"], lengths=[5], seed=1.5), "seed must be a whole number"),
+    (dict(), dict(texts=["walk"], lengths=[5], seed=2**64), "from -2.63 to 2.64 - 1, or 1 of"),
+    (dict(), dict(texts=["walk"], lengths=[5], num_inference_steps=True),
+     "num_inference_steps must be a whole number, got True"),
+    (dict(), dict(texts=["walk"], lengths=[True]), "whole numbers of frames"),
     (dict(), dict(texts=["walk"], lengths=[5], x_T=torch.zeros(1, 1, 9)),
      r"x_T must have shape \(1, 1, 8\), found \(1, 1, 9\)")])
 def test_refusals_of_generate(values, arguments, message):

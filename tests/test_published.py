@@ -440,5 +440,71 @@ def test_published_files_cut_short_or_missing(tmp_path, monkeypatch):
         checkpoint.load_model(tmp_path / "empty")
     file.write_bytes(whole)
     (file.parent / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match="config.json is not whole JSON"):
         checkpoint.load_model(tmp_path / "hub")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[1, 2]", "is not JSON with settings, but a list"), ("3", "but a int"), ("null", "NoneType"),
+    ("[" * 100_000, "is not whole JSON"), ('{"num_heads": "many"}', "must be a whole number"),
+    ('{"num_heads": {"a": 1}}', "must be a whole number"), ('{"num_heads": 0}', "positive"),
+    ('{"num_heads": ' + "9" * 400 + "}", "num_heads"), ('{"num_heads": 7}', "must divide"),
+    ('{"activation": ["gelu"]}', "activation must be one of"), ("\ufeff{}\0", "is not whole JSON"),
+])
+def test_settings_of_another_kind_get_one_sentence(tmp_path, text, message):
+    hub(tmp_path)
+    (tmp_path / "vae" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        checkpoint.load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_bytes(b""), lambda path: path.write_text("text"),
+    lambda path: np.save(path, np.zeros(0)), lambda path: np.save(path, np.zeros((251, 2))),
+    lambda path: np.save(path, np.zeros(251, int)), lambda path: np.save(path, np.zeros(263)),
+    lambda path: np.savez(open(path, "wb"), a=np.zeros(251)),
+    lambda path: np.save(path, np.array([{}] * 251), allow_pickle=True),
+])
+def test_a_mean_of_another_kind_gets_one_sentence(tmp_path, monkeypatch, make):
+    lightning(tmp_path / "a.ckpt", monkeypatch, random_weights(small(KEYS["mld_kit"])))
+    config, _ = read_published(tmp_path / "a.ckpt")
+    make(tmp_path / "Mean.npy"), np.save(tmp_path / "Std.npy", np.ones(251))
+    with pytest.raises(ValueError, match="Mean.npy should be an .npy file of 251") as caught:
+        norms(tmp_path / "a.ckpt", config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_std_that_cannot_be(tmp_path):
+    for name, value in (("std", 0.0), ("std", -1.0), ("std", float("nan")), ("mean", np.inf)):
+        tensors = hub(tmp_path / f"{name}{value}")["vae"]
+        tensors[name][3] = value
+        write_safetensors(tmp_path / f"{name}{value}" / "vae" / "model.safetensors", tensors)
+        with pytest.raises(ValueError, match=f"numbers of {name} must be finite"):
+            checkpoint.load_model(tmp_path / f"{name}{value}")
+
+
+def test_published_weights_of_another_kind(tmp_path, monkeypatch):
+    good = random_weights(small(KEYS["mld_humanact12"]))
+    name = "vae.decoder.final_layer.bias"
+    for change, message in (
+            ({name: good[name].int()}, "final_layer.bias holds torch.int32"),
+            ({name: torch.ones(())}, "shapes"),
+            ({name: good[name] * float("nan")}, "must be finite"),
+            ({"vae.encoder.mu_token": torch.ones(2, 3)}, "differ in shape"),
+            ({"vae.encoder.mu_token": torch.ones(32).int()}, "holds torch.int32"),
+            ({"denoiser.query_pos.pe": torch.ones(())}, "networks' sizes"),
+            ({"vae.encoder.skel_embedding.weight": torch.ones(3)}, "networks' sizes")):
+        lightning(tmp_path / "a.ckpt", monkeypatch, good | change)
+        with pytest.raises(ValueError, match=message) as caught:
+            checkpoint.load_model(tmp_path / "a.ckpt")
+        assert "a.ckpt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_dicts_without_end_get_one_sentence(tmp_path):
+    endless = {}
+    endless["state_dict"] = {"again": endless}
+    torch.save(endless, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="a.ckpt holds dicts that are nested without end"):
+        checkpoint.load_model(tmp_path / "a.ckpt")

@@ -9,7 +9,7 @@ import pytest
 import browser
 from config import parse_args
 from test_render import walk
-from view.report import PICTURES, curve, show_motions, write_report
+from view.report import PICTURES, curve, read_log, show_motions, write_report
 
 LOG = Path(__file__).resolve().parent.parent / "checkpoints" / "toy.log.jsonl"
 
@@ -136,3 +136,23 @@ def test_in_a_browser(tmp_path):
                               "document.documentElement))")
             assert (colours[0] == "rgb(255, 255, 255)") is dark
         assert page.errors == []
+
+
+def test_lines_that_are_no_entries_are_left_out_and_said(tmp_path, capsys):
+    good = {"stage": "vae", "step": 10, "loss": 1.5, "val_loss": float("nan")}
+    odd = ["7", "[]", "null", "{}", "\"text\"", "{\"stage\": \"vae\"}", "[" * 100_000, "\0",
+           "1" * 10_000]
+    odd += [json.dumps(good | change) for change in (
+        {"step": "10"}, {"step": -1}, {"step": 0}, {"step": 1e9}, {"step": True}, {"loss": "low"},
+        {"step": 10**400}, {"loss": 10**400}, {"loss": [1]}, {"loss": {}}, {"loss": 5e-324},
+        {"stage": 3}, {"stage": "../vae"}, {"stage": "\"><script>"})]
+    for line in odd:
+        (tmp_path / "log.jsonl").write_text(f"{line}\n{json.dumps(good)}\n")
+        assert str(read_log(tmp_path / "log.jsonl")) == str([good]), line[:100]
+        assert "log.jsonl, line 1: this is no entry" in capsys.readouterr().err
+    page = write(tmp_path, [good, *({"odd": line} for line in odd)])
+    assert "<script>" not in page and page.count("<figure>") == 1
+    capsys.readouterr()
+    (tmp_path / "log.jsonl").write_bytes(json.dumps(good).encode() + b'\n\xff{"stage": "v')
+    assert str(read_log(tmp_path / "log.jsonl")) == str([good])
+    assert not capsys.readouterr().err, "the last line of a killed run is cut short"

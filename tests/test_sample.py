@@ -112,6 +112,7 @@ def test_seeds_numbers_and_lengths(models, tmp_path):
                 str(tmp_path / "o"),
                 "--device",
                 "cpu",
+                "--force",
                 *flags,
             ]
         )
@@ -173,6 +174,34 @@ def test_file_names():
         "motion",
     ]
     assert len(sample.file_name("word " * 500)) <= 80
+    # letters of three bytes: cut between two of them, within what a file system allows
+    chinese = sample.file_name("一个人跳" * 20)
+    assert chinese == ("一个人跳" * 20)[:26] and len(chinese.encode()) == 78
+    assert sample.file_name("cafe\u0301") == sample.file_name("café") == "café"
+
+
+def test_nothing_is_overwritten_unless_asked(models, tmp_path):
+    def make(*argv):
+        sample.main([*argv, "--ckpt", models["text"], "--out", str(tmp_path), "--seconds", "2"])
+        return files(tmp_path)
+
+    assert make("a man jumps!") == ["a-man-jumps.html"]
+    first = (tmp_path / "a-man-jumps.html").read_bytes()
+    assert make("a man jumps?") == ["a-man-jumps-2.html", "a-man-jumps.html"]
+    # all files of a run have one number: the first that is free for each of them
+    made = make("A man jumps", "--format", "html,npy,npy", "--num", "2")
+    assert {"a-man-jumps-3.html", "a-man-jumps-3-000.npy", "a-man-jumps-3-001.npy"} < set(made)
+    assert len(made) == 5 and (tmp_path / "a-man-jumps.html").read_bytes() == first
+    assert make("a man jumps?", "--force") == made
+    assert b"a man jumps?" in (tmp_path / "a-man-jumps.html").read_bytes()
+
+
+def test_long_prompts_of_any_script_have_files(models, tmp_path):
+    for prompt in ("一个人跳" * 20, "🕺" * 300, "прыжок " * 60, "word " * 200):
+        sample.main([prompt, prompt + "2", "--ckpt", models["text"], "--out", str(tmp_path),
+                     "--seconds", "1", "--format", "html,npy"])
+    assert len(files(tmp_path)) == 12
+    assert max(len(name.encode()) for name in files(tmp_path)) < 120
 
 
 @pytest.mark.parametrize(
@@ -183,8 +212,23 @@ def test_file_names():
         ("text", ["a man", "--num", "0"], "--num must be at least 1"),
         ("text", ["a man", "--seconds", "0"], "--seconds must be positive"),
         ("text", ["a man", "--seconds", "1000"], "must have 1 to"),
+        ("text", ["a man", "--seconds", "inf"], "--seconds must be positive and at most 3600"),
+        ("text", ["a man", "--seconds", "nan"], "--seconds must be positive"),
+        ("text", ["a man", "--seconds", "1e308"], "--seconds must be positive"),
+        ("text", ["a man", "--seconds", "0.001"], "must have 1 to"),
+        ("text", ["a man", "--num", "1000000000"], "at most 10000 motions"),
+        ("text", ["a man", "--seed", str(2**64)], "--seed must be a whole number from 0 to"),
+        ("text", ["a man", "--seed", "-1"], "--seed must be a whole number from 0 to"),
+        ("text", ["a man", "--guidance", "inf"], "--guidance must be 0 or more"),
+        ("text", ["a man", "--guidance", "nan"], "--guidance must be 0 or more"),
+        ("text", ["a man", "--format", "npy", "--open"], "--open shows the player"),
+        ("text", ["a man \udcff"], "no text in this terminal's encoding"),
         ("text", ["a man", "--format", "fbx"], "--format must be of"),
-        ("text", ["a man", "--steps", "0"], "num_inference_steps"),
+        ("text", ["a man", "--steps", "0"], "--steps must be 1 to"),
+        ("text", ["a man", "--steps", "5000"], "num_inference_steps"),
+        ("text", ["a man", "--out", str(ROOT / "README.md")], "README.md is a file"),
+        ("text", ["a man", "--device", "meta"], "expected auto or one of cpu, cuda"),
+        ("text", ["a man", "--device", "hpu"], "The device hpu cannot be used here"),
         ("text", ["a man", "--guidance", "-1"], "guidance_scale"),
         ("text", ["--file", "nowhere.txt"], "nowhere.txt"),
         ("text", ["--action", "jump"], "trained with another condition"),
@@ -209,3 +253,43 @@ def test_wrong_calls_get_one_sentence(models, tmp_path, kind, argv, message):
         and "\n" not in str(stop.value)
     )
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--format", "gif"], "--format gif needs Pillow"),
+    (["--seed", str(2**63)], "--seed must be"),
+    (["--out", "/proc/nowhere"], "proc"),
+])
+def test_what_can_be_refused_is_refused_before_sampling(models, monkeypatch, argv, message):
+    def never(*_, **__):
+        raise AssertionError("it sampled first")
+
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setattr(MLD, "generate", never)
+    with pytest.raises(SystemExit, match=message) as stop:
+        sample.main(["a man", "--ckpt", models["text"], *argv])
+    assert "\n" not in str(stop.value)
+
+
+def test_bvh_of_another_skeleton_is_refused_before_sampling(tmp_path, monkeypatch):
+    config = Config()
+    for key, value in {**PRESETS["toy"], **SIZES, "data.skeleton": "kit",
+                       "denoiser.condition": "none"}.items():
+        set_value(config, key, value)
+    checkpoint.save(tmp_path / "kit.pt", config, MLD(config).state_dict())
+    monkeypatch.setattr(MLD, "generate", lambda *_, **__: pytest.fail("it sampled first"))
+    with pytest.raises(SystemExit, match="--format bvh is for HumanML3D's skeleton.*kit motions"):
+        sample.main(["--unconditional", "--ckpt", str(tmp_path / "kit.pt"), "--format", "bvh",
+                     "--out", str(tmp_path / "o")])
+    assert files(tmp_path) == ["kit.pt"]
+
+
+def test_a_large_seed_is_itself(models, tmp_path):
+    """2^53 + 1 is no float; the last seed and the motions after it have seeds, too."""
+    made = []
+    for seed in (2**53, 2**53 + 1, 2**63 - 1):
+        sample.main(["a man", "--ckpt", models["text"], "--out", str(tmp_path), "--seconds", "2",
+                     "--format", "npy", "--num", "2", "--force", "--seed", str(seed)])
+        made.append([np.load(tmp_path / f"a-man-00{i}.npy") for i in range(2)])
+    assert np.allclose(made[0][1], made[1][0], atol=1e-4)
+    assert not np.allclose(made[0][0], made[1][0], atol=1e-3)

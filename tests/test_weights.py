@@ -226,4 +226,6 @@ def table():
 
 
 if __name__ == "__main__":
-    table()
+    from config import program
+
+    program(lambda argv: table())

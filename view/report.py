@@ -4,12 +4,12 @@
 
 eval.py builds its page from the same parts: curve, figure and page.
 """
-import contextlib
 import html
 import itertools
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import motion
@@ -58,13 +58,36 @@ def show_motions(path, motions, config):
 
 
 def read_log(path):
-    """The entries of a log.jsonl, in order. A line that was cut short is left out."""
-    entries = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                entries.append(json.loads(line))
+    """The entries of a log.jsonl, in order: dicts of a stage, a step and numbers. Lines that are
+    none, or were cut short, are left out, and counted in a warning unless it is the last one."""
+    entries, odd = [], []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            if is_entry(entry):
+                entries.append(entry)
+            else:
+                odd.append(number)
+    if odd and odd != [number]:
+        print(f"warning: {path}, line {odd[0]}: this is no entry of a training log; {len(odd)} "
+              "such line(s) are left out", file=sys.stderr)
     return entries
+
+
+def is_entry(entry):
+    """Whether it is a dict of a stage, whose name is one word, of a step, and of numbers that a
+    curve can show."""
+    def can_be_shown(value):
+        usual = type(value) in (int, float) and (not value or 1e-300 < abs(value) < 1e300)
+        return usual or type(value) is float and not math.isfinite(value)
+
+    return (isinstance(entry, dict) and type(entry.get("stage")) is str
+            and re.fullmatch(r"\w+", entry["stage"]) is not None
+            and type(entry.get("step")) is int and 0 < entry["step"] < 2**53
+            and all(can_be_shown(value) for key, value in entry.items() if key != "stage"))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -56,10 +56,10 @@ def sampler_table(beta_schedule, guidance_scale, counts, batch=512):
                 for n in counts] for s in SAMPLERS}
 
 
-def main():
+def main(argv):
     parser = argparse.ArgumentParser(prog="python diffusion.py", description=LEGEND)
     parser.add_argument("schedule", nargs="?", default="scaled_linear", choices=BETA_SCHEDULES)
-    kind, counts = parser.parse_args().schedule, (5, 10, 20, 50, 1000)
+    kind, counts = parser.parse_args(argv).schedule, (5, 10, 20, 50, 1000)
     print(LEGEND)
     for scale in (1.0, 7.5):
         print(f"\n{kind} schedule, guidance {scale}")
