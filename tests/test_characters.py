@@ -15,7 +15,9 @@ import pytest
 from test_bvh import dancing
 from test_rotations import ROOT, bandai, toy
 
+from formats.bvh import read_bvh
 from formats.bvh_writer import names_of
+from formats.export import write_file, write_npy
 from formats.feet import lock_feet
 from formats.glb import fit_bodies, write_glb
 from formats.mannequin import mannequin
@@ -337,6 +339,74 @@ def test_feet_of_every_skeleton(count, frames):
         again = forward_kinematics(held.rotations, held.joints[:, 0], held.offsets,
                                    held.pose.parents)
         np.testing.assert_allclose(again, held.joints, atol=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------
+# The doors: files by their endings, sample.py and prepare.py
+
+def test_npy(tmp_path):
+    write_npy(tmp_path / "a.npy", dancing())
+    joints = np.load(tmp_path / "a.npy", allow_pickle=False)
+    assert joints.dtype == np.float32 and joints.shape == (40, 22, 3)
+    np.testing.assert_allclose(joints, dancing(), atol=1e-6)
+    with pytest.raises(ValueError, match="b.npy: expected finite joints"):
+        write_npy(tmp_path / "b.npy", dancing() * np.nan)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_feet_are_locked_in_characters_and_where_it_is_asked_for(tmp_path):
+    joints = sampled()[0]
+    held = fit_bodies({"a": joints}, lock=True)["a"].joints
+    free = fit_bodies({"a": joints}, lock=False)["a"].joints
+    assert np.abs(held - free).max() > 0.005
+
+    def read(path):
+        if path.suffix == ".npy":
+            return np.load(path)
+        if path.suffix == ".bvh":
+            clip = read_bvh(path)
+            return clip.joints[:, [clip.names.index(name) for name in names_of(T_POSES[22])]]
+        file = Glb(path)
+        return np.array([file.globals(0, frame)[:22, :3, 3] for frame in range(len(joints))])
+    for kind, default in (("glb", held), ("vrma", held), ("bvh", free), ("npy", joints)):
+        for lock, wanted in ((None, default), (True, held), (False, free)):
+            path = tmp_path / f"a.{kind}"
+            write_file(path, {"a": joints}, lock=lock)
+            wanted = joints if kind == "npy" and lock is False else wanted
+            np.testing.assert_allclose(read(path), wanted, atol=1e-4)
+
+
+def run(program, *words, cwd):
+    return subprocess.run([sys.executable, ROOT / program, *words], cwd=cwd, capture_output=True,
+                          text=True)
+
+
+def test_sample_writes_characters(tmp_path):
+    done = run("sample.py", "a man jumps", "a man waves", "--seconds", "2", "--steps", "3",
+               "--device", "cpu", "--format", "glb,vrma,usda", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [os.path.basename(path) for path in done.stdout.splitlines()[:-1]]
+    assert names == ["a-man-jumps-and-1-more.glb", "a-man-jumps-000.vrma", "a-man-waves-001.vrma",
+                     "a-man-jumps-000.usda", "a-man-waves-001.usda"]
+    file = Glb(tmp_path / "out" / names[0])
+    assert [one["name"] for one in file.json["animations"]] == ["a man jumps", "a man waves"]
+
+
+def test_prepare_exports_clips(tmp_path):
+    done = run("prepare.py", "export", "toy", "000000", "M000000", "--format", "glb,npy,bvh",
+               cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "toy-000000-and-1-more.glb", "toy-000000.bvh", "toy-000000.npy", "toy-M000000.bvh",
+        "toy-M000000.npy"]
+    joints = np.load(tmp_path / "out" / "toy-000000.npy")
+    assert joints.shape == (91, 22, 3) and abs(joints[..., 1].min()) < 1e-6
+    for words, reason in ((["nobody"], "has no item 'nobody'"),
+                          (["000000", "--format", "glb,fbx"], "--format must be of bvh, npy, glb, "
+                           "vrma, usda, found 'fbx'")):
+        done = run("prepare.py", "export", "toy", *words, "--out", "no", cwd=tmp_path)
+        assert done.returncode == 1 and reason in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "no").exists()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
     motion = {"joints": joints, "caption": "a man jumps"}
     write_player("out.html", [motion])     opens in any browser, offline
     write_gif("out.gif", [motion])         needs Pillow
-    write_npy("out.npy", joints)
 
 A motion is a dict with `joints` (T, J, 3) in metres, Y up, the floor at 0. Optional entries:
     caption, title    the text above the person; title is a short line under the caption
@@ -148,16 +147,6 @@ def write_player(path, motions, title="nanoMLD"):
     page = re.sub("|".join(parts), lambda mark: parts[mark[0]], template)  # both in one pass
     with atomic_write(path, "w") as file:
         file.write(page)
-
-
-def write_npy(path, joints):
-    """joints (T, 22, 3), metres -> a float32 .npy file of that shape."""
-    joints = np.asarray(joints, dtype=np.float32)
-    if joints.ndim != 3 or joints.shape[2] != 3 or not np.isfinite(joints).all():
-        raise ValueError(f"{path}: expected finite joints of shape (frames, joints, 3), "
-                         f"found {joints.shape}")
-    with atomic_write(path) as file:
-        np.save(file, joints, allow_pickle=False)
 
 
 # --------------------------------------------------------------------------------------------------
