@@ -4,6 +4,7 @@
                                                     or -2.html if that exists (see --force)
     python sample.py "a man jumps" "a woman waves" --num 4   four motions of each, side by side
     python sample.py --file prompts.txt --format html,bvh,npy
+    python sample.py "a man jumps" --format glb     a character for Blender and games
     python sample.py --action jump --ckpt out/actions/model.pt
     python sample.py --unconditional --ckpt out/free/model.pt
     python sample.py "a person walks" --seconds 5 --seed 3 --steps 20 --sampler dpm++ --guidance 2
