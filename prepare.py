@@ -11,6 +11,8 @@
 
     python prepare.py show toy                play the first four clips in a browser
     python prepare.py show toy 000012 000345  play these clips (writes out/toy.html)
+    python prepare.py export toy 000012 --format glb    write clips for other programs: glb, vrma,
+                                              usda (a character), bvh (a skeleton), npy (joints)
     python prepare.py check toy               compare a pack with its checksum
     python prepare.py time humanml3d DIR      how much faster the pack loads than the loose files
 
@@ -29,6 +31,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -42,7 +45,7 @@ from tqdm import tqdm
 import motion
 from config import HERE
 from data import Batches
-from formats import datasets, plausible, recordings
+from formats import datasets, export, plausible, recordings
 from formats.found import Found
 from formats.pack import Pack, write_pack
 from formats.pack_index import NFEATS, PLAIN_NAME
@@ -236,15 +239,21 @@ def open_named(name):
     return Pack.open(name)
 
 
+def upright(pack, i):
+    """The joints (T, J, 3) of item i of a pack, metres, on the floor."""
+    joints = pack.joints(i)
+    if pack.skeleton == "smpl" and joints[:, 15, 1].mean() < joints[:, 0, 1].mean():
+        joints = joints * (1, -1, -1)  # camera coordinates with Y down: turn the person upright
+    joints[..., 1] -= motion.floor_height(joints)
+    return joints
+
+
 def show(args):
     """Play clips in a browser; without ids, the first four."""
     pack, motions = open_named(args.dataset), []
     for id in args.ids or pack.ids[:4]:
         i = pack.index(id)
-        joints = pack.joints(i)
-        if pack.skeleton == "smpl" and joints[:, 15, 1].mean() < joints[:, 0, 1].mean():
-            joints = joints * (1, -1, -1)  # camera coordinates with Y down: turn the person upright
-        joints[..., 1] -= motion.floor_height(joints)
+        joints = upright(pack, i)
         caption = " / ".join(caption.text for caption in pack.captions(i)) or pack.action(i)
         motions.append({"joints": joints, "caption": caption, "fps": pack.fps,
                         "title": f"{pack.name} {id}"})
@@ -253,6 +262,25 @@ def show(args):
     out = args.out or os.path.join("out", pack.name + ".html")
     render.write_player(out, motions)
     print(f"wrote {out}")
+
+
+def export_clips(args):
+    """Write clips for other programs; a GLB has all of them, every other file one."""
+    pack, folder = open_named(args.dataset), args.out or "out"
+    motions = {id: upright(pack, pack.index(id)) for id in args.clips}
+    if os.path.isfile(folder):
+        raise ValueError(f"--out {folder} is a file; expected a folder to write to.")
+    for kind in args.format.split(","):
+        if kind not in export.KINDS:
+            raise ValueError(f"--format must be of {', '.join(export.KINDS)}, found {kind!r}.")
+    for kind in args.format.split(","):
+        files = [motions] if kind == "glb" else [{id: motions[id]} for id in motions]
+        for file in files:
+            name = re.sub(r"[^\w.-]+", "-", f"{pack.name}-{next(iter(file))}")
+            more = f"-and-{len(file) - 1}-more" if len(file) > 1 else ""
+            path = os.path.join(folder, f"{name}{more}.{kind}")
+            export.write_file(path, file, pack.fps, args.lock_feet)
+            print(f"wrote {path}")
 
 
 def check(args):
@@ -299,7 +327,12 @@ ARGUMENTS = {
     "source": {"nargs": "?", "help": "pybullet's wheel, or the folder of its motions"},
     "dataset": {"help": "name of a packed dataset, or path of a .pack file"},
     "ids": {"nargs": "*", "help": "clips to show; default: the first four"},
-    "--out": {"help": "file to write"},
+    "clips": {"nargs": "+", "metavar": "ID", "help": "clips to write"},
+    "--format": {"default": "glb", "help": "glb, vrma, usda, bvh or npy, or several with commas "
+                                           "between (%(default)s)"},
+    "--lock-feet": {"action": argparse.BooleanOptionalAction, "help": "feet that stand do not "
+                    "slide; otherwise that is so in glb, vrma and usda alone"},
+    "--out": {"help": "file to write, or for `export` the folder"},
     "--name": {"help": "name of the dataset; default: that of the command"},
     "--min-length": {"type": int, "help": "leave out clips with fewer frames (%(default)s)"},
     "--max-length": {"type": int, "help": "leave out clips of this length or more (%(default)s)"},
@@ -328,7 +361,9 @@ COMMANDS = {
     "uestc": (pack_actions, f"folder --name --smpl {COMMON}"),
     "bvh": (pack_bvh, "--captions --mirror --rig --unit --up --fps --name --min-length "
                       f"--max-length {COMMON} folder"),
-    "show": (show, "dataset ids --out"), "check": (check, "dataset"),
+    "show": (show, "dataset ids --out"),
+    "export": (export_clips, "dataset clips --format --lock-feet --out"),
+    "check": (check, "dataset"),
     "time": (compare_times, "dataset folder"),
 }
 

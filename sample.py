@@ -4,6 +4,7 @@
                                                     or -2.html if that exists (see --force)
     python sample.py "a man jumps" "a woman waves" --num 4   four motions of each, side by side
     python sample.py --file prompts.txt --format html,bvh,npy
+    python sample.py "a man jumps" --format glb     a character for Blender and games
     python sample.py --action jump --ckpt out/actions/model.pt
     python sample.py --unconditional --ckpt out/free/model.pt
     python sample.py "a person walks" --seconds 5 --seed 3 --steps 20 --sampler dpm++ --guidance 2
@@ -33,8 +34,8 @@ STARTED = time.perf_counter()
 HERE = os.path.dirname(os.path.abspath(__file__))
 LONGEST_NAME = 80  # bytes; what is added to it stays within what any file system allows
 MOST_MOTIONS, MOST_SECONDS, MOST_STEPS, LAST_SEED = 10_000, 3600, 100_000, 2**63 - 1
-FORMATS = ("html", "bvh", "npy", "gif")
-TOGETHER = ("html", "gif")  # one file shows all motions side by side
+FORMATS = ("html", "bvh", "npy", "gif", "glb", "vrma", "usda")
+TOGETHER = ("html", "gif", "glb")  # one file has all motions
 
 
 def arguments(argv):
@@ -67,8 +68,10 @@ def arguments(argv):
     add("--out", default="out", help="folder to write to")
     add("--force", action="store_true",
         help="overwrite files of the same name; otherwise new ones get a number")
-    add("--format", default="html", help="html, bvh, npy, gif, or several with commas between; "
-                                         "gif needs Pillow")
+    add("--format", default="html", help="html, bvh, npy, gif (needs Pillow), or a character: "
+        "glb, vrma, usda; several with commas between")
+    add("--lock-feet", action=argparse.BooleanOptionalAction,
+        help="feet that stand do not slide; otherwise that is so in glb, vrma and usda alone")
     add("--fps", type=float, help="frames a second of the files; otherwise the model's own")
     add("--bvh", choices=("rigid", "exact"), default="rigid", help="rigid: rotations only, which "
         "every program reads, 2 mm off on average; exact: joints have position channels, too")
@@ -208,18 +211,23 @@ def choose_names(args, captions):
 
 def write_motions(args, shown, fps):
     """Write each motion of `shown`, the player's dicts, in each format; returns the files' names.
-    A player and a GIF show all motions side by side, other files hold one each."""
-    from formats import bvh
+    A player, a GIF and a GLB have all motions, other files hold one each."""
+    from formats import export
     from view import render
 
-    chosen = choose_names(args, [one["caption"] for one in shown])
+    captions = [one["caption"] for one in shown]
+    alike = len(set(captions)) < len(captions)
+    names = [f"{caption} {i}" if alike else caption for i, caption in enumerate(captions)]
+    chosen = choose_names(args, captions)
     for kind, i, path in chosen:
-        if kind in TOGETHER:
-            (render.write_player if kind == "html" else render.write_gif)(path, shown)
-        elif kind == "npy":
-            render.write_npy(path, shown[i]["joints"])
-        else:
-            bvh.write_bvh(path, shown[i]["joints"], fps, args.bvh == "exact", args.unit)
+        if kind in ("html", "gif"):
+            moving = [one | {"joints": export.locked(one["joints"], fps)} for one in shown
+                      ] if args.lock_feet else shown
+            (render.write_player if kind == "html" else render.write_gif)(path, moving)
+            continue
+        held = range(len(shown)) if i is None else [i]
+        motions = {names[k]: shown[k]["joints"] for k in held}
+        export.write_file(path, motions, fps, args.lock_feet, args.bvh == "exact", args.unit)
     return [path for _, _, path in chosen]
 
 

@@ -15,7 +15,7 @@ import browser
 from formats.pack import Pack
 from view import render
 from motion import KIT, SMPL_PARENTS, T2M, T2M_OFFSETS, axis_angle_to_matrix, forward_kinematics
-from view.render import write_gif, write_npy, write_player
+from view.render import write_gif, write_player
 
 NASTY = ("</script><script>document.title='broken'</script> <b>a man</b> & \"quotes\" 'here' "
          "\\u003c 🤸 à %DATA% %TITLE%")
@@ -162,16 +162,6 @@ def test_what_cannot_be_shown_is_refused_and_nothing_is_written(tmp_path, write,
     with pytest.raises(ValueError, match="no motions"):
         write(path, [])
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_npy(tmp_path):
-    write_npy(tmp_path / "a.npy", walk())
-    joints = np.load(tmp_path / "a.npy", allow_pickle=False)
-    assert joints.dtype == np.float32 and joints.shape == (60, 22, 3)
-    np.testing.assert_allclose(joints, walk(), atol=1e-6)
-    with pytest.raises(ValueError, match="b.npy: expected finite joints"):
-        write_npy(tmp_path / "b.npy", walk() * np.nan)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
     motion = {"joints": joints, "caption": "a man jumps"}
     write_player("out.html", [motion])     opens in any browser, offline
     write_gif("out.gif", [motion])         needs Pillow
-    write_npy("out.npy", joints)
 
 A motion is a dict with `joints` (T, J, 3) in metres, Y up, the floor at 0. Optional entries:
     caption, title    the text above the person; title is a short line under the caption
@@ -25,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import atomic_write
+from formats.mannequin import RADIUS
 from motion import KIT, SMPL_PARENTS, T2M
 
 TEMPLATE = Path(__file__).with_name("player.html")
@@ -37,11 +37,6 @@ CAMERA = {"yaw": 0.55, "pitch": 0.2, "field_of_view": 0.56}
 T2M_NAMES = T2M.joint_names
 NAMES = {22: T2M_NAMES, 21: KIT.joint_names, 24: T2M_NAMES + ("left_hand", "right_hand")}
 PARENTS = {22: T2M.parents, 21: KIT.parents, 24: SMPL_PARENTS}
-RADIUS = {  # metres, how thick the body is at a joint, by the last word of the joint's name
-    "pelvis": 0.098, "spine1": 0.1, "spine2": 0.105, "spine3": 0.105, "belly": 0.1, "thorax": 0.11,
-    "neck": 0.055, "head": 0.05, "collar": 0.075, "shoulder": 0.06, "elbow": 0.044, "wrist": 0.033,
-    "hand": 0.034, "hip": 0.088, "knee": 0.058, "ankle": 0.04, "midfoot": 0.04, "foot": 0.034,
-    "toe": 0.03}
 # Parts beyond the last joint, drawn in the direction of the bone that ends there:
 # name, length in metres, radius at the joint and at the end.
 TIPS = {"head": ("crown", 0.075, 0.08, 0.098),
@@ -152,16 +147,6 @@ def write_player(path, motions, title="nanoMLD"):
     page = re.sub("|".join(parts), lambda mark: parts[mark[0]], template)  # both in one pass
     with atomic_write(path, "w") as file:
         file.write(page)
-
-
-def write_npy(path, joints):
-    """joints (T, 22, 3), metres -> a float32 .npy file of that shape."""
-    joints = np.asarray(joints, dtype=np.float32)
-    if joints.ndim != 3 or joints.shape[2] != 3 or not np.isfinite(joints).all():
-        raise ValueError(f"{path}: expected finite joints of shape (frames, joints, 3), "
-                         f"found {joints.shape}")
-    with atomic_write(path) as file:
-        np.save(file, joints, allow_pickle=False)
 
 
 # --------------------------------------------------------------------------------------------------
