@@ -413,7 +413,7 @@ def set_aside(run, stages):
     os.makedirs(run.path("previous"), exist_ok=True)
     names = [name for stage in stages for name in FILES[stage]]
     names += [name for name in os.listdir(run.folder) if name.endswith(".html")
-              and name.split("-")[0] in stages]
+              and name.split("-")[0] in (*stages, "report.html")]
     for name in reversed(names):
         old = run.path(os.path.join("previous", name))
         if os.path.exists(run.path(name)):

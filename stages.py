@@ -90,7 +90,8 @@ class VAEStage(nn.Module):
         """Four motions of val, each beside the VAE's reconstruction of it."""
         pack, model, motions = self.run.pack, self.model[0], []
         for item in pack.indices("val")[:4]:
-            features = torch.from_numpy(pack.features(item)[:self.run.config.data.max_frames])
+            features = pack.features(item)[:self.run.config.data.max_frames]
+            features = torch.tensor(np.asarray(features))  # a copy: a pack's arrays are read-only
             frames = len(features)
             _, joints = model.decode_latent(model.encode_motion(features[None]), [frames])
             motions += [(pack.joints(item)[:frames], caption_of(pack, item)),

@@ -108,7 +108,11 @@ class Run:
         self.pack = self.together(lambda: data.open_pack(config))
         self.together(self.count_actions)
         self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
-        self.folder = os.path.join(config.train.out, config.train.name or config.data.dataset)
+        name = config.train.name or config.data.dataset
+        if name in (".", "..") or os.path.basename(name) != name:
+            raise SettingError(f"--name {name} is a path: expected a plain name; --out sets the "
+                               "folder that the run's folder is made in.")
+        self.folder = os.path.join(config.train.out, name)
         self.board = None  # TensorBoard's writer, where that is installed
         self.asked, self.stopping = None, False  # when this process was told to stop; all agreed
         for number in (signal.SIGINT, signal.SIGTERM):

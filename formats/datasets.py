@@ -117,6 +117,11 @@ def read_layout(folder, nfeats, min_length, max_length, found, encoding=None):
     moving, told = ([os.path.splitext(name)[0] for name in visible(place, ending)]
                     for place, ending in ((vectors, ".npy"), (texts, ".txt")))
     found.meet("the split lists", splits, "new_joint_vecs", moving)
+    there = set(moving)
+    if "train" in splits.values() and not any(
+            split == "train" and id in there for id, split in splits.items()):
+        raise ValueError(f"{folder}: none of train.txt's names is in new_joint_vecs; they must "
+                         "be equal, with all their zeros and without an ending.")
     found.meet("new_joint_vecs", [id for id in moving if id in splits], "texts", told)
     for id in moving:
         if id not in splits:  # such as HumanML3D's 007975 and M007975

@@ -83,6 +83,11 @@ def read_recording(folder, name, table, found, *, unit=None, up=None, fps=None, 
     rate, cut, faults = fps or recording.fps, 0, []
     if not 2 <= rate <= 1000:
         raise ValueError(f"{rate:g} frames a second cannot be; give the true rate with --fps")
+    far = np.abs(joints).max(axis=(1, 2))
+    if not (far < 1e4).all():  # kilometres away: a broken number, which would drown all others
+        frame = int(np.argmin(far < 1e4))
+        raise ValueError(f"frame {frame}: a joint is {far[frame]:.3g} m away, where no person "
+                         "can be")
     if not keep:
         cut = plausible.rest_frames(joints, rate)
         after = len(joints) - plausible.rest_frames(joints[cut:][::-1], rate, blend=False)

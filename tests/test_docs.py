@@ -121,6 +121,15 @@ def test_the_readme_is_one_page():
     assert README.stat().st_size <= 10_000
 
 
+def test_the_readme_counts_the_other_lines():
+    """All Python but the tests and the lesson, to the nearest thousand or two."""
+    told = int(re.search(r"The other ([\d,]+) lines", text_of(README))[1].replace(",", ""))
+    others = [path for path in ROOT.rglob("*.py")
+              if not {"tests", ".venv", "out", "deps"} & set(path.relative_to(ROOT).parts)]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in others)
+    assert abs(lines - 1600 - told) < 2000
+
+
 def test_the_lesson_can_be_read_in_an_afternoon():
     lines = {name: len(text_of(ROOT / f"{name}.py").splitlines()) for name in LESSON}
     assert sum(lines.values()) < 1_600, lines

@@ -1244,3 +1244,24 @@ def test_help_shows_the_commands_and_their_options():
     assert "python prepare.py bvh DIR --captions FILE" in program("--help").stdout
     done = program("kit", "--help")
     assert "--min-length" in done.stdout and "(24)" in done.stdout and done.returncode == 0
+
+
+def test_a_train_list_that_meets_nothing_is_refused(layout, tmp_path, capsys):
+    """Its names lost their zeros, those of val.txt did not: half a set must not pass for one."""
+    folder = layout
+    names = (folder / "train.txt").read_text().split()
+    (folder / "train.txt").write_text("\n".join("9" + name for name in names) + "\n")
+    said = refused(capsys, tmp_path, "humanml3d", folder)
+    assert "none of train.txt's names is in new_joint_vecs" in said
+
+
+def test_a_number_that_is_broken_is_named_with_its_frame(tmp_path, capsys):
+    bvh.write_bvh(tmp_path / "a.bvh", walking(90), 20)
+    lines = (tmp_path / "a.bvh").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("Frame Time")) + 1
+    lines[first + 4] = "1e300 " + lines[first + 4].split(" ", 1)[1]
+    (tmp_path / "captions.txt").write_text("a: a man walks\n")
+    (tmp_path / "a.bvh").write_text("\n".join(lines) + "\n")
+    said = refused(capsys, tmp_path, "bvh", tmp_path, "--captions", tmp_path / "captions.txt",
+                   "--name", "x")
+    assert "frame 4: a joint is" in said

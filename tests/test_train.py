@@ -666,6 +666,12 @@ def test_steps_that_a_graph_can_record_train_the_same(root, condition, monkeypat
                 assert found[key][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (key, name)
 
 
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/tmp/run"])
+def test_a_run_has_a_name_and_no_path(root, name):
+    done = run(root, f"--name={name}", "--stage=vae")
+    assert done.returncode and "is a path: expected a plain name" in done.stderr
+
+
 def test_weights_that_are_no_numbers_are_never_saved(root, monkeypatch):
     """A finite loss with an infinite gradient: the checkpoint of the step before stays the last."""
     flags = command(root, "--name=infinite", "--stage=vae", "--train.save_every=1")[2:]
