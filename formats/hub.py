@@ -90,9 +90,11 @@ def fetch(word, cache="", lock="", clip_dtype="float32", offline=False, clip=Tru
         except ConnectionError as problem:
             where = dict.fromkeys(f"{endpoint()}/{file.repo} into {os.path.dirname(path)}"
                                   for file, path in lacking().items())
+            again = "run it without --offline" if offline else (
+                "try again, which goes on where this one stopped")
             raise ConnectionError(
-                f"{word} cannot be fetched ({problem}): try again, which goes on where this one "
-                "stopped, or put config.json and model.safetensors there by hand, from "
+                f"{word} cannot be fetched ({problem}): {again}, or put config.json and "
+                "model.safetensors there by hand, from "
                 f"{', from '.join(where)}.") from None
     return model, os.path.join(cache, tower) if TOWER[0] in places else None
 
@@ -103,7 +105,8 @@ def listing(cache=""):
     for word, (what, model, files, page) in WORDS.items():
         size = sum(file.size for file in files
                    if not os.path.exists(os.path.join(cache, file.folder, file.name)))
-        needs = [f"needs {size / 1e6:.0f} MB, fetched at first use"] * (size > 0)
+        what_comes = "CLIP, " if page else ""
+        needs = [f"{what_comes}{size / 1e6:.0f} MB, is fetched at first use"] * (size > 0)
         if page and not os.path.exists(os.path.join(cache, model)):
             needs.append(f"put {os.path.join(cache, model)} there by hand, from {page}")
         yield f"{word:12s}{what:34s}{'; '.join(needs) or 'is here'}"
