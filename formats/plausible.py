@@ -23,6 +23,7 @@ SPAN = 0.05  # seconds over which speeds are measured, whatever the frame rate
 BONE = 0.1, 0.3  # a bone's length may change by this many metres, or by this share of it
 LEG = 0.4, 1.3  # metres from hip to ankle
 HEIGHT = -0.5, 6.0  # metres of the pelvis above the floor
+RISE = 2.0  # metres that the pelvis goes up within a second; in the toy set up to 0.83
 SLOW, FAST = 1.2, 0.18  # see `pace`
 
 Fault = namedtuple("Fault", "first last frame reason")
@@ -76,6 +77,10 @@ def faults(joints, fps, skeleton=T2M):
     beyond = np.abs(height - sum(HEIGHT) / 2) - (HEIGHT[1] - HEIGHT[0]) / 2
     found.extend(_groups(beyond, 0, 0, 1, lambda t, _: f"the pelvis is {height[t]:.4g} m above "
                          "the floor"))
+    second = max(1, round(fps))
+    rise = joints[second:, 0, 1] - joints[:-second, 0, 1]
+    found.extend(_groups(rise, RISE, second, second, lambda n, value: f"the pelvis rises by "
+                         f"{value:.4g} m within a second (people: up to {RISE:g})"))
     turns = (steps[lag:] - steps[:-lag]) / seconds**2
     moving(np.linalg.norm(turns, axis=-1), "changes its speed by", "m/s2", ROOT_ACCELERATION,
            ACCELERATION)

@@ -100,6 +100,9 @@ def read_recording(folder, name, table, found, *, unit=None, up=None, fps=None, 
         faults = plausible.faults(joints, rate)
         if not fps:
             plausible.check_pace(joints, rate)
+            if plausible.pace(joints, rate) is None:
+                found.say("the frame rate is the file's own: nobody walks six even steps that "
+                          "would show whether it is right", name)
     found.say(f"read with {what['unit']} as the unit, {what['up']} up, {rate:g} frames a second",
               name)
     if what["mirrored"]:

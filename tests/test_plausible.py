@@ -219,3 +219,12 @@ def test_real_recordings_pass_and_their_known_broken_frames_do_not(shared, tmp_p
             assert not found
         assert rest_frames(joints, recording.fps) == 0
         plausible.check_pace(joints, recording.fps)
+
+
+@pytest.mark.parametrize("fps", [12.5, 30, 120])
+def test_nobody_walks_up_a_lift(fps):
+    joints = strider(seconds=4, fps=fps)
+    climb = np.arange(len(joints)) / fps
+    assert faults(joints + climb[:, None, None] * [0, 1.0, 0], fps) == []  # a ladder, quickly
+    found = faults(joints + climb[:, None, None] * [0, 2.7, 0], fps)
+    assert found and any("the pelvis rises by 2." in fault.reason for fault in found), found
