@@ -194,27 +194,25 @@ static void linear(const float *x, int X, int M, int K, const Linear *l, int str
                    float *y, int Y, int N, int add, Thread t) {
     int parts = (K + COLUMNS - 1) / COLUMNS, part = (K / 16 + parts - 1) / parts * 16;
     int block = CACHE / part / ROWS * ROWS;
-    int begin = share(N, t.number, t.count), end = share(N, t.number + 1, t.count);
     /* rows of W so far apart that the next outputs' weights would push out those in use */
     int crowded = M > block && stride * sizeof(weight) % 4096 == 0;
     long ahead = crowded ? 64 : (long)OUTS * stride;
+    /* The tiles' arguments are spelled out in CASE: with names for them, gcc 12's code takes a fifth
+       longer at 96 rows. */
     for (int top = 0; top < M; top += block)
         for (int k = 0; k < K; k += part)
-            for (int n = begin; n < end; n += OUTS) {
-                int count = k + part < K ? part : K - k, last = top + block < M ? top + block : M;
-                const weight *w = l->w + (long)n * stride + offset + k;
-                const float *scale = l->scale ? l->scale + n : NULL;
-                const float *b = add || k ? NULL : l->b + n;
-                for (int m = top, rows; m < last; m += rows) {
-                    int tiles = (last - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
-                    rows = (last - m + tiles - 1) / tiles;
-                    const float *from = x + (long)m * X + k;
-                    float *to = y + (long)m * Y + n;
+            for (int n = share(N, t.number, t.count); n < share(N, t.number + 1, t.count);
+                 n += OUTS)
+                for (int m = top, rows, end = top + block < M ? top + block : M; m < end;
+                     m += rows) {
+                    int tiles = (end - m + ROWS - 1) / ROWS;  /* still to come, of even sizes */
+                    rows = (end - m + tiles - 1) / tiles;
 #define CASE(R) case R: \
-    if (R <= ROWS) tile(from, X, count, w, stride, ahead, scale, b, to, Y, R); break;
+    if (R <= ROWS) tile(x + (long)m * X + k, X, k + part < K ? part : K - k, \
+        l->w + (long)n * stride + offset + k, stride, ahead, l->scale ? l->scale + n : NULL, \
+        add || k ? NULL : l->b + n, y + (long)m * Y + n, Y, R); break;
                     switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
                 }
-            }
 }
 
 /* y = x, or x + a, for a row of D numbers, normalised where there is a norm. The sum itself goes to
