@@ -197,8 +197,8 @@ static void linear(const float *x, int X, int M, int K, const Linear *l, int str
     /* rows of W so far apart that the next outputs' weights would push out those in use */
     int crowded = M > block && stride * sizeof(weight) % 4096 == 0;
     long ahead = crowded ? 64 : (long)OUTS * stride;
-    /* The tiles' arguments are spelled out in CASE: with names for them, gcc 12's code takes a fifth
-       longer at 96 rows. */
+    /* The tiles' arguments are spelled out in CASE: with names for them, gcc 12's code takes a
+       fifth longer at 96 rows. */
     for (int top = 0; top < M; top += block)
         for (int k = 0; k < K; k += part)
             for (int n = share(N, t.number, t.count); n < share(N, t.number + 1, t.count);
