@@ -108,6 +108,10 @@ def read_prompts(args):
         raise ValueError(f"There is no checkpoint {args.ckpt}: train one (python train.py "
                          "--dataset toy) and name it with --ckpt out/toy/model.pt, or take one "
                          f"that is known by a word: {', '.join(hub.WORDS)} (--list).")
+    for prompt in prompts:
+        if not any(letter.isalnum() or ord(letter) > 127 for letter in prompt):
+            raise ValueError(f"The prompt {prompt!r} says nothing: give it words, or take "
+                             "--unconditional for any motion.")
     try:
         "".join(prompts).encode()
     except UnicodeEncodeError:

@@ -37,9 +37,9 @@ def operation_counts():
             run()
         return counter.operations
 
-    sides = Sides(True, "cpu", baseline=False, num_layers=9)
-    z, tokens = sides.noise(1), torch.zeros(2, 3, 16)
     with settings("torch"):
+        sides = Sides(True, "cpu", baseline=False, num_layers=9)
+        z, tokens = sides.noise(1), torch.zeros(2, 3, 16)
         return (count(lambda: sides.denoise(sides.empty, z))
                 + count(lambda: sides.model.decode_latent(z, [196])),
                 50 * count(lambda: sides.model.denoiser.encoder(tokens)))

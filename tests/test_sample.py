@@ -293,3 +293,10 @@ def test_a_large_seed_is_itself(models, tmp_path):
         made.append([np.load(tmp_path / f"a-man-00{i}.npy") for i in range(2)])
     assert np.allclose(made[0][1], made[1][0], atol=1e-4)
     assert not np.allclose(made[0][0], made[1][0], atol=1e-3)
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "!!!"])
+def test_a_prompt_without_a_word_is_refused(prompt):
+    done = subprocess.run([sys.executable, ROOT / "sample.py", "a man jumps", prompt], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode and "says nothing: give it words" in done.stderr

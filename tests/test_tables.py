@@ -1,5 +1,6 @@
 """What eval.json files say arrives in the tables, the plot and the FID of docs/results.md."""
 import json
+import os
 import re
 import subprocess
 import sys
@@ -134,3 +135,14 @@ def test_floor_of_the_toy_set(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0
     assert "error: " in run("--ckpt", "nowhere.pt", program="floor").stderr
+
+
+def test_the_kernels_report_counts_launches_where_triton_is_demanded():
+    """The program runs with MLD_KERNELS=triton, which no operation on a CPU can satisfy."""
+    pytest.importorskip("triton", reason="NOT TESTED: triton is not installed")
+    code = "from dev.kernel_report import operation_counts; print(*operation_counts())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"MLD_KERNELS": "triton"})
+    assert not done.returncode, done.stderr
+    every, in_layers = map(int, done.stdout.split())
+    assert every > in_layers > 50 * 23
