@@ -42,7 +42,7 @@ DEEPEST = 20  # how deeply dicts and lists may be nested
 ENTRIES = {
     "config": (dict, dict), "model": (dict, torch.Tensor), "vocabulary": (list, str),
     "actions": (list, str), "judge": (bool, None), "run": (str, None), "pack": (str, None),
-    "vae": (str, None), "step": (int, None), "best": ((int, float), None),
+    "vae": (str, None), "init": (str, None), "step": (int, None), "best": ((int, float), None),
     "ema": (list, torch.Tensor), "optimizers": (list, dict), "scaler": (dict, None),
     "since": (dict, None),
 }
@@ -70,7 +70,9 @@ def save(path, config, model, **training_state):
 def portable(config):
     """The settings as plain data, without those that are paths of this machine."""
     settings = to_dict(config)
-    del settings["assets"], settings["train"]["out"], settings["train"]["vae_checkpoint"]
+    del settings["assets"]
+    for name in ("out", "vae_checkpoint", "init_from"):
+        del settings["train"][name]
     return settings
 
 
@@ -229,17 +231,18 @@ def processes():
     return rank, world, local
 
 
-def load_model(path, assets=None, device="cpu"):
+def load_model(path, assets=None, device="cpu", clip=True):
     """MLD in eval mode, ready for generate(), from our own checkpoint of a finished model, from
     published weights, or from a word of formats/hub.py, which fetches them. Its `actions` are the
     names of the action labels, in their order.
 
     assets  AssetsConfig with this machine's paths; None = our defaults
+    clip    whether a model that needs CLIP gets it; without, it has no text encoder
     FileNotFoundError or ValueError in one sentence if there is no checkpoint, if it is cut short or
     of another kind, if its weights do not fit, or if CLIP's weights are missing.
     """
     if path in hub.WORDS and not os.path.exists(path):
-        path, assets = fetched(path, assets or AssetsConfig())
+        path, assets = fetched(path, assets or AssetsConfig(), clip)
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     data = {}
@@ -272,19 +275,19 @@ def load_model(path, assets=None, device="cpu"):
     # a published file has only what the published model has
     others = ("length_estimator.", "mean", "std", "rest", "latent_")
     model = fitted(make, config, state, path, () if ours else others)
-    if with_text and from_clip:
+    if with_text and from_clip and clip:
         model.text_encoder = load_clip(config.assets.clip_path, config.text.last_hidden_state)
     # published files have no names of actions
     model.actions = data.get("actions") or list(map(str, range(config.denoiser.num_actions)))
     return model.to(device).eval()
 
 
-def fetched(word, assets):
+def fetched(word, assets, clip=True):
     """Where a word's published weights are now, and the assets with the path of their CLIP. Whoever
     has CLIP already, or named a place for it, keeps that one."""
     own_clip = assets.clip_path != AssetsConfig.clip_path or os.path.exists(assets.clip_path)
     path, clip = hub.fetch(word, assets.cache, assets.lock, assets.clip_dtype, assets.offline,
-                           clip=not own_clip)
+                           clip=clip and not own_clip)
     return path, dataclasses.replace(assets, clip_path=clip or assets.clip_path)
 
 
@@ -362,7 +365,8 @@ def claim(run):
     if options.overwrite:
         set_aside(run, stages)
         held = []
-    if trained == ("diffusion",) and os.path.exists(vae_of(run)) and not c.train.vae_checkpoint:
+    own_vae = os.path.exists(run.path("vae_best.pt")) and not c.train.vae_checkpoint
+    if trained == ("diffusion",) and own_vae:
         held.insert(0, "vae_best.pt")
 
     found = {name: load(run.path(name)) for name in held if "model" not in name}
@@ -384,14 +388,17 @@ def claim(run):
 
 
 def vae_of(run):
-    """The trained VAE that stage diffusion starts from."""
-    return run.config.train.vae_checkpoint or run.path("vae_best.pt")
+    """The trained VAE that stage diffusion starts from: the one named, or the run's own, or that
+    of the model which fine-tuning starts from."""
+    train, own = run.config.train, run.path("vae_best.pt")
+    start = "" if os.path.exists(own) else train.init_from
+    return train.vae_checkpoint or start or own
 
 
 def identity(run):
     """The name of a new run, of all that its numbers depend on: equal runs have equal names."""
     known = [portable(run.config), pack_digest(run.pack), torch.__version__, run.device.type,
-             run.world]
+             run.world, run.init]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 

@@ -180,6 +180,7 @@ class TrainConfig:
     out: str = "out"  # folder for runs; each has its own folder in it
     name: str = ""  # name of the run and its folder; empty = the dataset's
     vae_checkpoint: str = ""  # trained VAE for stage diffusion; empty = that of the run's folder
+    init_from: str = ""  # trained model to start from: fine-tuning (finetune.py)
     seed: int = 1234  # seed of weights, order of clips, crops and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads per process; 0 = torch's choice
@@ -534,7 +535,7 @@ def atomic_write(path, mode="wb"):
 TABLES = {"config": PRESETS, "dataset": DATASET_PRESETS, "modules": MODULES, "recipe": RECIPES}
 # short names of the flags that are typed most
 SHORT = {name: f"train.{name}" for name in ("stage", "seed", "out", "name", "device", "precision",
-                                            "compile", "cache_latents")}
+                                            "compile", "cache_latents", "init_from")}
 SHORT |= {"condition": "denoiser.condition", "cfg_asset": "cfg_assets", "model.target": "modules"}
 # what --help shows without `all`
 FIRST = ("train.stage", "train.name", "train.seed", "train.device", "train_vae.steps",
@@ -601,8 +602,9 @@ def read_flags(argv, own):
     return flags, words
 
 
-def resolve(flags):
-    """{name: text} of a command line -> (Config, not yet validated, and the preset's name)."""
+def resolve(flags, carried=None):
+    """{name: text} of a command line -> (Config, not yet validated, and the preset's name).
+    carried: the path of a trained model -> {"section.key": value} of what carries over of it."""
     flags, config = dict(flags), Config()
     dataset = flags.pop("dataset", flags.get("data.dataset"))
     preset = flags.pop("config", DATASET_PRESETS.get(dataset or "toy", "small"))
@@ -611,18 +613,21 @@ def resolve(flags):
                for name in ("modules", "recipe") if name in flags]
     if "cfg_assets" in flags:
         layers.append(read_assets(flags.pop("cfg_assets")))
+    if carried and flags.get("train.init_from"):
+        layers.append(carried(flags["train.init_from"]))
     for layer in (*layers, flags):
         for key, value in layer.items():
             set_value(config, key, value)
     return config, preset
 
 
-def parse_args(argv, options=None, doc=""):
+def parse_args(argv, options=None, doc="", carried=None):
     """Resolve a command line into settings.
 
     argv     list of words, as sys.argv[1:]
     options  instance of a dataclass with the program's own flags, whose fields are set in place
     doc      the program's docstring, which --help shows above the settings
+    carried  see resolve()
     Returns (Config, list of the words that are no flags). Raises SettingError. `--help` prints
     the values that the other flags lead to, of the most important or of `all` settings, and exits.
     """
@@ -632,7 +637,8 @@ def parse_args(argv, options=None, doc=""):
         everything = argv[asked + 1:asked + 2] == ["all"]
         argv = argv[:asked] + argv[asked + 1 + everything:]
     flags, words = read_flags(argv, own)
-    config, preset = resolve({key: value for key, value in flags.items() if key not in own})
+    given = {key: value for key, value in flags.items() if key not in own}
+    config, preset = resolve(given, carried)
     if asked is not None:
         try:
             print(help_text(doc, options, config, preset, everything), flush=True)

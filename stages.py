@@ -136,7 +136,7 @@ class DiffusionStage(nn.Module):
         if model.vae:  # frozen: no gradient and no dropout
             model.vae.requires_grad_(False).eval()
             mu, logvar, lengths = self.encode(max(1, c.train.cache_latents))
-            if c.denoiser.normalize_latents:
+            if c.denoiser.normalize_latents and not run.init:  # fine-tuning keeps the old ones
                 spread = mu.flatten(0, 1).var(0) + logvar.exp().flatten(0, 1).mean(0)
                 model.latent_mean.copy_(mu.flatten(0, 1).mean(0))
                 model.latent_std.copy_(spread.sqrt())

@@ -8,6 +8,7 @@
     python train.py --dataset humanml3d --recipe paper         with the paper's
     python train.py --dataset toy --condition action  labels instead of sentences, or none
     python train.py --dataset toy --modules novae     diffusion straight on frames
+    python train.py --dataset mine --init_from checkpoints/toy.pt    fine-tune a trained model
     torchrun --standalone --nproc_per_node=2 train.py --dataset toy    half a batch each
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \\
         --rdzv_endpoint=HOST:29500 train.py --dataset humanml3d        two machines
@@ -48,6 +49,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import finetune
 import kernels
 from kernels import graphs
 from clip import WordEncoder, vocabulary_of
@@ -106,6 +108,8 @@ class Run:
             alone = self.device.type == "cuda" and here <= torch.cuda.device_count()
             dist.init_process_group("nccl" if alone else "gloo")  # NCCL wants a GPU a process
         self.pack = self.together(lambda: data.open_pack(config))
+        self.init = ""  # digest of the model that fine-tuning starts from
+        self.together(self.adopt)
         self.together(self.count_actions)
         self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
         name = config.train.name or config.data.dataset
@@ -126,6 +130,10 @@ class Run:
             self.asked, self.stopping = now, self.world == 1
         elif self.world == 1 or now - self.asked > 2:  # torchrun repeats the terminal's Ctrl-C
             os._exit(128 + number)
+
+    def adopt(self):
+        if self.config.train.init_from:
+            self.init = finetune.adopt(self.pack, self.config.train.init_from)
 
     def count_actions(self):
         c, pack = self.config.denoiser, self.pack
@@ -176,7 +184,8 @@ class Run:
     def save(self, path, model, **state):
         """checkpoint.save, with the run's identity and the data's."""
         pack = checkpoint.pack_digest(self.pack)
-        checkpoint.save(path, self.config, model, run=self.id, pack=pack, **state)
+        checkpoint.save(path, self.config, model, run=self.id, pack=pack, init=self.init,
+                        **state)
 
     def read_log(self):
         with contextlib.suppress(FileNotFoundError):
@@ -323,6 +332,10 @@ class Loop:
         if state.get("vae", self.run.vae) != self.run.vae:
             raise SettingError(f"{self.last} was trained on another VAE than the one at hand: "
                                "--resume goes on with that one, --overwrite starts again.")
+        if (state.get("init") or "") != self.run.init:
+            raise SettingError(f"{self.last} was fine-tuned from another model than "
+                               f"{self.run.config.train.init_from or 'none'}: --resume goes on "
+                               "with that one, --overwrite starts again.")
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             groups = [{key: value for key, value in group.items() if key != "params"}
                       for group in optimizer.param_groups]
@@ -542,8 +555,14 @@ def build(run):
             encoder = Remembered(load_clip(c.assets.clip_path, c.text.last_hidden_state))
         else:
             texts = (caption.text for i in pack.indices("train") for caption in pack.captions(i))
-            encoder = WordEncoder(c.text, vocabulary_of(texts))
-    return MLD(c, encoder, pack.mean, pack.std, pack.rest).to(run.device)
+            words = vocabulary_of(texts)
+            if run.init:
+                words = finetune.vocabulary(c.train.init_from, words)
+            encoder = WordEncoder(c.text, words)
+    model = MLD(c, encoder, pack.mean, pack.std, pack.rest)
+    if run.init:
+        finetune.start(model, c.train.init_from)
+    return model.to(run.device)
 
 
 def million(network):
@@ -582,9 +601,10 @@ def train_model(run):
         return run.path("vae_best.pt")
     if model.vae and c.stage == "diffusion":
         source = checkpoint.vae_of(run)
-        state = run.from_main(lambda: trained_vae(source))
-        checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
-                                    state.items() if name.startswith("vae.")}, source)
+        if source != c.init_from:  # whose VAE the model has already
+            state = run.from_main(lambda: trained_vae(source))
+            checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
+                                        state.items() if name.startswith("vae.")}, source)
     run.vae = checkpoint.weights_digest(model.vae) if model.vae else ""
     if not fit(run, DiffusionStage(run, model)):
         return None
@@ -615,7 +635,7 @@ def train(config, options):
 def main(argv):
     options = Options()
     try:
-        config, words = parse_args(argv, options, __doc__)
+        config, words = parse_args(argv, options, __doc__, finetune.settings)
         if words:
             raise SettingError(f"train.py takes flags only, found {words[0]!r}; see --help.")
         train(config, options)

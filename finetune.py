@@ -1,0 +1,90 @@
+"""Fine-tuning: a training that starts from a trained model instead of random weights.
+
+    python train.py --dataset mine --init_from checkpoints/toy.pt
+    python train.py --dataset mine --init_from humanml3d          from published weights
+
+The model's networks carry over, with their sizes and the noise process they were trained with, and
+so do its vocabulary, its actions, the mean and std of its features and those of its latents: what
+it knew, it still knows. New words and new actions get rows of their own behind the old ones. Only
+the optimisers start anew, with fewer steps at a lower rate, which any flag still changes.
+"""
+import functools
+
+import numpy as np
+import torch
+
+from checkpoint import load_model, weights_digest
+from config import FIELDS, SettingError, get_value
+
+SIZES = ("vae", "text", "denoiser", "diffusion")  # sections that carry over whole
+CLIPS = ("data.skeleton", "data.fps", "data.max_frames", "data.unit_length")
+# a few hundred steps, at a fraction of the rate that the model was trained with
+STEPS = {"train_vae.steps": 400, "train_diffusion.steps": 800, "train.eval_every": 100}
+RATE, WARMUP = 0.2, 50
+# tables of one row per word or action, which may grow
+TABLES = ("text_encoder.tower.token_embedding.weight", "denoiser.emb_proj.weight")
+
+
+@functools.lru_cache(1)
+def trained(path):
+    """The model to start from. FileNotFoundError or ValueError as load_model."""
+    return load_model(path, clip=False)
+
+
+def settings(path):
+    """{"section.key": value}: what carries over of the model's settings, and how it is trained."""
+    config = trained(path).config
+    found = {key: get_value(config, key) for key in FIELDS
+             if key in CLIPS or key.split(".")[0] in (*SIZES, "train_vae", "train_diffusion")}
+    for stage in ("train_vae", "train_diffusion"):
+        found[f"{stage}.lr"] *= RATE
+        found[f"{stage}.warmup"] = WARMUP
+        found[f"{stage}.accumulate"] = 1
+    return found | STEPS | {"denoiser.num_actions": 0}  # as many as there are then
+
+
+def adopt(pack, path):
+    """Make the pack speak the model's language: features are normalised as the model's were, and
+    labels are numbers of its actions, with the pack's own new ones behind them. Only the open pack
+    is changed, not its file. Returns the digest of the model.
+
+    ValueError for clips of another kind."""
+    model = trained(path)
+    c = model.config.data
+    if (pack.skeleton, pack.fps) != (c.skeleton, c.fps):
+        raise ValueError(f"{path} was trained on the {c.skeleton} skeleton at {c.fps:g} fps, but "
+                         f"{pack.path} holds {pack.skeleton} at {pack.fps:g}: pack the clips at "
+                         "that rate, or start from another model.")
+    pack.mean, pack.std = (x.cpu().numpy().copy() for x in (model.mean, model.std))
+    if model.config.denoiser.condition == "action":
+        names = model.actions + [name for name in pack.actions if name not in model.actions]
+        number = np.array([names.index(name) for name in pack.actions] + [-1])
+        pack.labels, pack.actions = number[pack.labels].astype(pack.labels.dtype), names
+    return weights_digest(model)
+
+
+def vocabulary(path, words):
+    """The model's words in their order, and the new ones of `words` behind them."""
+    known = trained(path).text_encoder.vocabulary
+    return known + sorted(set(words) - set(known))
+
+
+def start(model, path):
+    """Give a new model the trained one's weights; rows of new words and actions stay as they are.
+    SettingError, naming the setting, if sizes differ."""
+    source = trained(path)
+    for key in FIELDS:
+        section, name = key.split(".")
+        if section in ("vae", "text", "denoiser") and "dropout" not in name and not (
+                name == "num_actions" or name.startswith("lambda") or name.endswith("loss")):
+            was, now = get_value(source.config, key), get_value(model.config, key)
+            if was != now:
+                raise SettingError(f"{path} has {key}={was}, but {now} was asked for: a model "
+                                   "keeps its sizes when training goes on from it.")
+    own, given = model.state_dict(), source.state_dict()
+    with torch.no_grad():
+        for name, value in given.items():
+            if own[name].shape != value.shape and name not in TABLES:
+                raise ValueError(f"{path} does not fit: {name} is {tuple(value.shape)}, expected "
+                                 f"{tuple(own[name].shape)}.")
+            own[name][:len(value)].copy_(value) if value.dim() else own[name].copy_(value)

@@ -1,0 +1,139 @@
+"""Fine-tuning: what carries over of a trained model, what grows, and what is refused."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import finetune
+from config import parse_args
+from formats.pack import Caption, Clip, Pack, write_pack
+from test_train import ROOT, clips_of, command, log, run
+
+NEW = ["--dataset=other", "--train_vae.steps=4", "--train_diffusion.steps=4", "--train.threads=1",
+       "--train.log_every=1", "--train.eval_every=2", "--train.save_every=2",
+       "--train.sample_every=0", "--train_vae.batch_size=8", "--train_diffusion.batch_size=8"]
+
+
+def others(extra):
+    """The same kind of clips with a new word, a new action, and other lengths and offsets."""
+    for clip in clips_of(5):
+        clip.captions = [Caption(c.text + extra) for c in clip.captions]
+        clip.action = "hover" if clip.action == "walk" else clip.action
+        clip.features = clip.features + np.float32(0.3)
+        yield clip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """data/made and data/other, and models of `made`: by text and by action."""
+    folder = tmp_path_factory.mktemp("finetune")
+    for name, clips, actions in (("made", clips_of(0), ["walk", "jump"]),
+                                 ("other", others(" sideways"), ["hover", "jump"])):
+        write_pack(folder / "data" / name / f"{name}.pack", clips, name=name, skeleton="t2m",
+                   fps=20.0, actions=actions)
+    for condition in ("text", "action"):
+        done = run(folder, f"--name={condition}", f"--condition={condition}")
+        assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def tune(root, source, name, *flags):
+    """A fine-tuning of a run's model on `other`, by the command that the docs give."""
+    place = [word for word in command(root) if "data_root" in word or "--out=" in word]
+    start = f"--init_from={root / 'out' / source / 'model.pt'}"
+    line = [sys.executable, "train.py", *place, start, f"--name={name}", *NEW, *flags]
+    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)
+
+
+def test_what_the_model_knew_is_where_the_training_starts(root):
+    """A learning rate of (almost) nothing leaves every weight of the old model in its place: the
+    sizes, the mean and std, the latents' too, the old words' rows."""
+    done = tune(root, "text", "still", "--train_vae.lr=1e-12", "--train_diffusion.lr=1e-12")
+    assert done.returncode == 0, done.stderr[-2000:]
+    old, new = (checkpoint.load_model(str(root / "out" / name / "model.pt"))
+                for name in ("text", "still"))
+    assert new.config.vae == old.config.vae and new.config.denoiser == old.config.denoiser
+    assert new.config.diffusion == old.config.diffusion
+    before, after = old.state_dict(), new.state_dict()
+    for name, value in before.items():
+        assert torch.allclose(after[name][:len(value)] if value.dim() else after[name], value,
+                              atol=1e-6), name
+    n = len(old.text_encoder.vocabulary)
+    assert new.text_encoder.vocabulary[:n] == old.text_encoder.vocabulary
+    assert new.text_encoder.vocabulary[n:] == ["sideways"]
+    texts = ["a man jumps once", "a man walks here"]
+    a, b = (m.generate(texts, lengths=[40, 44], seed=1)[1] for m in (old, new))
+    assert torch.allclose(a, b, atol=1e-4)
+    pack = Pack.open(root / "data" / "other" / "other.pack")
+    assert np.abs(new.mean.numpy() - pack.mean).max() > 0.1, "else this test shows nothing"
+
+
+def test_it_learns_the_new_set_and_goes_on_after_a_stop(root):
+    whole = tune(root, "text", "tuned")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    done = tune(root, "text", "halves", "--train_diffusion.steps=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    more = ["--resume", "--allow-change=steps"]
+    refused = tune(root, "action", "halves", *more)
+    assert refused.returncode and "error: " in refused.stderr and "Traceback" not in refused.stderr
+    assert tune(root, "text", "halves", *more).returncode == 0
+    entries = log(root, "tuned")
+    assert entries["vae", 4]["val_loss"] < entries["vae", 2]["val_loss"]
+
+
+def test_new_actions_come_behind_the_old_ones(root):
+    done = tune(root, "action", "actions")
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = checkpoint.load_model(str(root / "out" / "actions" / "model.pt"))
+    assert model.actions == ["walk", "jump", "hover"]
+    assert model.config.denoiser.num_actions == 3
+    pack = Pack.open(root / "data" / "other" / "other.pack")
+    names = [pack.action(i) for i in range(len(pack))]
+    finetune.adopt(pack, str(root / "out" / "action" / "model.pt"))
+    assert [pack.action(i) for i in range(len(pack))] == names
+    assert set(pack.labels.tolist()) == {1, 2}
+
+
+def test_unlabelled_clips_stay_unlabelled(root, tmp_path):
+    clips = list(clips_of(1))[:10]
+    for clip in clips[::2]:
+        clip.action = ""
+    write_pack(tmp_path / "p.pack", clips, name="p", skeleton="t2m", fps=20.0,
+               actions=["walk", "jump"])
+    pack = Pack.open(tmp_path / "p.pack")
+    finetune.adopt(pack, str(root / "out" / "action" / "model.pt"))
+    assert (pack.labels[::2] == -1).all() and (pack.labels[1::2] >= 0).all()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--vae.latent_size=4"], "vae.latent_size"),
+    (["--denoiser.num_layers=5"], "denoiser.num_layers"),
+    (["--init_from=nowhere.pt"], "nowhere.pt"),
+    (["--stage=vae", "--init_from={root}/out/text/vae.pt"], "vae.pt"),
+])
+def test_what_does_not_fit_is_refused(root, flags, words):
+    flags = [flag.format(root=root) for flag in flags]
+    done = tune(root, "text", "refused", *flags)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
+    assert not (root / "out" / "refused" / "model.pt").exists()
+
+
+def test_clips_of_another_kind_are_refused(root, tmp_path):
+    clips = [Clip("a", features=np.zeros((50, 251), np.float32)),
+             Clip("b", split="val", features=np.zeros((50, 251), np.float32))]
+    write_pack(tmp_path / "kit.pack", clips, name="kit", skeleton="kit", fps=12.5)
+    with pytest.raises(ValueError, match="12.5"):
+        finetune.adopt(Pack.open(tmp_path / "kit.pack"), str(root / "out" / "text" / "model.pt"))
+
+
+def test_flags_still_have_the_last_word(root):
+    source = str(root / "out" / "text" / "model.pt")
+    place = [f"--assets.data_root={root / 'data'}", "--dataset=other", f"--init_from={source}"]
+    config, _ = parse_args(place, carried=finetune.settings)
+    assert (config.vae.latent_dim, config.train_vae.steps) == (16, 400)
+    assert config.train_vae.lr == pytest.approx(0.2e-3) and config.data.max_frames == 60
+    config, _ = parse_args([*place, "--train_vae.lr=0.5"], carried=finetune.settings)
+    assert config.train_vae.lr == 0.5
