@@ -10,7 +10,7 @@ ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld", "fast",
     "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip", "train",
-    "stages", "sample", "eval", "prepare", "studio"}
+    "stages", "losses", "sample", "eval", "prepare", "studio"}
 FORMATS = {"config", "motion", "formats"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
          "conditions", "mld", "edit"}
@@ -30,7 +30,8 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "published_clip": FORMATS | MODEL - {"mld", "edit"},
     "judge": STORED,
     "view": STORED,
-    "stages": STORED | {"judge", "view"},
+    "losses": {"transformer", "vae"},
+    "stages": STORED | {"losses", "judge", "view"},
 }
 PROGRAMS = STORED | {"lengths", "stages", "judge", "view", "toy"}  # for other files of the hall
 # Tables whose rows are read as tables; nothing else is wider than 100 columns.
