@@ -4,8 +4,14 @@ import math
 import numpy as np
 import pytest
 
+import checkpoint
+from config import Config, set_value
+from conftest import GOLDEN
+from dev import sharp
+from formats.pack import Caption, Clip, Pack, write_pack
 from judge import sharpness
 from judge.sharpness import BANDS, coherence, kinematic_fid, kinematics, power_ratio, spectra
+from mld import MLD
 
 FPS, TOES = 20, (3, 4)
 
@@ -122,3 +128,30 @@ def test_bands_without_power_or_beyond_the_frame_rate_are_nan():
     short = spectra(noise(1), FPS)
     both = np.stack([short, spectra(swing(5.0), FPS)])
     assert power_ratio(both, both)[3] == pytest.approx(1)
+
+
+def test_the_table_of_a_vae(tmp_path, capsys):
+    """dev.sharp reads the file that --stage vae leaves, and measures whole unmirrored clips."""
+    base = np.load(GOLDEN / "motion_features.npz")["t2m/features"].astype(np.float32)
+    clips = [Clip(f"{name}{i}", [Caption("a man walks")], split, "walk", base[:50 + i])
+             for i in range(3) for split, name in (("train", "a"), ("test", "b"), ("test", "M"))]
+    (tmp_path / "made").mkdir()
+    write_pack(tmp_path / "made" / "made.pack", clips, name="made", skeleton="t2m", fps=20.0,
+               actions=["walk"])
+    config = Config()
+    for key, value in {"data.dataset": "made", "data.min_length": 24, "data.max_frames": 60,
+                       "vae.latent_dim": 16, "denoiser.latent_dim": 16, "vae.ff_size": 32,
+                       "vae.num_layers": 3,
+                       "assets.data_root": str(tmp_path)}.items():
+        set_value(config, key, value)
+    pack = Pack.open(str(tmp_path / "made" / "made.pack"))
+    model = MLD(config, None, pack.mean, pack.std)
+    checkpoint.save(tmp_path / "vae_best.pt", config, model.state_dict(), step=7)
+    sharp.main([str(tmp_path / "vae_best.pt")])
+    *_, row = capsys.readouterr().out.splitlines()
+    cells = row.strip("| ").split(" | ")
+    assert len(cells) == 1 + len(sharp.HEAD) and cells[1] == "7"
+    assert len(sharp.clips_of(pack, config)) == 3
+    x = sharp.measure(model.eval(), pack)
+    assert x["made power"].shape == (3, len(BANDS))
+    assert float(cells[2].split(" / ")[0]) == pytest.approx(x["error"].mean(), abs=0.06)
