@@ -7,6 +7,7 @@ data.max_frames; z is the posterior's mean. judge/sharpness.py and judge/metrics
 numbers are. The last column is what the latent can hold at most: the sum over its numbers of log2
 of the spread of all latents over the spread of one clip's posterior, in bits.
 """
+import argparse
 import os
 import sys
 
@@ -17,6 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import checkpoint
 import data
 import motion
+from config import AssetsConfig
 from judge import metrics, sharpness
 from mld import MLD
 
@@ -60,10 +62,11 @@ def measure(model, pack, batch=16):
     return {key: np.stack(values) for key, values in found.items()}
 
 
-def row_of(path):
+def row_of(path, data_root):
     """A checkpoint's row of the table, without its name."""
     state = checkpoint.load(path)
     config = state["config"]
+    config.assets = AssetsConfig(data_root=data_root)
     pack = data.open_pack(config)
     model = MLD(config, None, pack.mean, pack.std, pack.rest)
     weights = {key: value for key, value in state["model"].items() if key.startswith("vae.")}
@@ -87,10 +90,12 @@ def row_of(path):
 
 
 def main(argv):
-    if not argv or argv[0].startswith("-"):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoints", nargs="+", help="vae_best.pt, or model.pt, of train.py")
+    parser.add_argument("--data_root", default=AssetsConfig.data_root, help="folder of the packs")
+    args = parser.parse_args(argv)
     try:
-        rows = [(path, *row_of(path)) for path in argv]
+        rows = [(path, *row_of(path, args.data_root)) for path in args.checkpoints]
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for row in (("", *HEAD), ["---"] * (1 + len(HEAD)), *rows):

@@ -141,13 +141,12 @@ def test_the_table_of_a_vae(tmp_path, capsys):
     config = Config()
     for key, value in {"data.dataset": "made", "data.min_length": 24, "data.max_frames": 60,
                        "vae.latent_dim": 16, "denoiser.latent_dim": 16, "vae.ff_size": 32,
-                       "vae.num_layers": 3,
-                       "assets.data_root": str(tmp_path)}.items():
+                       "vae.num_layers": 3}.items():
         set_value(config, key, value)
     pack = Pack.open(str(tmp_path / "made" / "made.pack"))
     model = MLD(config, None, pack.mean, pack.std)
     checkpoint.save(tmp_path / "vae_best.pt", config, model.state_dict(), step=7)
-    sharp.main([str(tmp_path / "vae_best.pt")])
+    sharp.main([str(tmp_path / "vae_best.pt"), "--data_root", str(tmp_path)])
     *_, row = capsys.readouterr().out.splitlines()
     cells = row.strip("| ").split(" | ")
     assert len(cells) == 1 + len(sharp.HEAD) and cells[1] == "7"
