@@ -77,7 +77,9 @@ def row_of(path, data_root):
         return " ".join(f"{value:.2f}" for value in values)
 
     def ratio(name):
-        return f"{np.nanmean(x[f'made {name}']) / np.nanmean(x[f'real {name}']):.2f}"
+        made, real = (x[f"{who} {name}"] for who in ("made", "real"))
+        made, real = (values[np.isfinite(values)] for values in (made, real))
+        return f"{made.mean() / real.mean():.2f}" if len(made) and len(real) else "-"
 
     spread = np.sqrt(x["mu"].var(0) + x["variance"].mean(0))
     bits = np.log2(spread / np.sqrt(x["variance"]).mean(0)).clip(0).sum()
