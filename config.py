@@ -101,9 +101,10 @@ class VAEConfig(StackConfig):
     lambda_rec: float = 1.0  # weight of the loss on features
     lambda_joint: float = 1.0  # weight of the loss on the joints recovered from them
     lambda_velocity: float = 0.0  # weight of the loss on joint velocities: still feet, no jitter
-    lambda_acceleration: float = 0.0  # of joint accelerations; this and the next two: losses.py
+    lambda_acceleration: float = 0.0  # of joint accelerations; this and the next three: losses.py
     lambda_energy: float = 0.0  # of each joint's mean speed, acceleration and jerk over a clip
     lambda_spectrum: float = 0.0  # of velocities' amplitudes by joint, moment and frequency
+    lambda_power: float = 0.0  # of the power of a clip's velocities by frequency
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
 
 

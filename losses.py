@@ -2,7 +2,7 @@
 
 vae.vae_loss compares frame by frame. Of the quick part of a movement a latent knows little, and
 what is right on average, over all that the movement could have been, is to move less: distances
-reward motion that is slow where it should be quick. Here are three terms on the joints J (true) and
+reward motion that is slow where it should be quick. Here are four terms on the joints J (true) and
 J' (reconstructed), in metres, that do not:
 
     lambda_acceleration  mean |d2 J' - d2 J|, in metres a frame^2
@@ -11,15 +11,20 @@ J' (reconstructed), in metres, that do not:
     lambda_energy        mean over joints and k = 1, 2, 3 of log(E_k(J') / E_k(J))^2,
                          E_k(J) = the mean of |dk J| over the clip's frames
         Each joint is to be as fast, as sudden and as jerky as the real one, on average over the
-        clip.
+        clip. That leaves open in which frames.
 
-    lambda_spectrum      mean over joints, windows and frequencies of |A(J') - A(J)| / mean A(J)
-        A is the amplitude of a joint's velocity in a window of 0.8 s at 20 frames a second, at each
-        frequency that fits into it. So energy has to be where it is in time and in pitch, but the
-        phase is left to the other losses. Where the latent does not know the phase, the network
-        can still move as much as it should. Mean A is over all windows of the batch, for each joint
-        and frequency: without it, only the slowest would count. Magnitudes of short spectra are
-        how networks learn to make crisp sound, too (Yamamoto et al. 2020, Parallel WaveGAN).
+    lambda_spectrum      mean over joints, windows and k = 1..8 of |A_k(J') - A_k(J)| k^2 / 5 cm
+        A_k is the amplitude of a joint's velocity, in metres a frame, at k waves in a window of 16
+        frames: 1.25 to 10 Hz at 20 frames a second. So energy has to be where it is in time and in
+        pitch, but the phase is left to the other losses: where the latent does not know it, the
+        network can still move as much as it should. Real amplitudes are near 5 cm / k^2 on average
+        (measured on motion capture and on the toy clips alike); without that scale, only the
+        slowest would count. Magnitudes of short spectra are how networks learn to make crisp
+        sound, too (Yamamoto et al. 2020, Parallel WaveGAN).
+
+    lambda_power         mean over k of log(P_k(J') / P_k(J))^2, P_k = the sum of A_k^2 over the
+                         clip's windows and joints
+        The clip as a whole moves as strongly at each frequency as the real one.
 
 All are means over a clip's own frames, and then over clips, as in vae_loss.
 """
@@ -31,7 +36,8 @@ from transformer import length_mask
 from vae import clip_mean
 
 WINDOW, HOP = 16, 8  # frames
-STILL = 1e-4, 1e-4, 2e-4  # metres a frame^k that E_k and its like cannot be below: 0.1 mm
+STILL = 1e-4  # metres a frame^k: less counts as this much, so that logarithms are finite
+TYPICAL = 0.05  # metres a frame: A_1, and k^2 times A_k
 
 
 def sharpness_losses(recon, features, lengths, cfg, to_joints):
@@ -43,7 +49,8 @@ def sharpness_losses(recon, features, lengths, cfg, to_joints):
     to_joints        normalised features (B, T, F) -> joints (B, T, J, 3) in metres
 
     Too few frames for a term, such as two for an acceleration, give 0. {} if all weights are 0."""
-    terms = {"acceleration": acceleration_loss, "energy": energy_loss, "spectrum": spectrum_loss}
+    terms = {"acceleration": acceleration_loss, "energy": energy_loss, "spectrum": spectrum_loss,
+             "power": power_loss}
     weights = {name: getattr(cfg, f"lambda_{name}") for name in terms}
     if not any(weights.values()):
         return {}
@@ -63,34 +70,49 @@ def acceleration_loss(a, b, lengths):
 def energy_loss(a, b, lengths):
     """a, b (B, T, J, 3) -> the squared log ratio of their mean speeds, accelerations and jerks."""
     total = a.new_zeros(())
-    for k, least in enumerate(STILL, 1):
+    for k in (1, 2, 3):
         energies = [clip_joint_mean(x.diff(k, dim=1).norm(dim=-1), lengths - k) for x in (a, b)]
-        made, real = ((energy + least).log() for energy in energies)  # (B, J)
-        total = total + (made - real).square().mean() / len(STILL)
+        made, real = ((energy + STILL).log() for energy in energies)  # (B, J)
+        total = total + (made - real).square().mean() / 3
     return total
 
 
 def spectrum_loss(a, b, lengths):
-    """a, b (B, T, J, 3) -> the difference of their velocities' amplitudes, by frequency, relative
-    to the mean amplitude of b.
+    """a, b (B, T, J, 3) -> the difference of their velocities' amplitudes, by frequency, in units
+    of what is usual at that frequency."""
+    made, real, share = (*map(amplitudes, (a, b)), window_share(a, lengths))
+    usual = TYPICAL / torch.arange(1, WINDOW // 2 + 1, device=a.device).square()
+    error = ((made - real).abs().mean(3) / usual).mean(2)  # (B, windows)
+    return (error * share).sum(1).mean()
 
-    Joints are seen from the root, joint 0; the root itself moves through the world. Only windows
-    that lie inside of a clip count; a clip too short for one adds nothing."""
-    if a.shape[1] <= WINDOW:
-        return (a * 0).sum()
-    made, real = amplitudes(a), amplitudes(b)  # (B, windows, frequencies, J)
-    starts = torch.arange(made.shape[1], device=a.device) * HOP
-    inside = (starts[None] + WINDOW < lengths[:, None]).to(a.dtype)  # (B, windows)
-    share = inside / inside.sum(1, keepdim=True).clamp(min=1)  # every clip weighs the same
-    mean = torch.einsum("bwkj,bw->kj", real, share) / len(a)
-    relative = (made - real).abs() / (mean + STILL[0])
-    return torch.einsum("bwkj,bw->kj", relative, share).mean() / len(a)
+
+def power_loss(a, b, lengths):
+    """a, b (B, T, J, 3) -> the squared log ratio of their power at each frequency."""
+    share = window_share(a, lengths)[:, :, None]
+    made, real = ((amplitudes(x).square().mean(3) * share).sum(1) for x in (a, b))  # (B, K)
+    return ((made + STILL**2) / (real + STILL**2)).log().square().mean()
+
+
+def window_share(joints, lengths):
+    """(B, windows): equal shares for the windows that lie inside of a clip, and 0 for the others;
+    all 0 for a clip too short for one."""
+    starts = torch.arange(windows_in(joints.shape[1]), device=joints.device) * HOP
+    inside = (starts[None] + WINDOW < lengths[:, None]).to(joints.dtype)
+    return inside / inside.sum(1, keepdim=True).clamp(min=1)
+
+
+def windows_in(frames):
+    return max(0, (frames - 1 - WINDOW) // HOP + 1)
 
 
 def amplitudes(joints):
     """(B, T, J, 3) -> amplitude of each joint's velocity in metres a frame, (B, windows, WINDOW / 2
-    frequencies, J), by windows of WINDOW frames, a Hann window over each, that overlap by half."""
+    frequencies, J), by windows of WINDOW frames, a Hann window over each, that overlap by half.
+
+    Joints are seen from the root, joint 0; the root itself moves through the world."""
     own = torch.cat((joints[:, :, :1], joints[:, :, 1:] - joints[:, :, :1]), 2)
+    if not windows_in(own.shape[1]):
+        return own.new_zeros(len(own), 0, WINDOW // 2, own.shape[2])
     windows = own.diff(dim=1).unfold(1, WINDOW, HOP)  # (B, windows, J, 3, WINDOW)
     t = torch.arange(WINDOW, device=joints.device, dtype=joints.dtype) + 0.5
     k = torch.arange(1, WINDOW // 2 + 1, device=joints.device, dtype=joints.dtype)

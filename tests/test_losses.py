@@ -7,9 +7,10 @@ import torch
 
 from config import VAEConfig
 from losses import (
-    HOP, WINDOW, acceleration_loss, amplitudes, energy_loss, sharpness_losses, spectrum_loss)
+    HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, energy_loss, power_loss, sharpness_losses,
+    spectrum_loss)
 
-TERMS = acceleration_loss, energy_loss, spectrum_loss
+TERMS = acceleration_loss, energy_loss, spectrum_loss, power_loss
 
 
 def walk(frames, batch=2, joints=5, seed=0):
@@ -27,7 +28,7 @@ def test_gradients_are_finite_for_few_frames_and_still_bodies(loss, frames):
     for a in (walk(frames), torch.zeros(2, frames, 5, 3)):
         a.requires_grad_()
         value = loss(a, torch.zeros_like(a), torch.tensor([frames, 1]))
-        value.backward()
+        (value + 0 * a.sum()).backward()  # a clip without a window has no gradient at all
         assert value.isfinite() and a.grad.isfinite().all()
 
 
@@ -63,6 +64,19 @@ def test_energy_is_the_squared_log_ratio():
         assert value == pytest.approx(math.log(2) ** 2, rel=1e-3)
 
 
+def test_power_is_the_squared_log_ratio():
+    b = walk(200) * 100
+    assert power_loss(2 * b, b, whole(b)).item() == pytest.approx(math.log(4) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", TERMS)
+def test_clips_do_not_meet(loss):
+    """The mean over two halves of a batch is the whole's, on any number of processes."""
+    a, b, lengths = walk(60, batch=4), walk(60, batch=4, seed=1), torch.tensor([60, 50, 40, 20])
+    halves = [loss(a[i:i + 2], b[i:i + 2], lengths[i:i + 2]) for i in (0, 2)]
+    assert torch.allclose(loss(a, b, lengths), sum(halves) / 2, rtol=1e-5)
+
+
 def test_amplitudes_of_a_sine_are_at_its_frequency():
     frames, joints = 1 + 3 * WINDOW, torch.zeros(1, 1 + 3 * WINDOW, 2, 3)
     velocity = 0.1 * torch.cos(2 * math.pi * 4 / WINDOW * torch.arange(frames - 1.0))
@@ -87,8 +101,11 @@ def test_the_spectrum_forgives_a_wrong_phase_and_not_a_missing_sine():
     moved, still, half = (spectrum_loss(x, real, whole(real)).item()
                           for x in (swing(1.0), swing(0.0, 0.0), swing(0.0, 0.025)))
     assert moved < 0.1 * still
-    # a line is three of 8 frequencies, of one of two joints; 0.1 mm is added to the mean
-    assert still == pytest.approx(3 / 16, rel=0.02) and half == pytest.approx(still / 2, rel=1e-3)
+    # a step is 2 pi 3 / 16 of the swing, less as steps are chords; a line is three frequencies
+    peak = 0.05 * 2 * math.sin(math.pi * 3 / WINDOW) / TYPICAL
+    want = peak * (0.5 * 2**2 + 3**2 + 0.5 * 4**2) / (WINDOW // 2) / 2  # one of two joints
+    assert still == pytest.approx(want, rel=1e-3) and half == pytest.approx(still / 2, rel=1e-3)
+
 
 
 def test_the_sum_is_weighted_and_terms_without_weight_are_absent():
