@@ -101,6 +101,10 @@ class VAEConfig(StackConfig):
     lambda_rec: float = 1.0  # weight of the loss on features
     lambda_joint: float = 1.0  # weight of the loss on the joints recovered from them
     lambda_velocity: float = 0.0  # weight of the loss on joint velocities: still feet, no jitter
+    lambda_acceleration: float = 0.0  # of joint accelerations; this and the next three: losses.py
+    lambda_energy: float = 0.0  # of each joint's mean speed, acceleration and jerk over a clip
+    lambda_spectrum: float = 0.0  # of velocities' amplitudes by joint, moment and frequency
+    lambda_power: float = 0.0  # of the power of a clip's velocities by frequency
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
 
 
@@ -255,6 +259,7 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "vae.dropout": 0.0, "vae.attention_dropout": 0.0, "vae.position_embedding": "sine",
     "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.cosines": 64, "vae.cosine_span": 196,
     "vae.joints_loss": "distance", "vae.lambda_joint": 0.05, "vae.lambda_velocity": 10.0,
+    "vae.lambda_acceleration": 10.0, "vae.lambda_energy": 0.02, "vae.lambda_spectrum": 0.1,
     "text.kind": "scratch",
     "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5,
     "denoiser.dropout": 0.0, "denoiser.attention_dropout": 0.0, "denoiser.max_positions": 256,
@@ -270,7 +275,8 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }
 TOY = SMALL | {
-    "data.dataset": "toy", "data.max_frames": 120, "vae.cosines": 48, "vae.cosine_span": 120,
+    "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 48,
+    "vae.cosine_span": 120, "vae.lambda_acceleration": 5.0,
     "vae.lambda_velocity": 2.0, "train_vae.steps": 6000, "diffusion.guidance_scale": 2.5,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention

@@ -35,6 +35,7 @@ from judge.own import OwnJudge
 from judge.protocol import MODEL, REAL, RECONSTRUCTION, Evaluation, evaluate
 from view import report
 
+SHARP = " Hz", "kinematic FID"  # what sharpness.py compares with real motion
 PHYSICAL = " mm", " cm/s", " m/s3"  # the units of what is measured on joints, without the judge
 MEASURES = {  # what each number is, and what good looks like
     "R@1": "Share of texts whose own motion is the nearest among {group}, by the judge's "
@@ -64,6 +65,15 @@ MEASURES = {  # what each number is, and what good looks like
     "pampjpe mm": "The same after the best rotation, scale and shift of each frame.",
     "global mm": "The same where the joints are, errors of the path included.",
     "accel mm": "Error of the joints' acceleration, per frame squared. Lower is better.",
+    "kinematic FID": "Distance between the distributions of how fast, suddenly and jerkily each "
+                     "joint moves, in percent of real motion's variance. Lower is better; what "
+                     "looks as if under water has 30 or more.",
+}
+BANDS = {  # the same for what is measured in each band of frequencies
+    "power": "How strongly joints move at these frequencies, as a share of real motion. Best is 1: "
+             "more is trembling, less is over-smoothed.",
+    "coherence": "How much of the movement at these frequencies is the clip's own, and not made "
+                 "up: 1 is all of it. Higher is better.",
 }
 CURVES = {  # what follows the row's name: the picture's title, and what good looks like
     "": ("Distance from what was asked", "One value for each clip, sorted. Good motions lie on the "
@@ -133,10 +143,13 @@ def cell(value):
 
 
 def grids(table):
-    """The table as two lists of rows of words: what the judge says, and what the joints say."""
+    """The table as three lists of rows of words: what the judge says, what the joints say, and how
+    sharp the motion is."""
     names = list(dict.fromkeys(key for row in table.values() for key in row))
     physical = [name for name in names if name.endswith(PHYSICAL)]
-    for columns in ([name for name in names if name not in physical], physical):
+    sharp = [name for name in names if name.endswith(SHARP)]
+    judged = [name for name in names if name not in physical + sharp]
+    for columns in (judged, physical, sharp):
         yield [["", *columns]] + [[name, *(cell(row.get(column)) for column in columns)]
                                   for name, row in table.items()]
 
@@ -165,7 +178,8 @@ def explained(run, grid):
     head, *rows = map(list, zip(*grid))
     for row in rows:
         part = row[0].removeprefix("accuracy ")
-        words = MEASURES.get(row[0], f"The same for part {part} of the action's name.")
+        words = MEASURES.get(row[0]) or BANDS.get(row[0].split()[0])
+        words = words or f"The same for part {part} of the action's name."
         row.append(words.format(group=run.config.eval.group, condition=run.kind))
     style = "<style>td { white-space: nowrap } td:last-child { white-space: normal }</style>"
     return style + html_table([[*head, "what good looks like"], *rows])
@@ -212,10 +226,10 @@ def write(run, folder, result, lines, rows):
     far = {name: distances(run, name, rows) for name in names}
     shown = list(examples(run, rows, np.argsort(far[MODEL])))
     report.show_motions(os.path.join(folder, "eval-examples.html"), shown, run.config)
-    judged, physical = (explained(run, grid) for grid in grids(result["rows"]))
+    judged, physical, sharp = (explained(run, grid) for grid in grids(result["rows"]))
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in lines).replace("+-", " ± ")
     body = (f"<ul>{notes}</ul><h2>What the judge says</h2>{judged}<h2>What the joints say</h2>"
-            f"{physical}<h2>Clip by clip</h2>"
+            f"{physical}<h2>How sharp it is</h2>{sharp}<h2>Clip by clip</h2>"
             f'<div class="pictures">{"".join(pictures(far, rows))}</div>'
             "<h2>Best, median and worst, each beside its real clip</h2>"
             '<iframe src="eval-examples.html" loading="lazy"></iframe>'

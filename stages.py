@@ -19,9 +19,11 @@ from tqdm import tqdm
 from clip import drop_words
 from data import to_device
 from formats.pack import Caption
+from losses import sharpness_losses
 from vae import clip_mean, vae_loss
 
 RUNG = 28  # frames: a CUDA graph of the VAE's step serves batches up to a multiple of it
+LARGEST = 128  # rows that Muon orthogonalises at once: the time grows with their square
 BANDS = 4  # of noise levels; the error of each is logged on its own
 
 
@@ -68,7 +70,9 @@ class VAEStage(nn.Module):
 
     def loss(self, features, recon, mu, logvar, lengths):
         settings, to_joints = self.run.config.vae, self.model[0].to_joints
-        return vae_loss(features, recon, mu, logvar, lengths, settings, to_joints)
+        losses = vae_loss(features, recon, mu, logvar, lengths, settings, to_joints)
+        ours = sharpness_losses(recon, features, lengths, settings, to_joints)
+        return {**ours, **losses, "loss": losses["loss"] + ours.get("loss", 0.0)}
 
     @torch.no_grad()
     def validate(self):
@@ -333,19 +337,39 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(average, momentum)  # Nesterov's look ahead
                 by_shape.setdefault(p.shape, []).append((p, update))
             for shape, pairs in by_shape.items():
-                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                updates = in_blocks(torch.stack([update for _, update in pairs]))
                 for (p, _), update in zip(pairs, updates):
                     p.mul_(1 - lr * group["weight_decay"])
                     p.add_(update, alpha=-0.2 * lr * max(shape) ** 0.5)
 
 
+def in_blocks(x):
+    """orthogonalize(x), block by block where both sides are long: a linear path with N latent
+    tokens has matrices of N * D by several thousand, and the whole of it would take longer than the
+    rest of the step. Blocks are of as many rows, or columns, as an even cut into LARGEST makes."""
+    B, M, N = x.shape
+    if min(M, N) <= LARGEST:
+        return orthogonalize(x)
+    if M > N:
+        return in_blocks(x.mT).mT
+    parts = -(-M // LARGEST)
+    return torch.cat([orthogonalize(part) for part in x.chunk(parts, 1)], 1)
+
+
 def orthogonalize(x):
     """x (B, M, N) = U S V^T -> about U V^T: five Newton-Schulz steps bring the singular values to
-    between 0.7 and 1.2."""
+    between 0.7 and 1.2.
+
+    Step k multiplies x from the left by a polynomial p_k of the Gram matrix x x^T, which it turns
+    into p_k x x^T p_k. So the steps are made on small square matrices, and the product of all p_k
+    meets the wide x once."""
     if x.shape[1] > x.shape[2]:
         return orthogonalize(x.mT).mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x
+    gram, product, one = x @ x.mT, None, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for k in range(5):
+        p = 3.4445 * one + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        product = p if product is None else p @ product
+        if k < 4:
+            gram = p @ gram @ p
+    return product @ x

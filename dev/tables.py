@@ -42,8 +42,9 @@ def fill(path, tables):
 
 
 def table(runs):
-    """runs {name: eval.json} -> Markdown: judged numbers, then what the joints say, as means with
-    95% intervals, then speed and size. ValueError for runs that cannot be compared."""
+    """runs {name: eval.json} -> Markdown: judged numbers, what the joints say and how sharp motions
+    are, as means with 95% intervals, then speed and size. ValueError for runs that cannot be
+    compared."""
     first = next(iter(runs.values()))
     differ = [key for key in ("dataset", "split", "judge")
               if any(run[key] != first[key] for run in runs.values())]
@@ -59,7 +60,9 @@ def table(runs):
 
     names = dict.fromkeys(name for row in rows.values() for name in row)
     joints = [name for name in names if name.endswith(("mm", "cm/s", "m/s3"))]
-    for columns in ([name for name in names if name not in joints], joints):
+    sharp = [name for name in names if name.endswith((" Hz", "kinematic FID"))]
+    judged = [name for name in names if name not in joints + sharp]
+    for columns in filter(None, (judged, joints, sharp)):
         cells = [[name, *(cell(row, c) for c in columns)] for name, row in rows.items()]
         yield markdown(["", *columns], *cells)
     parts = dict.fromkeys(part for run in runs.values() for part in run["parts"])

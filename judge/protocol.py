@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import data
 import motion
-from judge import metrics
+from judge import metrics, sharpness
 from judge.published import T2MJudge
 
 KNOWN = {  # what real motion scores with the published evaluators, with its interval
@@ -66,7 +66,8 @@ class Evaluation:
     def judged(self, name, features, lengths, seeds, joints=None):
         """What is kept of motions, a row each.
 
-        {name: embeddings, name/logp: log p of the actions, name/...: physical quality}
+        {name: embeddings, name/logp: log p of the actions, name/...: physical quality,
+        name:kinematics and name:power: what sharpness.py compares as sets}
         """
         rows, logits = self.judge.embed(features, lengths, seeds)
         if not rows.isfinite().all():
@@ -76,15 +77,25 @@ class Evaluation:
         if logits is not None:
             out[f"{name}/logp"] = to_numpy(logits.float().log_softmax(-1))
         if joints is not None:
-            values = [self.physics(j[:n]) for j, n in zip(joints.cpu().numpy(), lengths.tolist())]
+            moved = [j[:n] for j, n in zip(joints.cpu().numpy(), lengths.tolist())]
+            values = [self.physics(j) for j in moved]
             out |= {f"{name}/{key}": np.array([v[key] for v in values]) for key in values[0]}
+            toes, fps = self.toes(), self.pack.fps
+            out |= {f"{name}:kinematics": np.stack([sharpness.kinematics(j, toes, fps)
+                                                    for j in moved]),
+                    f"{name}:power": np.stack([sharpness.spectra(j, fps) for j in moved])}
         return out
+
+    def toes(self):
+        """The toes' joint numbers; none for SMPL, whose features have no floor."""
+        skeleton = motion.SKELETONS.get(self.pack.skeleton)
+        return [foot[1] for foot in skeleton.feet] if skeleton else []
 
     def physics(self, joints):
         values = {"jerk m/s3": metrics.jerk(joints, self.pack.fps)}
         skeleton = motion.SKELETONS.get(self.pack.skeleton)
         if skeleton:  # SMPL's features have no floor, and its bones cannot change
-            toes = [foot[1] for foot in skeleton.feet]
+            toes = self.toes()
             values |= {"skating cm/s": metrics.foot_skating(joints, toes, self.pack.fps),
                        "penetration mm": metrics.floor_penetration(joints),
                        "bone drift mm": metrics.bone_drift(joints, skeleton.parents)}
@@ -106,7 +117,7 @@ class Evaluation:
             out["text"] = to_numpy(self.judge.embed_text(batch["texts"], batch["tokens"]))
         out |= self.judged(REAL, features, lengths, seeds, self.metres(features))
         _, *again = self.clips(batches, self.config.eval.replications + replication, step)
-        return out | self.judged("again", *again)
+        return out | self.judged("again", *again, self.metres(again[0]))
 
     @torch.inference_mode()
     def made(self, batches, replication, step):
@@ -116,10 +127,13 @@ class Evaluation:
             latents = self.model.encode_motion(features, lengths)
             decoded, joints = self.model.decode_latent(latents, lengths)
             pairs = zip(self.metres(features).cpu().numpy(), joints.cpu().numpy(), lengths.tolist())
-            errors = [metrics.reconstruction_errors(true[:n], made[:n]) for true, made, n in pairs]
+            pairs = [(true[:n], made[:n]) for true, made, n in pairs]
+            errors = [metrics.reconstruction_errors(true, made) for true, made in pairs]
             out |= self.judged(RECONSTRUCTION, decoded, lengths, seeds, joints)
             out |= {f"{RECONSTRUCTION}/{key} mm": np.array([error[key] for error in errors])
                     for key in errors[0]}
+            out[f"{RECONSTRUCTION}:cross"] = np.stack(
+                [sharpness.spectra(true, self.pack.fps, made) for true, made in pairs])
         return out
 
     def generate(self, texts, actions, lengths, seeds):
@@ -176,7 +190,22 @@ def score(run, name, rows, reference, replication):
     for key, values in rows.items():
         if key.startswith(f"{name}/") and key != f"{name}/logp" and np.isfinite(values).any():
             out[key.partition("/")[2]] = np.nanmean(values)
+    if f"{name}:power" in rows:
+        out |= sharp(rows, name, reference)
     return out
+
+
+def sharp(rows, name, reference):
+    """The numbers of sharpness.py -> {metric: number}, without those that these motions lack."""
+    made, real = (rows[f"{who}:power"] for who in (name, reference))
+    found = dict(zip(sharpness.band_names("power"), sharpness.power_ratio(made, real)))
+    if f"{name}:cross" in rows:
+        values = sharpness.coherence(rows[f"{name}:cross"], made, real)
+        found |= zip(sharpness.band_names("coherence"), values)
+    made, real = (rows[f"{who}:kinematics"] for who in (name, reference))
+    if len(made) > 1:
+        found = {"kinematic FID": sharpness.kinematic_fid(made, real)} | found
+    return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
 def gate(run, row):

@@ -18,7 +18,7 @@ from clip import WordEncoder, vocabulary_of
 from config import ACTION, NOVAE, TOY, Config, set_value
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, Pack, write_pack
-from judge import evaluators, metrics, protocol, published
+from judge import evaluators, metrics, protocol, published, sharpness
 from judge.own import OwnJudge
 from mld import MLD
 
@@ -109,6 +109,9 @@ def run(root, name, *flags, out="out"):
 
 PHYSICAL = {"jerk m/s3", "skating cm/s", "penetration mm", "bone drift mm"}
 ACCURACY = {"accuracy", "accuracy 1", "accuracy 2"}
+POWER = {f"power {a}-{b} Hz" for a, b in sharpness.BANDS}
+COHERENCE = {f"coherence {a}-{b} Hz" for a, b in sharpness.BANDS}
+SHARP = POWER | {"kinematic FID"}
 RETRIEVAL = {"R@1", "R@2", "R@3", "MM-Dist"}
 
 
@@ -116,11 +119,11 @@ def test_text_model_whole(root, capsys):
     result = run(root, "text")
     rows = result["rows"]
     assert list(rows) == ["real motion", "VAE reconstruction", "generated"]
-    common = PHYSICAL | ACCURACY | RETRIEVAL | {"FID", "Diversity"}
+    common = PHYSICAL | SHARP | ACCURACY | RETRIEVAL | {"FID", "Diversity"}
     for name in ("VAE reconstruction", "generated"):
         # an untrained network's feet need not come near the floor
         rows[name].setdefault("skating cm/s", [0, 0])
-    errors = {"mpjpe mm", "pampjpe mm", "global mm", "accel mm"}
+    errors = {"mpjpe mm", "pampjpe mm", "global mm", "accel mm"} | COHERENCE
     assert (
         rows["real motion"].keys() == common
         and rows["VAE reconstruction"].keys() == common | errors
@@ -205,7 +208,7 @@ def test_actions_nothing_and_frames(root, capsys):
         and not action.keys() & RETRIEVAL
     )
     nothing = run(root, "none")["rows"]
-    assert nothing["generated"].keys() | PHYSICAL == PHYSICAL | {"FID", "Diversity"}
+    assert nothing["generated"].keys() | PHYSICAL == PHYSICAL | SHARP | {"FID", "Diversity"}
     assert "accuracy" in nothing["real motion"]
     frames = run(root, "novae")
     assert list(frames["rows"]) == ["real motion", "generated"] and len(frames["parts"]) == 2
@@ -452,7 +455,8 @@ def test_published_action_datasets(tmp_path, name, actions, split):
         and "published" in result["judge"]
     )
     row = list(result["rows"].values())[-1]
-    assert row.keys() == {"FID", "Diversity", "MultiModality", "accuracy", "jerk m/s3"}
+    judged = {"FID", "Diversity", "MultiModality", "accuracy"}
+    assert row.keys() == judged | {"jerk m/s3"} | SHARP
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld", "fast",
     "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip", "train",
-    "stages",
-    "finetune", "sample", "eval", "prepare", "studio"}
+    "stages", "losses", "finetune", "sample", "eval", "prepare", "studio"}
 FORMATS = {"config", "motion", "formats"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
          "conditions", "mld", "edit"}
@@ -32,7 +31,8 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "judge": STORED,
     "view": STORED,
     "finetune": STORED,
-    "stages": STORED | {"judge", "view"},
+    "losses": {"transformer", "vae"},
+    "stages": STORED | {"losses", "judge", "view"},
 }
 # for other files of the hall
 PROGRAMS = STORED | {"lengths", "finetune", "stages", "judge", "view", "toy"}

@@ -107,7 +107,7 @@ def test_the_newest_motions_of_each_stage_are_in_the_page(tmp_path):
 def test_settings_are_a_table_and_names_are_text(tmp_path):
     page = write(tmp_path, entries(loss=1.0, new_quantity=3), name="<b>&run")
     assert "&lt;b&gt;&amp;run</h1>" in page and "<b>" not in page
-    assert "<tr><td>latent_size</td><td>2</td></tr>" in page and "<details>" in page
+    assert "<tr><td>latent_size</td><td>4</td></tr>" in page and "<details>" in page
     assert '<th colspan="2">train_diffusion</th>' in page and 'aria-label="new_quantity"' in page
     assert "<h1>Training run: toy</h1>" in write(tmp_path, [])  # nothing was logged yet
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from stages import Muon, orthogonalize
+from stages import LARGEST, Muon, in_blocks, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 24), (2, 24, 40), (1, 32, 32)])
@@ -13,6 +13,17 @@ def test_orthogonalize_keeps_directions_and_evens_out_sizes(shape):
     values = inside.diagonal(dim1=1, dim2=2)
     assert (inside - torch.diag_embed(values)).abs().max() < 1e-3
     assert values[:, :-2].min() > 0.6 and values.max() < 1.3
+
+
+def test_long_matrices_go_in_blocks():
+    """Each block of rows is orthogonal; narrow matrices are not cut."""
+    x = torch.randn(1, 2 * LARGEST, 3 * LARGEST, generator=torch.Generator().manual_seed(0))
+    halves = [orthogonalize(half) for half in x.chunk(2, 1)]
+    assert torch.equal(in_blocks(x), torch.cat(halves, 1))
+    assert torch.equal(in_blocks(x.mT), in_blocks(x).mT)
+    assert torch.equal(in_blocks(x[:, :LARGEST]), orthogonalize(x[:, :LARGEST]))
+    three = in_blocks(torch.randn(2, 2 * LARGEST + 1, 3 * LARGEST))
+    assert three.shape == (2, 2 * LARGEST + 1, 3 * LARGEST) and three.isfinite().all()
 
 
 def test_steps_are_those_of_torch():

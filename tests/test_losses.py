@@ -1,0 +1,126 @@
+"""The VAE's losses that are ours: right values, silence where nothing moves, gradients for few
+frames, and padding that does not matter."""
+import math
+
+import pytest
+import torch
+
+from config import VAEConfig
+from losses import (
+    HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, energy_loss, power_loss, sharpness_losses,
+    spectrum_loss)
+
+TERMS = acceleration_loss, energy_loss, spectrum_loss, power_loss
+
+
+def walk(frames, batch=2, joints=5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, frames, joints, 3, generator=g).cumsum(1) * 0.02
+
+
+def whole(x):
+    return torch.full((len(x),), x.shape[1])
+
+
+@pytest.mark.parametrize("loss", TERMS)
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, WINDOW, WINDOW + 1, 40])
+def test_gradients_are_finite_for_few_frames_and_still_bodies(loss, frames):
+    for a in (walk(frames), torch.zeros(2, frames, 5, 3)):
+        a.requires_grad_()
+        value = loss(a, torch.zeros_like(a), torch.tensor([frames, 1]))
+        (value + 0 * a.sum()).backward()  # a clip without a window has no gradient at all
+        assert value.isfinite() and a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", TERMS)
+def test_the_same_motion_costs_nothing(loss):
+    a = walk(50)
+    assert loss(a, a.clone(), whole(a)) == 0
+    assert loss(a, walk(50, seed=1), whole(a)) > 1e-3
+
+
+@pytest.mark.parametrize("loss", TERMS)
+def test_padding_does_not_matter(loss):
+    a, b, lengths = walk(60), walk(60, seed=1), torch.tensor([60, 31])
+    want = loss(a, b, lengths)
+    a, b = a.clone(), b.clone()
+    a[1, 31:], b[1, 31:] = 9.0, torch.randn(29, 5, 3)
+    assert torch.allclose(loss(a, b, lengths), want, rtol=1e-5)
+    more = torch.cat((a, a[:, :20] + 3), 1), torch.cat((b, b[:, :20]), 1)
+    assert torch.allclose(loss(*more, lengths), want, rtol=1e-5)
+
+
+def test_acceleration_is_in_metres_a_frame_squared():
+    t = torch.arange(10.0)
+    a = torch.zeros(1, 10, 2, 3)
+    a[0, :, 1, 2] = 0.5 * 0.03 * t**2
+    assert acceleration_loss(a, torch.zeros_like(a), whole(a)).item() == pytest.approx(0.015)
+
+
+def test_energy_is_the_squared_log_ratio():
+    b = walk(200) * 100  # so that 0.1 mm is nothing
+    for scale in (0.5, 2.0):
+        value = energy_loss(scale * b, b, whole(b)).item()
+        assert value == pytest.approx(math.log(2) ** 2, rel=1e-3)
+
+
+def test_power_is_the_squared_log_ratio():
+    b = walk(200) * 100
+    assert power_loss(2 * b, b, whole(b)).item() == pytest.approx(math.log(4) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", TERMS)
+def test_clips_do_not_meet(loss):
+    """The mean over two halves of a batch is the whole's, on any number of processes."""
+    a, b, lengths = walk(60, batch=4), walk(60, batch=4, seed=1), torch.tensor([60, 50, 40, 20])
+    halves = [loss(a[i:i + 2], b[i:i + 2], lengths[i:i + 2]) for i in (0, 2)]
+    assert torch.allclose(loss(a, b, lengths), sum(halves) / 2, rtol=1e-5)
+
+
+def test_amplitudes_of_a_sine_are_at_its_frequency():
+    frames, joints = 1 + 3 * WINDOW, torch.zeros(1, 1 + 3 * WINDOW, 2, 3)
+    velocity = 0.1 * torch.cos(2 * math.pi * 4 / WINDOW * torch.arange(frames - 1.0))
+    joints[0, 1:, 1, 0] = velocity.cumsum(0)
+    found = amplitudes(joints)
+    assert found.shape == (1, (frames - 1 - WINDOW) // HOP + 1, WINDOW // 2, 2)
+    want = torch.zeros(WINDOW // 2)
+    want[2:5] = torch.tensor([0.05, 0.1, 0.05])  # a Hann window spreads a line over three
+    assert torch.allclose(found[0, :, :, 1], want.expand(found.shape[1], -1), atol=1e-5)
+    assert found[..., 0].abs().max() == 0
+
+
+def test_the_spectrum_forgives_a_wrong_phase_and_not_a_missing_sine():
+    t = torch.arange(81.0)
+
+    def swing(phase, size=0.05):
+        x = torch.zeros(1, 81, 2, 3)
+        x[0, :, 1, 1] = size * torch.sin(2 * math.pi * 3 / WINDOW * t + phase)
+        return x
+
+    real = swing(0.0)
+    moved, still, half = (spectrum_loss(x, real, whole(real)).item()
+                          for x in (swing(1.0), swing(0.0, 0.0), swing(0.0, 0.025)))
+    assert moved < 0.1 * still
+    # a step is 2 pi 3 / 16 of the swing, less as steps are chords; a line is three frequencies
+    peak = 0.05 * 2 * math.sin(math.pi * 3 / WINDOW) / TYPICAL
+    want = peak * (0.5 * 2**2 + 3**2 + 0.5 * 4**2) / (WINDOW // 2) / 2  # one of two joints
+    assert still == pytest.approx(want, rel=1e-3) and half == pytest.approx(still / 2, rel=1e-3)
+
+
+
+def test_the_sum_is_weighted_and_terms_without_weight_are_absent():
+    cfg = VAEConfig(lambda_energy=0.5, lambda_spectrum=2.0)
+    a, b = walk(40).flatten(2), walk(40, seed=1).flatten(2)
+    lengths = torch.tensor([40, 30])
+
+    def to_joints(x):
+        return x.unflatten(-1, (5, 3))
+
+    losses = sharpness_losses(a, b, lengths, cfg, to_joints)
+    assert set(losses) == {"loss", "energy", "spectrum"}
+    want = 0.5 * losses["energy"] + 2 * losses["spectrum"]
+    assert losses["loss"].item() == pytest.approx(want.item())
+    assert sharpness_losses(a, b, None, VAEConfig(), to_joints) == {}
+    both = sharpness_losses(a, b, None, cfg, to_joints)["loss"]
+    full = sharpness_losses(a, b, torch.tensor([40, 40]), cfg, to_joints)["loss"]
+    assert torch.allclose(both, full)
