@@ -134,15 +134,15 @@ def table_of(vocabulary):
     return np.concatenate([[0 * table[0]] * 2, *([row] for row in own), table])
 
 
-def extended(rows, vocabulary, more):
+def extended(rows, vocabulary, more, vectors=True):
     """For fine-tuning: the rows (2 + V, W) of an encoder's token_embedding.weight, array or tensor,
     and its vocabulary -> both with the words of `more` that it lacks, added at the end. A new word
     with a vector starts with a row of zeros, as training has seen it all along when rows were
-    dropped; one without starts as the unknown word."""
+    dropped; one without, or all without text.vectors (`vectors`), as the unknown word."""
     new = sorted({*more} - {*vocabulary})
     longer = rows[[*range(len(rows)), *[0] * len(new)]]
     for i, word in enumerate(new, len(rows)):
-        if row_of(word) is not None:
+        if vectors and row_of(word) is not None:
             longer[i] *= 0
     return longer, [*vocabulary, *new]
 
@@ -230,10 +230,9 @@ class Report(NamedTuple):
         """Why no motion can be made of the prompt, or an empty string."""
         if self.says:
             return ""
-        why = f"the words {and_so_on(map(repr, self.unknown))} are unknown to this model" \
-            if self.unknown else "it does not say what to do"
-        return (f"The prompt {self.prompt!r} says nothing that can be moved: {why}. --list shows "
-                "this model's actions; --unconditional makes any motion.")
+        why = f": it does not know {and_so_on(map(repr, self.unknown))}" if self.unknown else ""
+        return (f"Nothing in the prompt {self.prompt!r} tells this model what to do{why}. Its "
+                "actions are listed by --list; --unconditional makes any motion.")
 
 
 def and_so_on(parts):
@@ -283,13 +282,13 @@ class Known:
         options = [word, *stems(word)]
         for option in options:
             if option in self.words:
-                return "form", same_ending(word, self.of_row.get(
+                return "form", self.same_ending(word, self.of_row.get(
                     self.held.number.get(option), [option]))
         row = next((self.held.number[o] for o in options if o in self.held.number), None)
         if row is None:
             return None, None
         if row in self.of_row:
-            return "form", same_ending(word, self.of_row[row])
+            return "form", self.same_ending(word, self.of_row[row])
         _, like = self.like(row, word) if word not in NOT else (0, None)
         return ("like" if like else None), like
 
@@ -311,7 +310,19 @@ class Known:
             other = cosine[[(number, 1 - side) in pair for pair in pairs]]
             if (number, side) not in sides and other.max(initial=-1) > cosine[best] - MARGIN:
                 return 0.0, None
-        return cosine[best], same_ending(word, self.of_row[self.held.number[self.meant[best]]])
+        return cosine[best], self.same_ending(word, self.of_row[self.held.number[self.meant[best]]])
+
+    def same_ending(self, word, others):
+        """Of several forms of a word, the one that ends as `word` does; or that with an s, in
+        which most captions are written."""
+        def ending(one):
+            return next((e for e in ("ing", "ed", "s") if one.endswith(e)), "")
+
+        wanted, row = ending(word), self.held.number.get(word)
+        if row is not None and word != self.held.forms[row][0]:
+            wanted = wanted or "s"  # ran
+        return min(others, key=lambda one: (ending(one) != wanted, not one.endswith("s"),
+                                            len(one), one))
 
     def spell(self, word):
         """The known word that a misspelled one stands for, or None. Words of three letters may be
@@ -332,15 +343,6 @@ class Known:
         near = min(map(rank, (w for w in self.held.number if w[0] == word[0]
                               and abs(len(w) - len(word)) <= 1 and {*w} == {*word})), default=(9,))
         return near[-1] if near[0] <= 1 else None
-
-
-def same_ending(word, others):
-    """Of several forms of a word, the one that ends as `word` does; or that with an s."""
-    def ending(one):
-        return next((e for e in ("ing", "ed", "s") if one.endswith(e)), "")
-
-    return min(others, key=lambda one: (ending(one) != ending(word), not one.endswith("s"),
-                                       len(one), one))
 
 
 @functools.lru_cache(8)

@@ -154,6 +154,8 @@ def draw_together(x, row):
     new = unit(new)
     for one, other in OPPOSITES:
         sides = [[row[word] for word in side if word in row] for side in (one, other)]
+        if not all(sides):
+            continue
         ends = [unit(new[rows].mean(0)) for rows in sides]
         cosine = ends[0] @ ends[1]
         if cosine > APART:  # widen the angle between the two sides' means
