@@ -102,9 +102,8 @@ def unpack(data, path="the file"):
     if title != TITLE or hashlib.sha256(body).hexdigest() != rest[-1]:
         raise ValueError(f"{path} is not a whole file of word vectors; get it again.")
     rows, width, scale = int(rest[0]), int(rest[1]), float(rest[2])
-    text = body[:len(body) - rows * width].decode()
-    forms = [line.split(" ") for line in text.split("\n")[:rows]]
-    table = np.frombuffer(body, np.int8, rows * width, len(body) - rows * width)
+    table = np.frombuffer(body, np.int8, rows * width)
+    forms = [line.split(" ") for line in body[rows * width:].decode().splitlines()]
     number = {word: row for row, line in enumerate(forms) for word in line}
     return Vectors(number, forms, table.reshape(rows, width), scale, rest[-1])
 
@@ -112,8 +111,8 @@ def unpack(data, path="the file"):
 def pack(forms, table):
     """The bytes of a file with these lists of words, and a vector (len(forms), D) for each."""
     scale = float(f"{np.abs(table).max() / 127:.6g}")
-    body = "".join(" ".join(words) + "\n" for words in forms).encode()
-    body += np.clip(np.rint(table / scale), -127, 127).astype(np.int8).tobytes()
+    body = np.clip(np.rint(table / scale), -127, 127).astype(np.int8).tobytes()
+    body += "".join(" ".join(words) + "\n" for words in forms).encode()
     digest = hashlib.sha256(body).hexdigest()
     return f"{TITLE} {len(table)} {table.shape[1]} {scale:.6g} {digest}\n".encode() + body
 
@@ -190,7 +189,7 @@ video animation motion s t""".split())
 # words that stand for no other: they are like very many
 VAGUE = set("""
 something nothing anything everything thing things object several many few multiple whole half
-times degrees easy normal full making making make makes get gets getting place forth speed""".split())
+times degrees easy normal full make makes making get gets getting place forth speed""".split())
 SUBJECTS = set("""
 man men woman women person people human humans someone somebody anyone guy girl boy lady gentleman
 figure character individual child kid adult actor subject body""".split())

@@ -9,8 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
-    "fast", "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip", "train",
-    "stages", "sample", "eval", "prepare", "studio"}
+    "fast", "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip",
+    "train", "stages", "sample", "eval", "prepare", "studio"}
 FORMATS = {"config", "motion", "formats"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
          "conditions", "mld", "edit", "words"}

@@ -198,7 +198,8 @@ def test_nothing_is_overwritten_unless_asked(models, tmp_path):
 
 def test_long_prompts_of_any_script_have_files(models, tmp_path):
     for prompt in ("一个人跳" * 20, "🕺" * 300, "прыжок " * 60, "word " * 200):
-        sample.main([prompt + " jumps", prompt + " jumps2 jumps", "--ckpt", models["text"], "--out", str(tmp_path),
+        sample.main([prompt + " jumps", prompt + " jumps2 jumps", "--ckpt", models["text"],
+                     "--out", str(tmp_path),
                      "--seconds", "1", "--format", "html,npy"])
     assert len(files(tmp_path)) == 12
     assert max(len(name.encode()) for name in files(tmp_path)) < 120
@@ -212,7 +213,7 @@ def test_long_prompts_of_any_script_have_files(models, tmp_path):
         ("text", ["a man jumps", "--num", "0"], "--num must be at least 1"),
         ("text", ["a man jumps", "--seconds", "0"], "--seconds must be positive"),
         ("text", ["a man jumps", "--seconds", "1000"], "must have 1 to"),
-        ("text", ["a man jumps", "--seconds", "inf"], "--seconds must be positive and at most 3600"),
+        ("text", ["a man", "--seconds", "inf"], "--seconds must be positive and at most 3600"),
         ("text", ["a man jumps", "--seconds", "nan"], "--seconds must be positive"),
         ("text", ["a man jumps", "--seconds", "1e308"], "--seconds must be positive"),
         ("text", ["a man jumps", "--seconds", "0.001"], "must have 1 to"),
@@ -288,7 +289,8 @@ def test_a_large_seed_is_itself(models, tmp_path):
     """2^53 + 1 is no float; the last seed and the motions after it have seeds, too."""
     made = []
     for seed in (2**53, 2**53 + 1, 2**63 - 1):
-        sample.main(["a man jumps", "--ckpt", models["text"], "--out", str(tmp_path), "--seconds", "2",
+        sample.main(["a man jumps", "--ckpt", models["text"], "--out", str(tmp_path),
+                     "--seconds", "2",
                      "--format", "npy", "--num", "2", "--force", "--seed", str(seed)])
         made.append([np.load(tmp_path / f"a-man-jumps-00{i}.npy") for i in range(2)])
     assert np.allclose(made[0][1], made[1][0], atol=1e-4)

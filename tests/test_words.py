@@ -152,7 +152,7 @@ def test_numbers_hyphens_and_apostrophes(prompt, text):
 
 def test_a_report_tells_everything():
     report = understand("a man saunters to the rigth with a cup", TOY)
-    assert report.text.split()[2] in ("strolls", "walks") and report.text.endswith("the right with a _")
+    assert report.text == "a man strolls to the right with a _"
     assert list(report.taken) == ["saunters"] and report.unknown == ["cup"] and not report.error
     read, taken, unknown = report.notes
     assert read == "Read 'rigth' as 'right'." and "'saunters' is taken for 'strolls'" in taken
