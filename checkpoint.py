@@ -31,6 +31,7 @@ from formats.safe_pickle import load_torch
 from mld import MLD
 from published import check_names, norms, read_published
 from published_clip import finite, load_clip
+from words import vectors
 
 # --------------------------------------------------------------------------------------------------
 # Our own format: a torch file of one dict of tensors and plain data
@@ -42,7 +43,8 @@ DEEPEST = 20  # how deeply dicts and lists may be nested
 ENTRIES = {
     "config": (dict, dict), "model": (dict, torch.Tensor), "vocabulary": (list, str),
     "actions": (list, str), "judge": (bool, None), "run": (str, None), "pack": (str, None),
-    "vae": (str, None), "init": (str, None), "step": (int, None), "best": ((int, float), None),
+    "vae": (str, None), "init": (str, None), "vectors": (str, None), "step": (int, None),
+    "best": ((int, float), None),
     "ema": (list, torch.Tensor), "optimizers": (list, dict), "scaler": (dict, None),
     "since": (dict, None),
 }
@@ -60,11 +62,18 @@ def save(path, config, model, **training_state):
                  if not name.startswith("text_encoder.")}
     data = {"format": FORMAT, "version": VERSION, "config": portable(config), "model": model}
     data |= training_state
+    if reads_vectors(model):
+        data["vectors"] = vectors().digest
     data["checksum"] = checksum(data)
     whole = io.BytesIO()  # torch.save to a full disk raises a RuntimeError that does not say so
     torch.save(data, whole)
     with atomic_write(path) as file:
         file.write(whole.getbuffer())
+
+
+def reads_vectors(model):
+    """Whether a state dict has a text tower that reads word_vectors.bin (words.py)."""
+    return "text_encoder.tower.token_embedding.project.weight" in model
 
 
 def portable(config):
@@ -177,6 +186,9 @@ def check(path, data):
     except SettingError as error:
         raise ValueError(f"{path} was written by another version of nanoMLD, or is damaged: "
                          f"{error}") from None
+    if reads_vectors(data["model"]) and data.get("vectors") != vectors().digest:
+        raise ValueError(f"{path} was trained with other word vectors than those of this version "
+                         "of nanoMLD (word_vectors.bin): take that version, or train again.")
     return {name: own(value) for name, value in data.items()}
 
 

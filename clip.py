@@ -9,13 +9,12 @@ off the end token, so nothing after that token can change it. Computing only as 
 the longest prompt needs gives the same numbers as the published 77, several times faster. Only
 `last_hidden_state`, where the denoiser attends to all positions, padding included, needs all 77.
 """
-import re
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 import fast
+import words
 from clip_tokenizer import Tokenizer
 from kernels import graphs
 from transformer import Stack
@@ -126,49 +125,50 @@ class CLIPTextEncoder(nn.Module):
 # The small tower: a vocabulary of words
 
 UNKNOWN, END = 0, 1  # "a word that training never saw", and the end token; the words follow
-WORD = re.compile(r"\w+(?:'\w+)?")
 
 
-def words_of(text):
-    return WORD.findall(text.lower())
+class WordEmbedding(nn.Embedding):
+    """With text.vectors, a word is Linear(its vector) + its row. The ids from len(weight) on are
+    rows of word_vectors.bin: words that training never saw, or whose row is dropped."""
 
+    def __init__(self, vocabulary, width):
+        super().__init__(len(vocabulary) + 2, width)
+        self.scale, table = words.vectors().scale, words.table_of(vocabulary)
+        self.register_buffer("table", torch.from_numpy(table), persistent=False)  # int8
+        self.project = nn.Linear(table.shape[1], width, bias=False)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=0.02)  # the vectors have length 1
 
-def vocabulary_of(texts):
-    """The sorted list of the words in an iterable of texts, for WordEncoder."""
-    return sorted({word for text in texts for word in words_of(text)})
-
-
-def drop_words(text, share, rng):
-    """Replace a `share` of the words by _, which stands for the unknown word. That word is trained
-    in this way, and prompts are understood with a word missing. rng: numpy Generator."""
-    words = words_of(text)
-    dropped = rng.random(len(words)) < share
-    return " ".join("_" if drop else word for word, drop in zip(words, dropped))
+    def forward(self, ids):
+        known = ids < len(self.weight)
+        rows = super().forward(ids * known) * known[..., None]
+        return rows + self.project(self.table[ids].to(rows.dtype) * self.scale)
 
 
 class WordEncoder(nn.Module):
     """B texts -> (B, 1, W), trained from scratch.
 
-    vocabulary: list of words. It belongs to the weights: keep it beside them. A word outside it
-    becomes the unknown word."""
+    vocabulary: list of words. It belongs to the weights: keep it beside them. A word outside it is
+    read by its vector, if cfg.vectors, and else as the unknown word."""
 
     def __init__(self, cfg, vocabulary):
         super().__init__()
-        self.vocabulary = list(vocabulary)
+        self.cfg, self.vocabulary = cfg, list(vocabulary)
         self.number = {word: i for i, word in enumerate(self.vocabulary, start=END + 1)}
-        self.context_length = cfg.context_length
         self.tower = TextTower(len(vocabulary) + 2, cfg.width, cfg.layers, cfg.heads, cfg.width,
                                cfg.context_length)
+        if cfg.vectors:
+            self.tower.token_embedding = WordEmbedding(self.vocabulary, cfg.width)
+
+    def id(self, word):
+        row = words.row_of(word) if self.cfg.vectors and word not in self.number else None
+        return self.number.get(word, UNKNOWN) if row is None else len(self.number) + 2 + row
 
     def ids(self, texts):
         """(B, L) int64: the words' numbers, then END; L is what the longest text needs."""
-        room = self.context_length - 1
-        rows = [[self.number.get(word, UNKNOWN) for word in words_of(text)[:room]] + [END]
-                for text in texts]
-        ids = torch.full((len(rows), max(map(len, rows))), END)
-        for row, numbers in zip(ids, rows):
-            row[:len(numbers)] = torch.tensor(numbers)
-        return ids.to(self.tower.positional_embedding.device)
+        room = self.cfg.context_length - 1
+        rows = [torch.tensor([*map(self.id, words.words_of(text)[:room]), END]) for text in texts]
+        return nn.utils.rnn.pad_sequence(rows, True, END).to(self.tower.positional_embedding.device)
 
     def forward(self, texts):
         return self.of_ready(self.ids(texts))
@@ -176,8 +176,8 @@ class WordEncoder(nn.Module):
     def ready(self, texts):
         """forward in two parts: what is done for a text on the host, a tensor of few shapes ..."""
         ids = self.ids(texts)
-        L = ids.shape[1]
-        return F.pad(ids, (0, min(-L % RUNG, self.context_length - L)), value=END)
+        short = min(-ids.shape[1] % RUNG, self.cfg.context_length - ids.shape[1])
+        return F.pad(ids, (0, short), value=END)
 
     def of_ready(self, ids):
         """... and what is computed of it: (B, L) -> (B, 1, W)."""

@@ -117,6 +117,8 @@ class TextEncoderConfig:
     heads: int = 4  # attention heads of the small tower
     context_length: int = 77  # longest prompt in tokens, with the start and end tokens
     word_dropout: float = 0.1  # share of words that training makes unknown
+    vectors: bool = False  # the small tower: also read the words' vectors (words.py)
+    row_dropout: float = 0.3  # with vectors: share of words that training reads by these alone
 
 
 @dataclass
@@ -260,7 +262,7 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.cosines": 64, "vae.cosine_span": 196,
     "vae.joints_loss": "distance", "vae.lambda_joint": 0.05, "vae.lambda_velocity": 10.0,
     "vae.lambda_acceleration": 10.0, "vae.lambda_energy": 0.02, "vae.lambda_spectrum": 0.1,
-    "text.kind": "scratch",
+    "text.kind": "scratch", "text.vectors": True,
     "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5,
     "denoiser.dropout": 0.0, "denoiser.attention_dropout": 0.0, "denoiser.max_positions": 256,
     "denoiser.text_encoded_dim": 128, "denoiser.normalize_latents": True,
@@ -320,7 +322,7 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads", "cache_latents",
                "sample_every")  # all other whole numbers are positive
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
-BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "ema", "beta2")
+BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "row_dropout", "ema", "beta2")
 MOST = {  # what a network, a machine or float32 can take; others: a billion, and a million
     "condition_dropout": 1, "guidance_rescale": 1, "eta": 1, "lr": 100, "fps": 1000,
     "seed": 2**63 - 1, "threads": 1024, "workers": 256, "layers": 1000, "num_layers": 1000,

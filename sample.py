@@ -9,12 +9,17 @@
     python sample.py --unconditional --ckpt out/free/model.pt
     python sample.py "a person walks" --seconds 5 --seed 3 --steps 20 --sampler dpm++ --guidance 2
     python sample.py "a person does a backflip" --ckpt humanml3d   the published model, fetched once
-    python sample.py --list                         the words for --ckpt, and what they need
+    python sample.py --list                         the words for --ckpt, what they need, and the
+                                                    actions that the model knows
 
 --ckpt takes a model.pt of train.py, a word of --list, or MLD's published weights: a .ckpt, or a
 folder with the hub's two folders of safetensors. Published weights need CLIP's (a word fetches
 them; --clip PATH). They do not know how long a motion should be: without --seconds, a rule that
 looks at the verbs decides (lengths.py).
+
+What a model with a vocabulary of its own did not understand, or took for something else, is said
+(words.py). A prompt of which nothing is left, and motions longer than those of the training, are
+refused; --force makes these.
 """
 import argparse
 import itertools
@@ -23,6 +28,7 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 import time
 import unicodedata
 import webbrowser
@@ -56,7 +62,8 @@ def arguments(argv):
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 = off")
     add("--ckpt", default=os.path.join(HERE, "checkpoints", "toy.pt"),
         help="model.pt of train.py, published weights, or a word of --list")
-    add("--list", action="store_true", help="say which words --ckpt knows, and what they need")
+    add("--list", action="store_true",
+        help="say which words --ckpt takes, what they need, and which actions the model knows")
     add("--offline", action="store_true", help="fetch nothing")
     add("--assets.cache", dest="cache", default="", metavar="FOLDER",
         help="for weights that are fetched; otherwise $XDG_CACHE_HOME/nanomld")
@@ -67,7 +74,8 @@ def arguments(argv):
     add("--clip", help="CLIP's text tower: Hugging Face folder or weights file")
     add("--out", default="out", help="folder to write to")
     add("--force", action="store_true",
-        help="overwrite files of the same name; otherwise new ones get a number")
+        help="overwrite files of the same name, where otherwise new ones get a number; and make "
+             "motions longer than those of the training")
     add("--format", default="html", help="html, bvh, npy, gif (needs Pillow), or a character: "
         "glb, vrma, usda; several with commas between")
     add("--lock-feet", action=argparse.BooleanOptionalAction,
@@ -182,6 +190,62 @@ def lengths_of(args, model, texts, labels, count):
     return [round(seconds(text) * c.fps / c.unit_length) * c.unit_length for text in texts]
 
 
+def check_trained(args, config, lengths):
+    """ValueError for motions longer than the training's, unless --force is given; lengths in
+    frames. Of others that it never saw, the user is told."""
+    c = config.data
+    longest, shortest = c.max_frames / c.fps, min(c.min_length, c.max_frames)
+    if max(lengths) > c.max_frames:
+        why = (f"{max(lengths) / c.fps:g} s is longer than any motion that this model was trained "
+               f"on, which have at most {longest:g} s: it would drift or stand still")
+        if not args.force:
+            raise ValueError(f"{why}. Take --seconds {longest:g} or less, or --force to see it.")
+        print(f"{why[:why.index(':')]}.", file=sys.stderr)
+    elif args.seconds and min(lengths) < shortest:
+        print(f"{min(lengths) / c.fps:g} s is shorter than any motion that this model was trained "
+              f"on, which have at least {shortest / c.fps:g} s.", file=sys.stderr)
+
+
+def understood(prompts, vocabulary):
+    """The prompts as the model should read them. What it takes for something else is said on
+    standard error. ValueError for a prompt of which nothing is left."""
+    from words import understand
+
+    read = [understand(prompt, vocabulary) for prompt in prompts]
+    for report in read:
+        if report.error:
+            raise ValueError(report.error)
+        for note in report.notes:
+            print(f"{report.prompt}: {note}" if len(read) > 1 else note, file=sys.stderr)
+    return [report.text for report in read]
+
+
+def actions_of(path):
+    """Lines on what our checkpoint at `path` knows: its actions, each with a caption of its dataset
+    where that is here; or its words, where the actions have no names."""
+    import checkpoint
+    from config import pack_path
+    from formats.pack import Pack
+
+    data = checkpoint.load(path)
+    config, names, vocabulary = data["config"], data.get("actions"), data.get("vocabulary")
+    if not names:
+        yield f"{path} takes sentences of these words:" if vocabulary else \
+            f"{path} has no names of actions."
+        yield from textwrap.wrap(" ".join(vocabulary or []), 98)
+        return
+    yield f"{path} knows these actions:"
+    examples = {}
+    if os.path.exists(pack_path(config)):
+        pack = Pack(pack_path(config))
+        for item in reversed(pack.indices("train")):
+            for caption in pack.captions(item):
+                examples.setdefault(pack.action(item), set()).add(caption.text)
+    for name in names:
+        said = sorted(examples.get(name, ()), key=lambda text: (abs(len(text) - 30), text))
+        yield f"{name:22s}{said[0] if said else ''}".rstrip()
+
+
 def labels_of(args, known):
     """The numbers of the actions asked for, among the names that the model knows."""
     for name in args.action:
@@ -257,9 +321,13 @@ def run(args, prompts):
     labels = labels_of(args, model.actions)
     captions = [caption for caption in prompts or args.action or ["unconditional"]
                 for _ in range(args.num)]
-    texts = captions if prompts else None
+    texts, vocabulary = captions if prompts else None, getattr(model.text_encoder, "vocabulary", 0)
+    if prompts and vocabulary:
+        read = understood(prompts, vocabulary)
+        texts = [text for text in read for _ in range(args.num)]
     lengths = lengths_of(args, model, texts, labels, len(captions))
     model.check_lengths(lengths)
+    check_trained(args, model.config, lengths)
     make_folder(args.out)
     loaded = time.perf_counter()
 
@@ -298,6 +366,8 @@ def main(argv):
     try:
         if args.list:
             print("\n".join(hub.listing(args.cache)))
+            if os.path.isfile(args.ckpt):
+                print("", *actions_of(args.ckpt), sep="\n")
         else:
             run(args, read_prompts(args))
     except (ValueError, OSError) as error:

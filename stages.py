@@ -16,11 +16,11 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from clip import drop_words
 from data import to_device
 from formats.pack import Caption
 from losses import sharpness_losses
 from vae import clip_mean, vae_loss
+from words import drop_words
 
 RUNG = 28  # frames: a CUDA graph of the VAE's step serves batches up to a multiple of it
 LARGEST = 128  # rows that Muon orthogonalises at once: the time grows with their square
@@ -205,7 +205,8 @@ class DiffusionStage(nn.Module):
                  "whole": whole.clamp(max=c.data.max_frames)}
         if self.scratch and training:
             seeds = ([c.train.seed, step, i] for i in batch["items"].tolist())
-            batch["texts"] = [drop_words(text, c.text.word_dropout, np.random.default_rng(seed))
+            shares = c.text.word_dropout, c.text.row_dropout * c.text.vectors
+            batch["texts"] = [drop_words(text, np.random.default_rng(seed), *shares)
                               for text, seed in zip(batch["texts"], seeds)]
         return batch
 

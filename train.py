@@ -52,7 +52,7 @@ import data
 import finetune
 import kernels
 from kernels import graphs
-from clip import WordEncoder, vocabulary_of
+from clip import WordEncoder
 from config import SettingError, atomic_write, lock, parse_args, to_dict
 from data import to_device
 from judge.own import EvaluatorStage
@@ -60,6 +60,7 @@ from mld import MLD
 from published_clip import load_clip
 from stages import DiffusionStage, Remembered, VAEStage, learning_rate, make_optimizers
 from view.report import read_log, show_motions, write_report
+from words import vocabulary_of
 
 
 @dataclasses.dataclass

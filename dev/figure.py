@@ -8,9 +8,9 @@ The colours are the model's own numbers, and the poses are the motion that
 import numpy as np
 
 from checkpoint import load_model
-from clip import words_of
 from config import HERE, atomic_write
 from motion import T2M
+from words import words_of
 
 SENTENCE, SEED = "a man jumps", 1234
 WIDTH, LEFT, RIGHT = 440, 16, 424

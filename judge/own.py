@@ -7,10 +7,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.distributed.nn.functional import all_gather
 
-from clip import WordEncoder, drop_words, vocabulary_of, words_of
+from clip import WordEncoder
 from config import TextEncoderConfig
 from data import to_device
 from transformer import Positions, Stack, zero_padding
+from words import drop_words, vocabulary_of, words_of
 
 
 class OwnJudge(nn.Module):
@@ -100,7 +101,7 @@ class EvaluatorStage(nn.Module):
         batch = {**batch, "said": self.said[batch["items"]], "text": torch.tensor(text)}
         if self.training:
             seed, share = self.run.config.train.seed, self.run.config.text.word_dropout
-            batch["texts"] = [drop_words(text, share, np.random.default_rng([seed, step, i]))
+            batch["texts"] = [drop_words(text, np.random.default_rng([seed, step, i]), share)
                               for text, i in zip(batch["texts"], batch["items"].tolist())]
         return batch
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import clip
-from clip import WordEncoder, drop_words, vocabulary_of
+from clip import WordEncoder
 from clip_tokenizer import Tokenizer
 from config import TextEncoderConfig
 from conftest import GOLDEN
 from published_clip import build_tower, load_clip, rename
+from words import drop_words, vocabulary_of
 
 golden = np.load(GOLDEN / "clip_text_tower.npz")
 meta = json.loads(str(golden["meta"]))
@@ -292,8 +293,8 @@ def test_word_encoder():
 def test_word_dropping_makes_words_unknown_at_its_rate():
     rng = np.random.default_rng(0)
     text = "jump " * 4000
-    dropped = drop_words(text, 0.1, rng).split()
+    dropped = drop_words(text, rng, 0.1).split()
     assert len(dropped) == 4000 and 300 < dropped.count("_") < 500
-    assert drop_words("a man", 0.0, rng) == "a man" and drop_words("", 0.5, rng) == ""
+    assert drop_words("a man", rng, 0.0) == "a man" and drop_words("", rng, 0.5) == ""
     encoder = WordEncoder(TextEncoderConfig(width=16, layers=1, heads=2), ["jump"])
     assert encoder.ids(["_ jump"]).tolist() == [[clip.UNKNOWN, 2, clip.END]]

@@ -14,13 +14,14 @@ import checkpoint
 import data
 import eval as program
 import motion
-from clip import WordEncoder, vocabulary_of
+from clip import WordEncoder
 from config import ACTION, NOVAE, TOY, Config, set_value
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, Pack, write_pack
 from judge import evaluators, metrics, protocol, published, sharpness
 from judge.own import OwnJudge
 from mld import MLD
+from words import vocabulary_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = {

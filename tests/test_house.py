@@ -8,21 +8,21 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
-    "config", "motion", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld", "fast",
-    "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip", "train",
-    "stages", "losses", "finetune", "sample", "eval", "prepare", "studio"}
+    "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
+    "fast", "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip",
+    "train", "stages", "losses", "finetune", "sample", "eval", "prepare", "studio"}
 FORMATS = {"config", "motion", "formats"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
-         "conditions", "mld", "edit"}
+         "conditions", "mld", "edit", "words"}
 STORED = MODEL | {"data", "checkpoint", "published", "published_clip"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
-    "config": set(), "kernels": set(), "clip_tokenizer": set(), "lengths": set(),
+    "config": set(), "kernels": set(), "clip_tokenizer": set(), "lengths": set(), "words": set(),
     "diffusion": set(), "conditions": set(),
     "motion": {"config"},
-    "formats": FORMATS, "toy": FORMATS, "data": FORMATS,
+    "formats": FORMATS, "toy": FORMATS | {"words"}, "data": FORMATS,
     "fast": {"kernels", "diffusion"},
     "transformer": {"kernels", "fast"},
-    "clip": {"kernels", "fast", "transformer", "clip_tokenizer"},
+    "clip": {"kernels", "fast", "transformer", "clip_tokenizer", "words"},
     "vae": {"kernels", "fast", "transformer"},
     "mld": FORMATS | MODEL - {"edit"},
     "edit": FORMATS | MODEL,

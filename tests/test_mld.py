@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import motion
-from clip import WordEncoder, vocabulary_of
+from clip import WordEncoder
 from config import Config, DenoiserConfig, TextEncoderConfig
 from conftest import GOLDEN
 from mld import MLD, Denoiser
 from test_vae import check_gradients, published_weights, relative
 from transformer import length_mask
+from words import vocabulary_of
 
 TINY = {"latent_dim": 8, "ff_size": 12, "num_layers": 3, "num_heads": 2, "max_positions": 64}
 LENGTHS = [20, 13, 1]

@@ -44,7 +44,7 @@ def models(tmp_path_factory):
         }.items():
             set_value(config, key, value)
         torch.manual_seed(0)
-        vocabulary = ["a", "jumps", "man"] if kind == "text" else None
+        vocabulary = ["a", "jumps", "man", "一个人跳"] if kind == "text" else None
         model = MLD(config, WordEncoder(config.text, vocabulary) if vocabulary else None)
         paths[kind] = str(tmp_path_factory.mktemp("models") / f"{kind}.pt")
         checkpoint.save(
@@ -94,7 +94,7 @@ def test_as_a_program(models, tmp_path):
 
 def test_only_verbose_tells_of_kernels(models, tmp_path, capsys):
     for flags in ([], ["--verbose"]):
-        sample.main(["a man", "--ckpt", models["text"], "--out", str(tmp_path), *flags])
+        sample.main(["a man jumps", "--ckpt", models["text"], "--out", str(tmp_path), *flags])
         out = capsys.readouterr().out
         assert ("s to load" in out and "attention torch" in out) == bool(flags)
 
@@ -198,7 +198,8 @@ def test_nothing_is_overwritten_unless_asked(models, tmp_path):
 
 def test_long_prompts_of_any_script_have_files(models, tmp_path):
     for prompt in ("一个人跳" * 20, "🕺" * 300, "прыжок " * 60, "word " * 200):
-        sample.main([prompt, prompt + "2", "--ckpt", models["text"], "--out", str(tmp_path),
+        sample.main([prompt + " jumps", prompt + " jumps2 jumps", "--ckpt", models["text"],
+                     "--out", str(tmp_path),
                      "--seconds", "1", "--format", "html,npy"])
     assert len(files(tmp_path)) == 12
     assert max(len(name.encode()) for name in files(tmp_path)) < 120
@@ -208,40 +209,40 @@ def test_long_prompts_of_any_script_have_files(models, tmp_path):
     "kind, argv, message",
     [
         ("text", [], "Give prompts"),
-        ("text", ["a man", "--unconditional"], "one of the three"),
-        ("text", ["a man", "--num", "0"], "--num must be at least 1"),
-        ("text", ["a man", "--seconds", "0"], "--seconds must be positive"),
-        ("text", ["a man", "--seconds", "1000"], "must have 1 to"),
+        ("text", ["a man jumps", "--unconditional"], "one of the three"),
+        ("text", ["a man jumps", "--num", "0"], "--num must be at least 1"),
+        ("text", ["a man jumps", "--seconds", "0"], "--seconds must be positive"),
+        ("text", ["a man jumps", "--seconds", "1000"], "must have 1 to"),
         ("text", ["a man", "--seconds", "inf"], "--seconds must be positive and at most 3600"),
-        ("text", ["a man", "--seconds", "nan"], "--seconds must be positive"),
-        ("text", ["a man", "--seconds", "1e308"], "--seconds must be positive"),
-        ("text", ["a man", "--seconds", "0.001"], "must have 1 to"),
-        ("text", ["a man", "--num", "1000000000"], "at most 10000 motions"),
-        ("text", ["a man", "--seed", str(2**64)], "--seed must be a whole number from 0 to"),
-        ("text", ["a man", "--seed", "-1"], "--seed must be a whole number from 0 to"),
-        ("text", ["a man", "--guidance", "inf"], "--guidance must be 0 or more"),
-        ("text", ["a man", "--guidance", "nan"], "--guidance must be 0 or more"),
-        ("text", ["a man", "--format", "npy", "--open"], "--open shows the player"),
+        ("text", ["a man jumps", "--seconds", "nan"], "--seconds must be positive"),
+        ("text", ["a man jumps", "--seconds", "1e308"], "--seconds must be positive"),
+        ("text", ["a man jumps", "--seconds", "0.001"], "must have 1 to"),
+        ("text", ["a man jumps", "--num", "1000000000"], "at most 10000 motions"),
+        ("text", ["a man jumps", "--seed", str(2**64)], "--seed must be a whole number from 0 to"),
+        ("text", ["a man jumps", "--seed", "-1"], "--seed must be a whole number from 0 to"),
+        ("text", ["a man jumps", "--guidance", "inf"], "--guidance must be 0 or more"),
+        ("text", ["a man jumps", "--guidance", "nan"], "--guidance must be 0 or more"),
+        ("text", ["a man jumps", "--format", "npy", "--open"], "--open shows the player"),
         ("text", ["a man \udcff"], "no text in this terminal's encoding"),
-        ("text", ["a man", "--format", "fbx"], "--format must be of"),
-        ("text", ["a man", "--steps", "0"], "--steps must be 1 to"),
-        ("text", ["a man", "--steps", "5000"], "num_inference_steps"),
-        ("text", ["a man", "--out", str(ROOT / "README.md")], "README.md is a file"),
-        ("text", ["a man", "--device", "meta"], "expected auto or one of cpu, cuda"),
-        ("text", ["a man", "--device", "hpu"], "The device hpu cannot be used here"),
-        ("text", ["a man", "--guidance", "-1"], "guidance_scale"),
+        ("text", ["a man jumps", "--format", "fbx"], "--format must be of"),
+        ("text", ["a man jumps", "--steps", "0"], "--steps must be 1 to"),
+        ("text", ["a man jumps", "--steps", "5000"], "num_inference_steps"),
+        ("text", ["a man jumps", "--out", str(ROOT / "README.md")], "README.md is a file"),
+        ("text", ["a man jumps", "--device", "meta"], "expected auto or one of cpu, cuda"),
+        ("text", ["a man jumps", "--device", "hpu"], "The device hpu cannot be used here"),
+        ("text", ["a man jumps", "--guidance", "-1"], "guidance_scale"),
         ("text", ["--file", "nowhere.txt"], "nowhere.txt"),
         ("text", ["--action", "jump"], "trained with another condition"),
         ("action", ["--action", "jmup"], "it knows walk, jump"),
         ("action", ["a man"], "takes actions"),
-        ("text", ["a man", "--ckpt", "nowhere.pt"], "nowhere.pt"),
+        ("text", ["a man jumps", "--ckpt", "nowhere.pt"], "nowhere.pt"),
         (
             "text",
-            ["a man", "--ckpt", str(ROOT / "checkpoints" / "toy-evaluator.pt")],
+            ["a man jumps", "--ckpt", str(ROOT / "checkpoints" / "toy-evaluator.pt")],
             "is an evaluator",
         ),
-        ("text", ["a man", "--device", "cuda:77"], "The device cuda:77 cannot be used here"),
-        ("text", ["a man", "--device", "gpu"], "The device gpu cannot be used here"),
+        ("text", ["a man jumps", "--device", "cuda:77"], "The device cuda:77 cannot be used here"),
+        ("text", ["a man jumps", "--device", "gpu"], "The device gpu cannot be used here"),
     ],
 )
 def test_wrong_calls_get_one_sentence(models, tmp_path, kind, argv, message):
@@ -267,7 +268,7 @@ def test_what_can_be_refused_is_refused_before_sampling(models, monkeypatch, arg
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setattr(MLD, "generate", never)
     with pytest.raises(SystemExit, match=message) as stop:
-        sample.main(["a man", "--ckpt", models["text"], *argv])
+        sample.main(["a man jumps", "--ckpt", models["text"], *argv])
     assert "\n" not in str(stop.value)
 
 
@@ -288,9 +289,10 @@ def test_a_large_seed_is_itself(models, tmp_path):
     """2^53 + 1 is no float; the last seed and the motions after it have seeds, too."""
     made = []
     for seed in (2**53, 2**53 + 1, 2**63 - 1):
-        sample.main(["a man", "--ckpt", models["text"], "--out", str(tmp_path), "--seconds", "2",
+        sample.main(["a man jumps", "--ckpt", models["text"], "--out", str(tmp_path),
+                     "--seconds", "2",
                      "--format", "npy", "--num", "2", "--force", "--seed", str(seed)])
-        made.append([np.load(tmp_path / f"a-man-00{i}.npy") for i in range(2)])
+        made.append([np.load(tmp_path / f"a-man-jumps-00{i}.npy") for i in range(2)])
     assert np.allclose(made[0][1], made[1][0], atol=1e-4)
     assert not np.allclose(made[0][0], made[1][0], atol=1e-3)
 

@@ -1,0 +1,398 @@
+"""Word vectors and what they are for: neighbours, typos, unknown words, and the tower's rows."""
+import copy
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import clip
+import sample
+import words
+from clip import WordEncoder
+from config import PRESETS, Config, TextEncoderConfig, set_value
+from mld import MLD
+from toy import word_vectors
+from words import Known, distance, drop_words, extended, row_of, understand, vectors, words_of
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOY = checkpoint.load(ROOT / "checkpoints" / "toy.pt")["vocabulary"]
+TEXT = TextEncoderConfig(kind="scratch", width=16, layers=1, heads=2, vectors=True)
+VOCABULARY = ["a", "jumps", "left", "man", "strolls", "xyzzy"]  # the last has no vector
+
+
+# --- the file ---
+
+
+def test_the_file_is_small_whole_and_has_its_words():
+    held = vectors()
+    assert (ROOT / "word_vectors.bin").stat().st_size <= 1_500_000
+    assert len(held.number) > 20_000 and len(held.forms) == len(held.table)
+    assert {word for word in TOY if row_of(word) is None} == {"180", "360", "90", "a"}
+    norms = np.linalg.norm(held.table * held.scale, axis=1)
+    assert abs(norms - 1).max() < 0.03 and held.table.dtype == np.int8
+    for forms in ("walk walks walking walked", "run ran runs running", "foot feet", "left"):
+        assert len({held.number[word] for word in forms.split()}) == 1, forms
+    assert len({held.number[word] for word in ("left", "leave", "right", "walk", "run")}) == 5
+
+
+def test_files_come_back_to_half_a_step_or_are_refused(tmp_path):
+    table = word_vectors.unit(np.random.default_rng(0).normal(size=(3, 5)))
+    data = words.pack([["walk", "walks"], ["run"], ["hop"]], table)
+    held = words.unpack(data)
+    assert np.abs(held.table * held.scale - table).max() <= held.scale / 2 * 1.001
+    assert held.forms == [["walk", "walks"], ["run"], ["hop"]]
+    assert held.number == {"walk": 0, "walks": 0, "run": 1, "hop": 2}
+    for bad in (b"", b"other\n", data[:-1], data.replace(b"run", b"ran"), data + b"x"):
+        with pytest.raises(ValueError, match="the file is not a whole file of word vectors"):
+            words.unpack(bad)
+    with pytest.raises(FileNotFoundError, match="toy.word_vectors"):
+        vectors(str(tmp_path / "no.bin"))
+
+
+def test_the_program_makes_the_same_bytes_again(tmp_path):
+    rng, names = np.random.default_rng(0), list("abcdefgh")
+    some = ["the", "walk", "walks", "stroll", "left", "right", "forward", "backward", "cup"]
+    some += [a + b + c for a in names for b in names for c in names]
+    package = {"words": some, "dimensions": 100,
+               "vectors": {word: rng.normal(size=100).round(4).tolist() + [1, 2] for word in some}}
+    (tmp_path / "small-embeddings.json").write_text(json.dumps(package))
+    made = []
+    for name in ("a.bin", "b.bin"):
+        word_vectors.main([str(tmp_path), str(tmp_path / name)])
+        made.append((tmp_path / name).read_bytes())
+    assert made[0] == made[1]
+    held = words.unpack(made[0])
+    assert held.number["walk"] == held.number["walks"] != held.number["stroll"]
+    walk, stroll, left, right = held.unit(["walk", "stroll", "left", "right"])
+    assert walk @ stroll > 0.7 and left @ right <= 0.55
+
+
+# --- from words to words ---
+
+
+@pytest.mark.parametrize("word, known", [
+    ("saunters", "strolls"), ("ambles", "strolls"), ("tosses", "throws"), ("pirouettes", "twirls"),
+    ("whirling", "twirling"), ("waltz", "dance"), ("ballet", "dance"), ("hurls", "throws"),
+    ("swiftly", "quickly"), ("anticlockwise", "counterclockwise"), ("leftward", "left"),
+    ("rightwards", "right"), ("gentleman", "guy"), ("walked", "walks"), ("jumped", "jumps"),
+    ("ran", "runs"), ("shoves", "pushes"), ("trudges", "walks"), ("salutes", "waves")])
+def test_a_word_is_taken_for_its_neighbour(word, known):
+    how, found = Known(TOY).find(word)
+    if known in ("walks", "pushes", "waves", "strolls", "twirls", "twirling"):  # or a synonym
+        row = vectors().unit([word, found])
+        assert how in ("like", "form") and row[0] @ row[1] >= words.LIKE
+    else:
+        assert how in ("like", "form") and found == known
+
+
+@pytest.mark.parametrize("word", ["cup", "golf", "violin", "tree", "quantum", "coffee", "not",
+                                  "blorfing", "привет", "computer", "drinks"])
+def test_a_word_with_no_meaning_here_is_unknown(word):
+    assert Known(TOY).find(word) == (None, None)
+
+
+def test_opposites_never_stand_for_each_other():
+    """With only the other side known, a word is unknown rather than its opposite."""
+    for pair in words.OPPOSITES:
+        for one, other in (pair, pair[::-1]):
+            for word in one:
+                found = Known(other).find(word)[1]
+                assert found is None, (word, found)
+    book = Known(["left", "right", "quickly", "slowly", "forward", "backward", "up", "down"])
+    for word, known in (("leftwards", "left"), ("rightward", "right"), ("hastily", "quickly"),
+                        ("leisurely", "slowly"), ("onward", "forward"), ("backwards", "backward"),
+                        ("upward", "up"), ("downwards", "down")):
+        assert book.find(word)[1] == known
+
+
+@pytest.mark.parametrize("typo, word", [
+    ("wlaks", "walks"), ("jmup", "jump"), ("cartwhel", "cartwheel"), ("somersalt", "somersault"),
+    ("rigth", "right"), ("danse", "dance"), ("kiks", "kicks"), ("backfilp", "backflip")])
+def test_typos_are_corrected(typo, word):
+    report = understand(typo, TOY)
+    assert report.text == word and report.spelled == {typo: word} and not report.unknown
+    assert report.notes == [f"Read {typo!r} as {word!r}."]
+
+
+def test_a_typo_of_an_unknown_word_is_corrected_and_then_taken_for_a_known_one():
+    report = understand("a man watlz", TOY)
+    assert report.spelled == {"watlz": "waltz"} and report.text in ("a man dance", "a man dances")
+    assert len(report.notes) == 2
+
+
+def test_real_words_are_not_corrected():
+    """They are a letter away from known words, and mean something else."""
+    for word in ("cup", "golf", "lump", "bump", "hat", "talk", "stork", "want", "jam", "kitten"):
+        assert not understand(f"a man jumps {word}", TOY).spelled, word
+
+
+def test_distances():
+    assert [distance(*pair, 3) for pair in (("walk", "walk"), ("wlak", "walk"), ("wak", "walk"),
+            ("walkk", "walk"), ("walk", "talk"), ("wlaks", "walk"), ("jump", "kick"))] == [
+        0, 1, 1, 1, 1, 2, 4]
+    assert distance("a", "abcdef", 2) == 3
+
+
+@pytest.mark.parametrize("prompt, text", [
+    ("a man jumps 2 times", "a man jumps two times"), ("he jumps three times", None),
+    ("a person side-steps", "a person sidesteps"), ("he\u2019s walking", "he walking"),
+    ("a man who jumps", "a man jumps"), ("A MAN JUMPS!", None), ("jumping-jacks", None),
+    ("the man's jump", "the man jump")])
+def test_numbers_hyphens_and_apostrophes(prompt, text):
+    report = understand(prompt, TOY)
+    assert report.text == (prompt if text is None else text)
+    assert not report.notes and report.says
+
+
+def test_a_report_tells_everything():
+    report = understand("a man saunters to the rigth with a cup", TOY)
+    assert report.text == "a man strolls to the right with a _"
+    assert list(report.taken) == ["saunters"] and report.unknown == ["cup"] and not report.error
+    read, taken, unknown = report.notes
+    assert read == "Read 'rigth' as 'right'." and "'saunters' is taken for 'strolls'" in taken
+    assert "'cup'" in unknown and "--list" in unknown
+    assert understand("he does not jump", TOY).unknown == ["not"]
+    plain = understand("A man jumps, then walks.", TOY)
+    assert plain.text == plain.prompt and not plain.notes and not plain.error
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "...", "\U0001f57a", "一个人跳", "un hombre salta",
+                                    "a man", "the person is", "three", "golf",
+                                    "a man drinks from a cup", "прыжок"])
+def test_nothing_left_to_go_on(prompt):
+    report = understand(prompt, TOY)
+    assert not report.says and "tells this model what to do" in report.error
+    assert "--list" in report.error and "--unconditional" in report.error
+
+
+def test_thresholds_keep_their_promise():
+    """Of words taken for others, how many are right, and of those that have a right one, how many
+    are found: on the half that the threshold was not chosen on, with two vocabularies."""
+    cases, wider = word_vectors.read_cases()
+    assert len(cases) > 150
+    for vocabulary in (TOY, sorted({*TOY, *wider})):
+        judged = word_vectors.judge(cases[1::2], Known(vocabulary))
+        precision, recall = word_vectors.precision_recall(judged, words.LIKE)
+        assert len(judged[0]) >= 75 and precision >= 0.85 and recall >= 0.85
+
+
+# --- the tower ---
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return WordEncoder(TEXT, VOCABULARY).eval()
+
+
+def test_a_word_is_its_vector_and_its_row(encoder):
+    table, held = encoder.tower.token_embedding, vectors()
+    (jumps, end), = encoder.ids(["jumps"]).tolist()
+    assert (jumps, end) == (encoder.number["jumps"], clip.END)
+    vector = torch.from_numpy(held.table[held.number["jumps"]] * held.scale).float()
+    expected = table.project(vector) + table.weight[jumps]
+    assert torch.allclose(table(torch.tensor([jumps]))[0], expected, atol=1e-6)
+    (alone, _), = encoder.ids(["_jumps"]).tolist()
+    assert alone == len(VOCABULARY) + 2 + held.number["jumps"]
+    assert torch.allclose(table(torch.tensor([alone]))[0], table.project(vector), atol=1e-6)
+    for special in (clip.UNKNOWN, clip.END):
+        assert torch.equal(table(torch.tensor([special]))[0], table.weight[special])
+
+
+def test_a_word_outside_the_vocabulary_is_read_by_its_vector(encoder):
+    texts = ["a man jumps", "a man hops", "a man hopped", "a man blorfs", "a man _", "a man _xyzzy"]
+    found = encoder(texts)
+    assert torch.equal(found[1], found[2]), "all forms of a word share a vector"
+    assert torch.equal(found[3], found[4]) and torch.equal(found[5], found[4])
+    assert not torch.allclose(found[1], found[4], atol=1e-4)
+    with torch.no_grad():  # with a row of zeros, a known word is its vector
+        encoder.tower.token_embedding.weight[encoder.number["jumps"]] = 0
+    found = encoder(["a man jumps", "a man _jumps", "a man jumped"])
+    assert torch.allclose(found, found[:1].expand_as(found), atol=1e-6)
+    assert encoder.ids(["3"]).tolist() == encoder.ids(["three"]).tolist()
+
+
+def test_gradients_reach_rows_of_known_words_only(encoder):
+    encoder(["a man jumps", "_left hops"]).sum().backward()
+    table = encoder.tower.token_embedding
+    rows = table.weight.grad.abs().sum(1) > 0
+    assert [word for word in VOCABULARY if rows[encoder.number[word]]] == ["a", "jumps", "man"]
+    assert table.project.weight.grad.abs().sum() > 0 and not rows[clip.UNKNOWN]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_other_types_and_copies(encoder, kind):
+    texts = ["a man jumps", "a man saunters", ""]
+    expected = encoder(texts)
+    copied = copy.deepcopy(encoder).to(kind)
+    found = copied(texts)
+    assert found.dtype == kind and copied.tower.token_embedding.table.dtype == torch.int8
+    close = 1e-5 if kind == torch.float64 else 0.1
+    assert (found - expected).abs().max() < close * expected.abs().max()
+    assert torch.equal(encoder(texts), expected)
+    ids = encoder.ready(texts)
+    assert ids.shape == (3, 8) and torch.allclose(encoder.of_ready(ids), expected, atol=1e-6)
+
+
+def test_the_table_is_not_in_the_weights(encoder):
+    assert not any("table" in name for name in encoder.state_dict())
+    again = WordEncoder(TEXT, VOCABULARY).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again(["a man saunters"]), encoder(["a man saunters"]))
+
+
+def test_shares_of_dropped_words_and_rows():
+    text = " ".join(["jumps"] * 5000)
+    made = words_of(drop_words(text, np.random.default_rng(0), 0.1, 0.3))
+    counts = {word: made.count(word) / 5000 for word in ("_", "_jumps", "jumps")}
+    assert counts == pytest.approx({"_": 0.1, "_jumps": 0.3, "jumps": 0.6}, abs=0.02)
+    # the same words are unknown with and without rows that are dropped, and a seed is itself
+    plain = words_of(drop_words(text, np.random.default_rng(0), 0.1))
+    assert [word == "_" for word in plain] == [word == "_" for word in made]
+    assert made == words_of(drop_words(text, np.random.default_rng(0), 0.1, 0.3))
+
+
+def test_training_makes_the_vector_alone_suffice():
+    """Of words seen with rows that are dropped at times, what the tower says without the row is
+    nearer to what it says with it than to what it says of other words."""
+    torch.manual_seed(0)
+    said = ["jumps", "walks", "kicks", "waves", "crawls", "spins"]
+    encoder, goal = WordEncoder(TEXT, said), torch.eye(6, 16)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-3)
+    for step in range(300):
+        texts = [drop_words(word, np.random.default_rng([step, i]), 0, 0.3)
+                 for i, word in enumerate(said)]
+        optimizer.zero_grad()
+        (encoder(texts)[:, 0] - goal).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        with_rows, alone = encoder(said)[:, 0], encoder(["_" + word for word in said])[:, 0]
+        unseen = encoder(["hops", "strolls"])[:, 0]
+    assert (with_rows - alone).norm(dim=1).max() < 0.3
+    assert torch.cdist(unseen, with_rows).argmin(1).tolist() == [0, 1]
+
+
+def test_a_vocabulary_is_extended(encoder):
+    texts = ["a man jumps left", "xyzzy", "a man blorfs", ""]
+    rows, vocabulary = extended(encoder.tower.token_embedding.weight.detach(),
+                                encoder.vocabulary, ["wriggles", "a", "blorfs"])
+    assert vocabulary == [*VOCABULARY, "blorfs", "wriggles"] and len(rows) == len(vocabulary) + 2
+    longer = WordEncoder(TEXT, vocabulary).eval()
+    state = encoder.state_dict() | {"tower.token_embedding.weight": rows}
+    longer.load_state_dict(state)
+    assert torch.allclose(longer(texts), encoder(texts), atol=1e-6)
+    assert torch.allclose(longer(["a wriggles"]), encoder(["a wriggles"]), atol=1e-6)
+    plain, _ = extended(rows, vocabulary, ["hops"], vectors=False)
+    assert torch.equal(plain[-1], rows[clip.UNKNOWN])
+    assert longer.ids(["wriggles"])[0, 0] == len(vocabulary) + 1 and row_of("blorfs") is None
+
+
+def test_without_vectors_the_tower_is_as_it_was():
+    torch.manual_seed(0)
+    plain = WordEncoder(dataclasses.replace(TEXT, vectors=False), VOCABULARY).eval()
+    assert type(plain.tower.token_embedding) is torch.nn.Embedding
+    assert plain.ids(["a saunters _jumps"]).tolist() == [[2, 0, 0, 1]]
+
+
+def test_the_weights_that_ship_read_as_they_did():
+    model = checkpoint.load_model(ROOT / "checkpoints" / "toy.pt")
+    ids = model.text_encoder.ids(["a man jumps, saunters!", "he's \u2019s"])
+    number = {word: i for i, word in enumerate(TOY, 2)}
+    assert ids.tolist() == [[*(number[word] for word in ("a", "man", "jumps")), 0, 1],
+                            [0, 0, 1, 1, 1]]
+
+
+# --- checkpoints and sample.py ---
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The path of a small model with vectors and random weights."""
+    config = Config()
+    sizes = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3, "text.width": 16,
+             "denoiser.latent_dim": 16, "denoiser.ff_size": 32, "denoiser.num_layers": 3,
+             "denoiser.text_encoded_dim": 16, "text.layers": 1,
+             "diffusion.num_inference_steps": 2}
+    for key, value in {**PRESETS["toy"], **sizes}.items():
+        set_value(config, key, value)
+    torch.manual_seed(0)
+    made = MLD(config, WordEncoder(config.text, ["a", "jumps", "man", "strolls"]))
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    checkpoint.save(path, config, made.state_dict(), vocabulary=made.text_encoder.vocabulary,
+                    actions=["jump", "stroll"])
+    return path
+
+
+def test_checkpoints_name_their_vectors(model, tmp_path, monkeypatch):
+    data = checkpoint.load(model)
+    assert data["vectors"] == vectors().digest
+    loaded = checkpoint.load_model(model)
+    _, joints = loaded.generate(["a man saunters"], lengths=[40], seed=1)
+    assert joints.isfinite().all()
+    empty, _ = loaded.generate([""], lengths=[40], seed=1), None
+    unconditional = loaded.generate(lengths=[40], seed=1)
+    assert torch.allclose(empty[1], unconditional[1], atol=1e-3), "the empty prompt is no prompt"
+    checkpoint.halve(model, tmp_path / "half.pt")
+    assert checkpoint.load(tmp_path / "half.pt")["vectors"] == vectors().digest
+    other = vectors()._replace(digest="0" * 64)
+    monkeypatch.setattr(checkpoint, "vectors", lambda: other)
+    with pytest.raises(ValueError, match="other word vectors"):
+        checkpoint.load_model(model)
+
+
+def run(*argv, **kwargs):
+    return subprocess.run([sys.executable, ROOT / "sample.py", *map(str, argv), "--device", "cpu"],
+                          capture_output=True, text=True, **kwargs)
+
+
+def test_sample_py_tells_what_it_understood(model, tmp_path):
+    flags = ["--ckpt", model, "--format", "npy", "--out", tmp_path, "--seconds", "2"]
+    done = run("a man saunters wlith a jmups", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "'saunters' is taken for 'strolls'" in done.stderr
+    assert "Read 'jmups' as 'jumps'" in done.stderr
+    assert (tmp_path / "a-man-saunters-wlith-a-jmups.npy").exists()
+    done = run("a man drinks from a cup", *flags)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.count("\n") == 1 and "'drinks' and 'cup'" in done.stderr
+
+
+def test_sample_py_takes_the_understood_words(model, tmp_path):
+    made = []
+    for prompt in ("a man strolls", "a man sauntered", "a man jumps"):
+        sample.main([prompt, "--ckpt", str(model), "--format", "npy", "--out", str(tmp_path),
+                     "--seconds", "2", "--force"])
+        made.append(np.load(tmp_path / f"{sample.file_name(prompt)}.npy"))
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+
+
+def test_lengths_beyond_training_are_refused_without_force(model, tmp_path, capsys):
+    flags = ["a man jumps", "--ckpt", str(model), "--format", "npy", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="20 s is longer .* at most 6 s.*--force"):
+        sample.main([*flags, "--seconds", "20"])
+    assert not list(tmp_path.iterdir())
+    sample.main([*flags, "--seconds", "8", "--force"])
+    assert len(np.load(tmp_path / "a-man-jumps.npy")) == 160
+    assert "8 s is longer than any motion" in capsys.readouterr().err
+    sample.main([*flags, "--seconds", "1"])
+    assert "shorter than any motion" in capsys.readouterr().err
+    sample.main([*flags, "--seconds", "6"])
+    assert not capsys.readouterr().err
+
+
+def test_list_has_the_models_actions(model, capsys):
+    sample.main(["--list", "--ckpt", str(model)])
+    out = capsys.readouterr().out.splitlines()
+    at = out.index(f"{model} knows these actions:")
+    assert out[at + 1].split(maxsplit=1)[0] == "jump" and out[at + 2].startswith("stroll")
+    sample.main(["--list"])
+    out = capsys.readouterr().out
+    assert all(f"\n{action} " in out for action in ("walk", "wave left hand", "backflip"))
+    lines = [line for line in out.splitlines() if line.startswith("backflip ")]
+    assert len(lines) == 1 and "flip" in lines[0].removeprefix("backflip")

@@ -1,0 +1,390 @@
+"""Words: how a sentence is cut into them, their vectors, and what a prompt's words are taken for.
+
+    words_of("A man side-steps!")              ["a", "man", "side", "steps"]
+    report = understand("a man saunters", vocabulary)
+    report.text, report.notes                  what the model reads; what the user should be told
+
+word_vectors.bin has vectors for 20,000 frequent English words and for words about motion. They are
+GloVe's, made smaller by toy/word_vectors.py; all forms of a word share one. Words with vectors at a
+small angle mean similar things, so a word that training never saw is understood by its neighbours.
+docs/words.md tells how well that works, and where it does not.
+"""
+import functools
+import hashlib
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "word_vectors.bin")
+TITLE = "nanoMLD word vectors 1"
+
+# --------------------------------------------------------------------------------------------------
+# The words of a text
+
+WORD = re.compile(r"\w+(?:'\w+)?")
+
+
+def words_of(text):
+    """The words of a text, in lower case, as a list."""
+    return WORD.findall(text.lower())
+
+
+def vocabulary_of(texts):
+    """The sorted list of the words in an iterable of texts, for WordEncoder."""
+    return sorted({word for text in texts for word in words_of(text)})
+
+
+def drop_words(text, rng, share, rows=0.0):
+    """Replace a `share` of the words by _, which stands for the unknown word. That word is trained
+    in this way, and prompts are understood with a word missing. A further share, `rows`, gets a _
+    in front: of such a word the encoder reads the vector and not the row. rng: numpy Generator."""
+    words = words_of(text)
+    drawn = rng.random(len(words))
+    return " ".join("_" if x < share else "_" * bool(x < share + rows) + word
+                    for word, x in zip(words, drawn))
+
+
+DIGITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = {str(i): word for i, word in enumerate(DIGITS)} | {
+    word: str(i) for i, word in enumerate(DIGITS)}
+
+
+def stems(word):
+    """What a word may be a form of: walks, walking, walked -> walk; hurries -> hurry."""
+    found = []
+    for ending, others in (("'s", ("",)), ("ies", ("y", "ie")), ("es", ("", "e")), ("s", ("",)),
+                           ("ing", ("", "e", "ie")), ("ied", ("y", "ie")), ("ed", ("", "e"))):
+        stem = word.removesuffix(ending)
+        if stem == word or len(stem) < 2:
+            continue
+        found += [stem + other for other in others]
+        if ending in ("ing", "ed") and stem[-1] == stem[-2]:
+            found.append(stem[:-1])
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# The vectors
+
+
+class Vectors(NamedTuple):
+    number: dict  # word -> its row of the table; all forms of a word have the same
+    forms: list  # of rows: the words that share each
+    table: np.ndarray  # (rows, D) int8; times scale, these are vectors of about length 1
+    scale: float
+    digest: str  # SHA-256 of all of it, which checkpoints keep
+
+    def unit(self, words):
+        """(len(words), D) float32, of length 1; KeyError for a word without a vector."""
+        rows = self.table[[self.number[word] for word in words]].astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@functools.cache
+def vectors(path=PATH):
+    """The Vectors in a file, which is read once. FileNotFoundError or ValueError in one sentence
+    for a file that is not there or not whole."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no {path}, which has the word vectors: get it again, or "
+                                "make it with: python -m toy.word_vectors") from None
+    return unpack(data, path)
+
+
+def unpack(data, path="the file"):
+    """The Vectors in the bytes of a file, which `pack` made."""
+    head, _, body = data.partition(b"\n")
+    title, *rest = head.decode(errors="replace").rsplit(" ", 4)
+    if title != TITLE or hashlib.sha256(body).hexdigest() != rest[-1]:
+        raise ValueError(f"{path} is not a whole file of word vectors; get it again.")
+    rows, width, scale = int(rest[0]), int(rest[1]), float(rest[2])
+    table = np.frombuffer(body, np.int8, rows * width)
+    forms = [line.split(" ") for line in body[rows * width:].decode().splitlines()]
+    number = {word: row for row, line in enumerate(forms) for word in line}
+    return Vectors(number, forms, table.reshape(rows, width), scale, rest[-1])
+
+
+def pack(forms, table):
+    """The bytes of a file with these lists of words, and a vector (len(forms), D) for each."""
+    scale = float(f"{np.abs(table).max() / 127:.6g}")
+    body = np.clip(np.rint(table / scale), -127, 127).astype(np.int8).tobytes()
+    body += "".join(" ".join(words) + "\n" for words in forms).encode()
+    digest = hashlib.sha256(body).hexdigest()
+    return f"{TITLE} {len(table)} {table.shape[1]} {scale:.6g} {digest}\n".encode() + body
+
+
+def row_of(word):
+    """A word's row of the table, or that of what it may be a form of, or None. A _ in front, with
+    which drop_words marks it, does not count."""
+    number, word = vectors().number, word.lstrip("_")
+    word = word if word in number else NUMBERS.get(word, word)
+    return next((number[one] for one in (word, *stems(word)) if one in number), None)
+
+
+def table_of(vocabulary):
+    """(2 + len(vocabulary) + rows, D) int8: nothing for the unknown word and the end token, then
+    the vectors of a vocabulary's words, nothing for one without, then the whole table."""
+    rows, table = [row_of(word) for word in vocabulary], vectors().table
+    own = [table[row] if row is not None else 0 * table[0] for row in rows]
+    return np.concatenate([[0 * table[0]] * 2, *([row] for row in own), table])
+
+
+def extended(rows, vocabulary, more, vectors=True):
+    """For fine-tuning: the rows (2 + V, W) of an encoder's token_embedding.weight, array or tensor,
+    and its vocabulary -> both with the words of `more` that it lacks, added at the end. A new word
+    with a vector starts with a row of zeros, as training has seen it all along when rows were
+    dropped; one without, or all without text.vectors (`vectors`), as the unknown word."""
+    new = sorted({*more} - {*vocabulary})
+    longer = rows[[*range(len(rows)), *[0] * len(new)]]
+    for i, word in enumerate(new, len(rows)):
+        if vectors and row_of(word) is not None:
+            longer[i] *= 0
+    return longer, [*vocabulary, *new]
+
+
+# Words on one side of the bar never stand for words on its other side. Vectors cannot see this:
+# newspapers say left where they could have said right.
+OPPOSITES = [[side.split() for side in pair.split(" | ")] for pair in """\
+left leftward leftwards | right rightward rightwards
+forward forwards ahead onward onwards | backward backwards
+up upward upwards upstairs | down downward downwards downstairs
+quickly fast rapidly swiftly briskly hastily hurriedly | slowly sluggishly leisurely lazily
+quick rapid swift brisk speedy | slow sluggish unhurried
+clockwise | counterclockwise anticlockwise
+raise lift hoist elevate | lower drop
+push shove thrust | pull tug yank drag haul
+high | low
+stand rise arise | sit kneel crouch squat lie
+start begin | stop halt end
+ascend climb | descend
+throw toss hurl | catch
+front | back
+before | after
+happily joyfully | sadly
+straighten | bend
+open | close
+in | out
+above | below
+tall | short
+approach advance | retreat withdraw""".splitlines()]
+
+# --------------------------------------------------------------------------------------------------
+# What a prompt's words are taken for
+
+LIKE = 0.65  # cosine from which a known word may stand for one that training never saw
+MARGIN = 0.1  # by which it must be nearer than its opposite
+# words that carry no meaning here: nobody needs to hear that one of them is unknown
+SMALL = set("""
+a an the this that these those some any each every all both such same other another own one its his
+her their my your our it he she they we you i him them me us himself herself themselves itself who
+which whose whom what where when while whilst as if than so and or but yet also too just only
+of in into onto to at by for from on upon off with within through about like is are was were be been
+being am has have had having do does did doing done can could will would shall should may might must
+there here then now very quite rather really bit lot kind sort way please let lets make makes show
+video animation motion s t""".split())
+# words that stand for no other: they are like very many
+VAGUE = set("""
+something nothing anything everything thing things object several many few multiple whole half
+times degrees easy normal full make makes making get gets getting place forth speed""".split())
+SUBJECTS = set("""
+man men woman women person people human humans someone somebody anyone guy girl boy lady gentleman
+figure character individual child kid adult actor subject body""".split())
+NOT = {"not", "no", "never", "without", "neither", "nor"}  # no known word is like these
+# of these words alone nobody can make a motion
+SAY_NOTHING = SMALL | SUBJECTS | set(DIGITS) | {"_"}
+SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
+        for side, words in enumerate(pair) for word in words}
+
+
+class Report(NamedTuple):
+    """What became of a prompt."""
+    prompt: str
+    text: str  # what the model should read; the prompt itself where every word is known
+    spelled: dict  # {a word that is not spelled so: the known word}
+    taken: dict  # {a word that training never saw: the known word that is like it}
+    unknown: list  # words that nothing known is like; the model reads them as a missing word
+    says: bool  # whether anything is left that tells what to do
+
+    @property
+    def notes(self):
+        """Sentences for the user, one for each kind of thing to know; none if all is known."""
+        said = []
+        if self.spelled:
+            said.append(f"Read {and_so_on(f'{a!r} as {b!r}' for a, b in self.spelled.items())}.")
+        if self.taken:
+            pairs = and_so_on(f"{a!r} is taken for {b!r}" for a, b in self.taken.items())
+            said.append(f"Not among the words of the training: {pairs}.")
+        if self.unknown:
+            said.append(f"Unknown, and like nothing that is known: "
+                        f"{and_so_on(map(repr, self.unknown))}. This model's actions are listed "
+                        "by --list.")
+        return said
+
+    @property
+    def error(self):
+        """Why no motion can be made of the prompt, or an empty string."""
+        if self.says:
+            return ""
+        why = f": it does not know {and_so_on(map(repr, self.unknown))}" if self.unknown else ""
+        return (f"Nothing in the prompt {self.prompt!r} tells this model what to do{why}. Its "
+                "actions are listed by --list; --unconditional makes any motion.")
+
+
+def and_so_on(parts):
+    *some, last = parts
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def distance(a, b, most):
+    """How many letters must be put in, left out, changed or swapped with the next one to turn a
+    into b; most + 1 if they are more than `most`."""
+    if abs(len(a) - len(b)) > most:
+        return most + 1
+    before, row = None, list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+        if min(row) > most:
+            return most + 1
+    return min(row[-1], most + 1)
+
+
+class Known:
+    """A vocabulary, and how its words are found from others."""
+
+    def __init__(self, vocabulary, held=None):
+        self.words, self.held = set(vocabulary), held or vectors()
+        meant = [word for word in vocabulary if word in self.held.number and word not in
+                 SMALL | VAGUE | NUMBERS.keys()]
+        self.meant, self.unit = np.array(meant), self.held.unit(meant)
+        self.of_row = {}
+        for word in meant:
+            self.of_row.setdefault(self.held.number[word], []).append(word)
+
+    def find(self, word):
+        """(how, known word or None) for a word: how is "same", "small", "form", "like", "spelled",
+        or None."""
+        if word in self.words:
+            return "same", word
+        if NUMBERS.get(word) in self.words:
+            return "same", NUMBERS[word]
+        if word in SMALL:
+            return "small", None
+        options = [word, *stems(word)]
+        for option in options:
+            if option in self.words:
+                return "form", self.same_ending(word, self.of_row.get(
+                    self.held.number.get(option), [option]))
+        row = next((self.held.number[o] for o in options if o in self.held.number), None)
+        if row is None:
+            return None, None
+        if row in self.of_row:
+            return "form", self.same_ending(word, self.of_row[row])
+        _, like = self.like(row, word) if word not in NOT else (0, None)
+        return ("like" if like else None), like
+
+    def like(self, row, word="", least=LIKE):
+        """(cosine, the known word nearest to a row of the table, or None if none is near)."""
+        if not len(self.meant):
+            return 0.0, None
+        table = self.held.table[row].astype(np.float32)
+        cosine = self.unit @ (table / np.linalg.norm(table))
+        sides = [SIDE[form] for form in self.held.forms[row] if form in SIDE]
+        pairs = [{SIDE[f] for f in self.held.forms[self.held.number[w]] if f in SIDE}
+                 for w in self.meant]
+        for number, side in sides:  # known to be the opposite
+            cosine[[(number, 1 - side) in pair for pair in pairs]] = -1
+        best = cosine.argmax()
+        if cosine[best] < least:
+            return 0.0, None
+        for number, side in pairs[best]:  # perhaps the opposite: both are about as near
+            other = cosine[[(number, 1 - side) in pair for pair in pairs]]
+            if (number, side) not in sides and other.max(initial=-1) > cosine[best] - MARGIN:
+                return 0.0, None
+        return cosine[best], self.same_ending(word, self.of_row[self.held.number[self.meant[best]]])
+
+    def same_ending(self, word, others):
+        """Of several forms of a word, the one that ends as `word` does; or that with an s, in
+        which most captions are written."""
+        def ending(one):
+            return next((e for e in ("ing", "ed", "s") if one.endswith(e)), "")
+
+        wanted, row = ending(word), self.held.number.get(word)
+        if row is not None and word != self.held.forms[row][0]:
+            wanted = wanted or "s"  # ran
+        return min(others, key=lambda one: (ending(one) != wanted, not one.endswith("s"),
+                                            len(one), one))
+
+    def spell(self, word):
+        """The known word that a misspelled one stands for, or None. Words of three letters may be
+        wrong by one, words of seven by two. What is no known word may be one with a vector that is
+        like a known one: watlz, waltz, dance."""
+        if len(word) < 3 or not word.isascii() or not word.isalpha():
+            return None
+        most = 2 if len(word) >= 7 else 1
+
+        def rank(other):
+            far = distance(word, other, most)
+            common = self.held.number.get(other, len(self.held.forms))
+            return far + (word[0] != other[0]), len(word) != len(other), common, other
+
+        near = min(map(rank, self.words), default=(9,))
+        if near[0] <= most:
+            return near[-1]
+        near = min(map(rank, (w for w in self.held.number if w[0] == word[0]
+                              and abs(len(w) - len(word)) <= 1 and {*w} == {*word})), default=(9,))
+        return near[-1] if near[0] <= 1 else None
+
+
+@functools.lru_cache(8)
+def known(vocabulary):
+    return Known(vocabulary)
+
+
+def tokens_of(prompt, known):
+    """The words of a prompt, with contractions taken apart, and joined where a known word has no
+    hyphen: side-step, sidestep."""
+    text = prompt.lower().replace("\u2019", "'").replace("can't", "can not")
+    text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
+        "-", "") in known.words else m[0], text)
+    for word in words_of(text):
+        if word in known.words or "'" not in word:
+            yield word
+        elif word.endswith("n't"):
+            yield from (word[:-3], "not")
+        else:
+            yield word.split("'")[0]
+
+
+def understand(prompt, vocabulary):
+    """A Report on what a model with this vocabulary (a list of words) makes of a prompt."""
+    book = known(tuple(vocabulary))
+    found = [(word, *book.find(word)) for word in tokens_of(prompt, book)]
+    # of a sentence in another language nothing is a mistake
+    foreign = [how is None and word not in book.held.number for word, how, _ in found]
+    spell = sum(foreign) <= max(1, len(foreign) // 2)
+    read, spelled, taken, unknown = [], {}, {}, []
+    for (word, how, other), strange in zip(found, foreign):
+        if strange and spell and (other := book.spell(word)):
+            spelled[word] = meant = other
+            how, other = book.find(other)
+            if how == "like":
+                taken[meant] = other
+        if how in ("like", "form") and word not in spelled:
+            taken[word] = other
+        if how is None:
+            other = "_"
+            unknown.append(word)
+        if other:
+            read.append(other)
+    same = read == words_of(prompt)
+    return Report(prompt, prompt if same else " ".join(read), spelled, taken,
+                  list(dict.fromkeys(unknown)), any(word not in SAY_NOTHING for word in read))
