@@ -1,8 +1,10 @@
 """Captions for the toy dataset: short sentences in the manner of HumanML3D's annotators.
 
-phrases.txt holds what they say and explains its own notation. `captions` fills the slots of a
-phrase with facts about the clip, so that every caption is true of it, and conjugates the verbs.
+The files phrases*.txt hold what they say; phrases.txt explains the notation. `captions` fills the
+slots of a phrase with facts about the clip, so that every caption is true of it, and conjugates the
+verbs.
 """
+import glob
 import os
 import re
 
@@ -15,15 +17,18 @@ PACES = {'walk backward': (0.55, 0.85), 'march': (0.95, 1.12), 'turn': (68, 84),
 WALKING_PACE = 0.8, 1.12
 
 
-def _read(path):
-    """phrases.txt -> {header: its lines}."""
-    with open(path, encoding='utf-8') as file:
-        text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
-    sections = re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M)
-    return {header: [line.strip() for line in lines.splitlines()] for header, lines in sections}
+def _read(folder):
+    """phrases*.txt of a folder -> {header: its lines}; sections of the same name are joined."""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(folder, 'phrases*.txt'))):
+        with open(path, encoding='utf-8') as file:
+            text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
+        for header, lines in re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M):
+            found.setdefault(header, []).extend(line.strip() for line in lines.splitlines())
+    return found
 
 
-TEXT = _read(os.path.join(os.path.dirname(__file__), 'phrases.txt'))
+TEXT = _read(os.path.dirname(__file__))
 SUBJECTS = ', '.join(TEXT['subjects']).split(', ')
 THEIR = dict(words.split(': ') for words in TEXT['their'])
 POS = {word: header for header, lines in TEXT.items() if header.isupper()
