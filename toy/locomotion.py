@@ -63,7 +63,7 @@ STYLES = {style: [(0, pose), (5.9, pose)] for style, pose in {
 ASIDE = [dict(head=(0, 50 * s, 0), chest=(0, 8 * s, 0)) for s in (1, -1)]
 STYLES['aside'] = list(zip((0, 0.6, 0.5, 0.7, 0.7, 0.6, 2.5),
                            ({}, {}, ASIDE[0], *ASIDE, {}, {})))
-WALK = (0.52, 0.68), (0.88, 1.04), (1.32, 1.55)  # rates of a walk: slow, even, fast
+WALK = (0.55, 0.7), (0.95, 1.12), (1.38, 1.6)  # rates of a walk: slow, even, fast
 STRIDE = {'slow': 0.88, 'even': 1.0, 'fast': 1.08}
 
 
@@ -276,7 +276,7 @@ def _bouncing(rng, real, count, seconds, stances, lift, ahead, apart=0.0, aside=
     u = np.clip((np.arange(n) - start) / (stop - start), 0, 1)
     along = (u * u * (3 - 2 * u) + 3 * u) / 4 * count * ahead
     path = np.zeros((n, 3))
-    path[:, 0 if aside else 2] = along
+    path[:, 0 if aside else 1] = along  # x or z
     return bounce(real.stand(rng), path, u * count, seconds, stances, lift, apart), u * count
 
 
