@@ -172,8 +172,8 @@ def test_captions_count_steps(clips, texts):
                   for side in range(2)]
         count = sum(swings) - 1 if 'left' not in action and 'right' not in action else swings[0]
         for line in lines:
-            said = re.search(r'\b(a|one|two|three|four|five) (small |short |little |big |long |large )?'
-                             r'steps?\b', line)
+            said = re.search(r'\b(a|one|two|three|four|five) '
+                             r'((small|short|little|big|long|large) )?steps?\b', line)
             if said:
                 checked += 1
                 assert words[said[1]] == count, (id, line, swings)

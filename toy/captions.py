@@ -123,7 +123,8 @@ def _facts(facts, mirrored):
 def _phrase(label, facts, rng, in_detail):
     """What is said of an action: a phrase with its slots filled in."""
     name = label.replace(' LEFT hand', '').replace(' LEFT', '')
-    phrases = [phrase for phrase in TEXT.get(label, TEXT.get(name)) if phrase.startswith('+') == in_detail]
+    lines = TEXT[label if label in TEXT else name]
+    phrases = [phrase for phrase in lines if phrase.startswith('+') == in_detail]
     return _choose(phrases[rng.integers(len(phrases))].removeprefix('+'), facts, rng)
 
 

@@ -9,7 +9,7 @@ is at most .75 of what is even, and fast at least 1.25 times.
 """
 import numpy as np
 
-from toy.body import CF, CU, FPS, LEGS, P, PF, PU, X, Y, ease, pitch
+from toy.body import FPS, LEGS, P, ease, pitch
 from toy.segments import (both, bounce, gait, keyed, lean, overlay, pick, steps, swing_arms, tilt)
 
 TIMES = 1, 1, 1, 2, 2, 2, 3, 3, 4, 5  # how often what can be counted is done

@@ -184,7 +184,8 @@ ACTIONS = {
     'jump and turn': (partial(jump, kind='turn'), 16), 'long jump': (real_jump, 12),
     'hop': (hop, 36), 'hop forward': (partial(hop, ahead=True), 26),
     # on the floor, and real clips
-    'crawl': (crawl, 30), 'kneel': (kneel, 24), 'kneel and stand up': (partial(kneel, rises=True), 18),
+    'crawl': (crawl, 30), 'kneel': (kneel, 24),
+    'kneel and stand up': (partial(kneel, rises=True), 18),
     'get up': (partial(whole, clips='getup_facedown getup_faceup'), 18),
     'lie down': (partial(whole, clips='getup_faceup getup_faceup getup_facedown', back=True), 20),
     'dance': (partial(whole, clips='dance_a dance_b spin'), 16),
@@ -249,7 +250,8 @@ def build(clips_dir):
             segment, facts = make(np.random.default_rng([*seed, 1]), real)
             joints = joints_of(alive(np.random.default_rng([*seed, 2]), segment))
             for mirrored in (False, True):
-                texts = captions(label, facts, mirrored, np.random.default_rng([*seed, 3, mirrored]))
+                rng = np.random.default_rng([*seed, 3, mirrored])
+                texts = captions(label, facts, mirrored, rng)
                 name = label.replace('LEFT', 'right' if mirrored else 'left')
                 if mirrored:
                     joints = joints[:, list(motion.T2M.mirror)] * (-1, 1, 1)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from motion import turn_about_y as turn
-from toy.body import FPS, P, PF, PLACES, TOE_Y, TOES, TURNED, ease
+from toy.body import P, PF, PLACES, TOE_Y, TOES, TURNED, ease
 from toy.locomotion import turn_in_place, walk
 from toy.segments import overlay, pick, then
 
@@ -18,8 +18,8 @@ LONGEST = 119  # frames
 TWO, THREE, AT_ONCE = 750, 60, 200  # clips besides their mirror images
 COMMON = ('walk, run, jump, turn LEFT, turn around, wave LEFT hand, walk backward, jump forward, '
           'kick, punch, squat, sit, step LEFT, spin, hop, clap, bow, jog').split(', ')  # drawn more
-ON_FOOT = ('walk, walk, walk backward, walk and turn LEFT, walk in a circle, jog, run, march, march, '
-           'march forward, jog in place, step LEFT, step forward, tiptoe, turn LEFT').split(', ')
+ON_FOOT = ('walk, walk, walk backward, walk in a circle, jog, run, march, march, march forward, '
+           'jog in place, step LEFT, step forward, tiptoe, turn LEFT').split(', ')
 TRIES = 40
 
 
@@ -56,7 +56,8 @@ def upright(segment, row, stand):
     v, contact, _ = segment
     return (contact[row].all() and abs(v[row, P, 1] - stand[P, 1]) < 0.12
             and np.abs(v[row, TOES, 1] - TOE_Y).max() < 0.03
-            and np.linalg.norm(v[row, TOES] - v[row, P] - stand[TOES] + stand[P], axis=1).max() < 0.4)
+            and np.linalg.norm(v[row, TOES] - v[row, P] - stand[TOES] + stand[P],
+                               axis=1).max() < 0.4)
 
 
 def bridge(a, b):
@@ -88,10 +89,10 @@ def _made(make, rng, real):
 
 def two(rng, real, actions):
     """Two actions, one after the other."""
-    labels = list(actions)
+    labels = [label for label in actions if ' and ' not in label and label != 'stand']
     weight = np.array([2.5 if label in COMMON else 1.0 for label in labels])
     while True:
-        a, b = rng.choice(labels, 2, replace=False, p=weight / weight.sum())
+        a, b = map(str, rng.choice(labels, 2, replace=False, p=weight / weight.sum()))
         pair = follow(rng, real, [(a, actions[a][0]), (b, actions[b][0])], tries=8)
         if pair:
             return pair[0], dict(how='then', parts=pair[1])
@@ -143,7 +144,7 @@ def three(rng, real, actions):
             label = pick(rng, *[label for label in quick if 'turn around' != label])
             parts = [first, (label, actions[label][0]), last]
         else:
-            parts = [(label, actions[label][0]) for label in rng.permutation(quick)[:3]]
+            parts = [(str(label), actions[label][0]) for label in rng.permutation(quick)[:3]]
         made = follow(rng, real, parts)
         if made:
             break
