@@ -3,6 +3,7 @@
 phrases.txt holds what they say and explains its own notation. `captions` fills the slots of a
 phrase with facts about the clip, so that every caption is true of it, and conjugates the verbs.
 """
+import glob
 import os
 import re
 
@@ -10,20 +11,22 @@ from formats.pack import Caption
 
 # Below the first pace a clip of the action is called slow, above the second one fast.
 PACES = {'walk backward': (0.55, 0.85), 'march': (0.95, 1.12), 'turn': (68, 84),
-         'run': (2.7, 3.2), 'crawl': (0.29, 0.39), 'jumping jacks': (1.03, 1.17),
-         'wave': (1.95, 2.45), 'wave both hands': (1.95, 2.45)}
+         'run': (2.7, 3.2), 'crawl': (0.29, 0.39)}
 WALKING_PACE = 0.8, 1.12
 
 
-def _read(path):
-    """phrases.txt -> {header: its lines}."""
-    with open(path, encoding='utf-8') as file:
-        text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
-    sections = re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M)
-    return {header: [line.strip() for line in lines.splitlines()] for header, lines in sections}
+def _read(folder):
+    """phrases*.txt of a folder -> {header: its lines}; sections of the same name are joined."""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(folder, 'phrases*.txt'))):
+        with open(path, encoding='utf-8') as file:
+            text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
+        for header, lines in re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M):
+            found.setdefault(header, []).extend(line.strip() for line in lines.splitlines())
+    return found
 
 
-TEXT = _read(os.path.join(os.path.dirname(__file__), 'phrases.txt'))
+TEXT = _read(os.path.dirname(__file__))
 SUBJECTS = ', '.join(TEXT['subjects']).split(', ')
 THEIR = dict(words.split(': ') for words in TEXT['their'])
 POS = {word: header for header, lines in TEXT.items() if header.isupper()
@@ -77,6 +80,8 @@ def _ing(verb):
 
 def _sentence(phrase, rng, form):
     """One caption; `form` is third (he walks), is (he is walking), command or gerund."""
+    noun, phrase = phrase.startswith('='), phrase.removeprefix('=')
+    form = 'command' if noun else form
     subject, named = str(rng.choice(SUBJECTS)), form in ('third', 'is')
     if named:
         their = THEIR.get(subject.split()[-1], 'their')

@@ -24,8 +24,7 @@ from toy.body import (ARM_PAIRS, ARMS, CF, CU, FPS, HF, HU, LEGS, P, PF, TOE_Y, 
                       ease, lock_feet, mirror, pitch, place, smooth, solve)
 from toy.captions import captions
 from toy.clips import Real, hands_to_floor
-from toy.gestures import (bow, clap, jumping_jacks, kick, look_around, pick_up, punch, raise_arms,
-                          sit, squat, stand, stand_up, throw, wave)
+from toy.gestures import GESTURES, wave
 from toy.segments import both, gait, jumps, keyed, lean, overlay, pick, steps, still, then
 
 SEED = 7
@@ -259,16 +258,13 @@ ACTIONS = {
     'walk in a circle': (partial(walk, bend=(300, 350), n=(106, 120), start=False, stop=False), 6),
     'turn LEFT': (turn_in_place, 32), 'spin': (spin, 32), 'step LEFT': (sidestep, 8),
     'run': (run, 36), 'march': (march, 7), 'crawl': (crawl, 30), 'jump': (jump, 42),
-    'hop': (hop, 7), 'jumping jacks': (jumping_jacks, 30), 'wave LEFT hand': (wave, 32),
-    'wave both hands': (partial(wave, hands='LR'), 7), 'raise both arms': (raise_arms, 30),
-    'clap': (clap, 7), 'squat': (squat, 30), 'bow': (bow, 30), 'sit': (sit, 32),
-    'stand up': (stand_up, 7), 'pick up': (pick_up, 7), 'kick': (kick, 34), 'punch': (punch, 34),
-    'throw': (throw, 7), 'look around': (look_around, 6), 'stand': (stand, 30),
+    'hop': (hop, 7),
     'walk and jump': (walk_jump, 7), 'walk and wave': (walk_wave, 7)}
 for label, clips in {'dance': 'dance_a dance_b spin', 'get up': 'getup_facedown getup_faceup',
                      'cartwheel': 'cartwheel', 'backflip': 'backflip', 'roll': 'roll',
                      'spin kick': 'spinkick'}.items():
     ACTIONS[label] = partial(whole, clips=clips), 8
+ACTIONS |= GESTURES  # what is done with the arms, or with planted feet
 
 
 def alive(rng, segment):
