@@ -126,9 +126,8 @@ ON = 'walk', partial(walk, tempo='even', n=34, start=True, stop=False)
 AHEAD = '[*walk|*go] [forward|forwards]'
 AGAIN = '[*walk on|*keep ~walk|*walk forward again|*walk again]'
 BACK = '[*walk back|*walk back again|*come back|*walk back to the start]'
-
-SHORT = ('turn LEFT, jump, clap, kick, hop, step LEFT, bow, punch, squat, jump forward, step forward, '
-         'step backward, wave LEFT hand').split(', ')
+SHORT = ('turn LEFT, jump, clap, kick, hop, step LEFT, bow, punch, squat, jump forward, '
+         'step forward, step backward, wave LEFT hand').split(', ')
 
 
 def three(rng, real, actions):
