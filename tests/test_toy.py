@@ -196,8 +196,9 @@ def test_no_word_betrays_an_action(pack, texts):
         ratio = {action: share[action] / (possible[action] / sum(possible.values()))
                  for action in possible}
         worst = max(share, key=share.get)
-        assert len(possible) >= 8 and share[worst] < 0.25, (word, worst, share[worst])
-        assert ratio[worst] < 6, (word, worst, ratio[worst])
+        assert len(possible) >= 8 and share[worst] < 0.4, (word, worst, share[worst])
+        highest = max(ratio, key=ratio.get)
+        assert ratio[highest] < 7, (word, highest, ratio[highest])
 
 
 def test_sequences_are_many_and_in_order(pack, texts):

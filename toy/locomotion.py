@@ -223,6 +223,7 @@ def step(rng, real, back=False):
     size, metres = size_of(rng, (0.2, 0.3), (0.4, 0.55), (0.65, 0.8))
     metres *= 0.75 if back else 1
     tempo, frames = tempo_of(rng, (16, 20), (11, 13), (8, 9))
+    count = min(count, int(88 / frames - 0.9))
     segment, _ = _stepping(rng, real, count + 1, frames * (count + 0.9),
                            z=metres * count * (-1 if back else 1), lift=0.05 + 0.08 * metres,
                            arms=0.45 * metres)
@@ -233,7 +234,8 @@ def sidestep(rng, real):
     count = pick(rng, *TIMES)
     size, metres = size_of(rng, (0.14, 0.2), (0.28, 0.4), (0.48, 0.6))
     tempo, frames = tempo_of(rng, (23, 28), (14, 18), (9, 10))
-    segment, _ = _stepping(rng, real, 2 * count, min(96, count * frames), x=count * metres)
+    count = min(count, int(92 / frames))
+    segment, _ = _stepping(rng, real, 2 * count, count * frames, x=count * metres)
     return segment, dict(count=count, size=size, tempo=tempo)
 
 

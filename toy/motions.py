@@ -20,17 +20,16 @@ import numpy as np
 import motion
 from formats.pack import Clip
 from motion import turn_about_y as turn
-from toy import gestures
 from toy.body import (ARM_PAIRS, ARMS, CF, CU, FPS, HF, HU, LEGS, P, PF, TOE_Y, Y, Z, ease,
                       lock_feet, pitch, place, smooth, solve)
 from toy.captions import captions
 from toy.clips import Real, hands_to_floor
+from toy.gestures import GESTURES, OVERLAYS
 from toy.locomotion import (TIMES, gallop, limp, on_the_spot, run, sidestep, size_of, skip, sneak,
                             spin, step, stumble, tempo_of, tiptoe, turn_in_place, walk, walk_bend)
 from toy.segments import both, jumps, keyed, pick
 from toy.sequences import combinations
 
-GESTURES, OVERLAYS = getattr(gestures, 'GESTURES', {}), getattr(gestures, 'OVERLAYS', set())
 SEED = 7
 # the joints that do not reach for the floor by themselves
 OFF_FLOOR = [j for j in range(22) if j not in (7, 8, 10, 11, 18, 19, 20, 21)]

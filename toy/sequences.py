@@ -120,41 +120,35 @@ def follow(rng, real, parts, tries=TRIES):
     return None
 
 
-def _leg(**more):
-    return partial(walk, tempo='even', **more)
-
-
-# Three in a row; `said` is what the captions call that part, where it is not what it is alone.
+# A walk there, and one on or back; what the captions call the parts of three in a row.
+THERE = 'walk', partial(walk, tempo='even', n=36, start=False, stop=True)
+ON = 'walk', partial(walk, tempo='even', n=34, start=True, stop=False)
+AHEAD = '[*walk|*go] [forward|forwards]'
+AGAIN = '[*walk on|*keep ~walk|*walk forward again|*walk again]'
 BACK = '[*walk back|*walk back again|*come back|*walk back to the start]'
-THERE = ('walk', dict(n=36, start=False, stop=True)), ('walk', dict(n=34, start=True, stop=False))
+SHORT = ('turn LEFT, jump, clap, kick, hop, step LEFT, bow, punch, squat, jump forward, '
+         'step forward, step backward, wave LEFT hand').split(', ')
 
 
 def three(rng, real, actions):
     """Walk, turn around and walk back; or walk, do something and walk on; or three short ones."""
     kind = pick(rng, 'back', 'back', 'on', 'short')
-    first = ('walk', _leg(**THERE[0][1]))
-    last = ('walk', _leg(**THERE[1][1]))
-    quick = [label for label in ('turn LEFT', 'jump', 'clap', 'kick', 'hop', 'step LEFT', 'bow',
-                                 'punch', 'turn around', 'squat', 'jump forward', 'step forward',
-                                 'step backward', 'wave LEFT hand') if label in actions]
     while True:
         if kind == 'back':
-            parts = [first, ('turn around', partial(turn_in_place, angles=(180,))), last]
+            parts = [THERE, ('turn around', partial(turn_in_place, angles=(180,))), ON]
         elif kind == 'on':
-            label = pick(rng, *[label for label in quick if 'turn around' != label])
-            parts = [first, (label, actions[label][0]), last]
+            label = pick(rng, *SHORT)
+            parts = [THERE, (label, actions[label][0]), ON]
         else:
-            parts = [(str(label), actions[label][0]) for label in rng.permutation(quick)[:3]]
+            parts = [(str(label), actions[label][0]) for label in rng.permutation(SHORT)[:3]]
         made = follow(rng, real, parts)
         if made:
             break
     segment, said = made
     for number, (label, facts) in enumerate(said):
         if kind != 'short' and label == 'walk':
-            facts = {'said': BACK if number and kind == 'back' else
-                     '[*walk|*go] [forward|forwards]' if not number else
-                     '[*walk on|*keep walking|*walk forward again|*walk again]'}
-            said[number] = label, facts
+            later = BACK if kind == 'back' else AGAIN
+            said[number] = label, {'said': later if number else AHEAD}
     return segment, dict(how='three', parts=said)
 
 
@@ -179,9 +173,7 @@ def at_once(rng, real, actions, overlays):
 
 
 def combinations(actions, overlays):
-    """Rows for the table of `build`; those without arms only if there are gestures."""
-    rows = [('two in a row', (partial(two, actions=actions), TWO)),
-            ('three in a row', (partial(three, actions=actions), THREE))]
-    if overlays:
-        rows.append(('at once', (partial(at_once, actions=actions, overlays=overlays), AT_ONCE)))
-    return rows
+    """Rows for the table of `build`; overlays: the gestures that can be made during a walk."""
+    return [('two in a row', (partial(two, actions=actions), TWO)),
+            ('three in a row', (partial(three, actions=actions), THREE)),
+            ('at once', (partial(at_once, actions=actions, overlays=overlays), AT_ONCE))]
