@@ -36,7 +36,7 @@ def raise_arms(rng, real, hands='LR', brief=False):
 
 def clap(rng, real, brief=False):
     period, apart = rng.uniform(0.4, 0.5), both('open')
-    return perform(rng, real, [(period / 2, both('clap')), (period / 2, apart)],
+    return perform(rng, real, [(period / 2, both('palms')), (period / 2, apart)],
                    [(0.45, apart)], [(0.45, {})], most=9, fast=1.4, brief=brief)
 
 
