@@ -191,8 +191,8 @@ def duck(rng, real, brief=False):
 
 
 EXERCISES = {
-    'jumping jacks': (jumping_jacks, 32), 'squat': (squat, 36), 'bow': (bow, 34), 'sit': (sit, 34),
-    'stand up': (stand_up, 28), 'stand': (stand, 32), 'lunge': (lunge, 30),
-    'stretch': (stretch, 24), 'side bend LEFT': (side_bend, 26), 'touch toes': (touch_toes, 26),
-    'sway': (sway, 24), 'balance': (balance, 22), 'knee raises': (knee_raises, 26),
-    'heel kicks': (heel_kicks, 22), 'stomp': (stomp, 22), 'duck': (duck, 24)}
+    'jumping jacks': (jumping_jacks, 30), 'squat': (squat, 34), 'bow': (bow, 30), 'sit': (sit, 30),
+    'stand up': (stand_up, 26), 'stand': (stand, 30), 'lunge': (lunge, 24),
+    'stretch': (stretch, 20), 'side bend LEFT': (side_bend, 21), 'touch toes': (touch_toes, 21),
+    'sway': (sway, 20), 'balance': (balance, 20), 'knee raises': (knee_raises, 21),
+    'heel kicks': (heel_kicks, 20), 'stomp': (stomp, 20), 'duck': (duck, 20)}
