@@ -48,14 +48,14 @@ def swapped(j):
     return j[:, order] * (-1, 1, 1)
 
 
-def humps(x, share=0.5):
-    """How often x rises above a share of its range and comes down again, or ends there."""
+def humps(x, share=0.5, margin=0.15):
+    """How often x rises above a share of its range, having been below it."""
     low, high = np.percentile(x, 2), x.max()
     up, count = False, 0
     for value in (x - low) / (high - low):
-        if not up and value > share + 0.15:
+        if not up and value > share + margin:
             up, count = True, count + 1
-        elif up and value < share - 0.15:
+        elif up and value < share - margin:
             up = False
     return count
 
@@ -119,7 +119,7 @@ DOES = {
     'salute': lambda j, f: near(j, L_WRIST, HEAD) < 0.2 and lifted(j, 1).max() < 0,
     'shrug': lambda j, f: apart(j).max() > 0.9,
     'cross arms': lambda j, f: (j[:, L_WRIST, 0] - j[:, R_WRIST, 0]).min() < -0.1,
-    'hands on hips': lambda j, f: near(j, L_WRIST, 1) < 0.28,
+    'hands on hips': lambda j, f: near(j, L_WRIST, 1) < 0.32,
     'scratch head': lambda j, f: lifted(j).max() > 0.25 and near(j, L_WRIST, HEAD) < 0.25,
     'arm circles': lambda j, f: lifted(j).max() > 0.4 and ahead(j, L_WRIST).min() < -0.15,
     'swing arms': lambda j, f: np.ptp(j[:, L_WRIST, 2]) > 0.5,
@@ -127,7 +127,7 @@ DOES = {
     'think': lambda j, f: near(j, L_WRIST, HEAD) < 0.22,
     'celebrate': lambda j, f: min(lifted(j).max(), lifted(j, 1).max()) > 0.35,
     'fist pump': lambda j, f: lifted(j).max() > 0.4 and lifted(j, 1).max() < 0,
-    'stop sign': lambda j, f: ahead(j, L_WRIST).max() > 0.3 and lifted(j).max() > 0.1,
+    'stop sign': lambda j, f: ahead(j, L_WRIST).max() > 0.3 and lifted(j).max() > 0.05,
     'hug': lambda j, f: apart(j).max() > 0.6 and apart(j).min() < 0.25,
     'flap arms': lambda j, f: np.ptp(j[:, L_WRIST, 1]) > 0.4 and np.ptp(j[:, R_WRIST, 1]) > 0.4,
     'drink': lambda j, f: near(j, L_WRIST, HEAD) < 0.2,
@@ -148,7 +148,7 @@ DOES = {
     'sit': lambda j, f: low(j).max() > 0.33,
     'stand up': lambda j, f: j[-1, PELVIS, 1] - j[0, PELVIS, 1] > 0.33,
     'stand': lambda j, f: np.ptp(j, axis=0).max() < 0.3,
-    'lunge': lambda j, f: ahead(j, L_ANKLE).max() > 0.2 and low(j).max() > 0.15,
+    'lunge': lambda j, f: ahead(j, L_ANKLE).max() > 0.15 and low(j).max() > 0.15,
     'stretch': lambda j, f: min(lifted(j).max(), lifted(j, 1).max()) > 0.4,
     'side bend LEFT': lambda j, f: (j[:, HEAD] - j[:, PELVIS])[:, 0].max() > 0.18,
     'touch toes': lambda j, f: j[:, [L_WRIST, R_WRIST], 1].max(1).min() < 0.3,
@@ -178,6 +178,10 @@ CURVES = {
     'sway': lambda j: j[:, HEAD, 0]}
 
 
+# those that between two times do not come all the way down
+HIGH = 'celebrate', 'fist pump', 'drink', 'push', 'lift'
+
+
 def test_there_are_enough_of_each():
     assert sum(count for _, count in GESTURES.values()) > 1000
     assert min(count for _, count in GESTURES.values()) >= 20
@@ -196,21 +200,23 @@ def test_does_what_it_says(made, label):
 def test_is_done_as_often_as_it_says(made, label):
     for clips in (made[label], made[(label,)]):
         for number, (j, mirrored, facts) in enumerate(clips):
-            assert humps(CURVES[label](j)) == facts['count'], (number, facts)
-            assert humps(CURVES[label](swapped(mirrored))) == facts['count'], (number, facts)
+            for joints in (j, swapped(mirrored)):
+                curve = CURVES[label](joints)
+                found = humps(curve, 0.82, 0.1) if label in HIGH else humps(curve)
+                assert found == facts['count'], (number, facts)
 
 
-def test_counts_and_speeds_are_everywhere(made):
+def test_counts_and_speeds_are_everywhere(real):
     """Neither a number nor a speed is to tell which action is meant."""
+    facts = {label: [make(np.random.default_rng([6, n, seed]), real)[1] for seed in range(40)]
+             for n, (label, (make, _)) in enumerate(GESTURES.items())}
     single = {'sit', 'stand up', 'stand', 'think', 'answer phone', 'balance'}
     for label in set(GESTURES) - single:
-        counts = [facts['count'] for _, _, facts in made[label]]
-        assert len(set(counts)) > 1, (label, counts)
+        counts = {row['count'] for row in facts[label]}
+        assert len(counts) > 1 and max(counts) < 10, (label, counts)
     for label in set(GESTURES) - {'stand'}:
-        paces = [facts['pace'] for _, _, facts in made[label]]
-        assert any(p < 0.8 for p in paces) + any(p > 1.2 for p in paces) > 0, (label, paces)
-    all_paces = [facts['pace'] for label in GESTURES for _, _, facts in made[label]]
-    assert np.mean(np.array(all_paces) < 0.8) > 0.12 and np.mean(np.array(all_paces) > 1.2) > 0.15
+        paces = np.array([row['pace'] for row in facts[label]])
+        assert (paces < 0.8).mean() > 0.03 and (paces > 1.2).mean() > 0.03, (label, paces)
 
 
 def test_slow_ones_are_slower(made):

@@ -40,8 +40,8 @@ def reach(x, y, z, elbow=(1, -1, 0)):
 POSES = {
     'half': ((.3, -.8, .5), (.1, .1, 1)), 'ahead': ((.08, .08, 1), (0, .08, 1)),
     'skyward': ((.2, 1, .15), (.02, 1, .05)),
-    'palm': ((.15, -.1, 1), (.02, .75, .7)), 'arc': ((.25, 1, 0), (-.75, .75, .1)),
-    'hang': ((.12, -1, .05), (.05, -1, .12)), 'toes': ((.06, .05, 1), (-.03, 0, 1)),
+    'palm': ((.15, 0, 1), (.02, .85, .6)), 'arc': ((.25, 1, 0), (-.75, .75, .1)),
+    'hang': ((.12, -1, .05), (.05, -1, .12)), 'toes': ((.06, .4, .9), (-.03, .5, .87)),
     'shrug': ((.75, -.6, .25), (.75, .3, .65)), 'shrug low': ((.4, -.85, .2), (.65, -.1, .7)),
     'come out': ((.15, -.5, .85), (.1, .2, 1)), 'come in': ((.2, -.6, .75), (-.2, .95, .25)),
     'welcome': ((.75, -.15, .65), (.55, .1, .85)), 'embrace': ((.4, -.2, .9), (-.85, .02, .5)),
@@ -49,7 +49,7 @@ POSES = {
     'wing down': ((.8, -.65, .1), (.75, -.7, .1)),
     'beat up': ((.35, -.35, .85), (.1, .85, .5)), 'beat down': ((.3, -.7, .6), (0, .02, 1)),
     'beat out': ((.65, -.45, .55), (.65, .35, .65)),
-    'fists up': ((.65, .5, .2), (.15, 1, .2)), 'behind': ((.25, -.85, -.5), (.2, -.9, -.25)),
+    'fists up': ((.45, -.55, .35), (.1, .95, .3)), 'behind': ((.25, -.85, -.5), (.2, -.9, -.25)),
     'pulled': ((.45, -.55, -.7), (-.05, .1, 1)), 'pressing': ((.4, -.75, .25), (-.1, .5, .85)),
     'rack': ((.4, -.7, .55), (-.05, .95, .3)), 'overhead': ((.3, 1, .12), (-.05, 1, 0)),
     'weight': ((.1, -.25, .95), (-.1, -.35, .95)),
@@ -69,6 +69,7 @@ POSES = {
     'salute': reach(.13, .17, .12, (1, -.2, .2)), 'mouth': reach(.03, .02, .17, (.9, -1, .3)),
     'to ear': reach(.14, .11, .06, (.8, -1, .4)), 'chin': reach(.03, -.02, .16, (.3, -1, .4)),
     'elbow': reach(-.14, -.24, .2, (.8, -1, -.2)), 'crossed': reach(-.15, -.19, .17, (.9, -1, .1)),
+    'palms': reach(.04, -.22, .36, (1, -.8, -.3)),
     'face': reach(.05, .09, .17, (.8, -1, .5)), 'scalp': reach(.07, .27, .03, (1, .1, .4)),
     'scalp 2': reach(.12, .21, .0, (1, .1, .4)), 'cup': reach(.12, -.32, .33, (.6, -1, -.2)),
     'head': reach(.1, .24, .03, (1, .2, .4)), 'nape': reach(.07, .16, -.06, (1, .3, .3)),
@@ -99,8 +100,13 @@ def hand(arm, **more):
 
 
 def how_often(rng, most=5):
-    """One to `most` times, rarer the more."""
-    return int(rng.choice(np.arange(1, most + 1), p=COUNTS[:most] / COUNTS[:most].sum()))
+    """One to `most` times, rarer the more; what is at most done twice is mostly done once."""
+    if most <= 2:
+        return 1 + int(most == 2 and rng.random() < 0.3)
+    if most > 5 and rng.random() < 0.2:
+        return int(rng.integers(5, most + 1))
+    shares = COUNTS[:most]
+    return int(rng.choice(np.arange(1, len(shares) + 1), p=shares / shares.sum()))
 
 
 def _length(keys):
@@ -108,7 +114,7 @@ def _length(keys):
 
 
 def perform(rng, real, once, into=(), out=(), most=5, fewest=1, fast=1.5, brief=False, holds=None,
-            count=0, **facts):
+            count=0, ends=None, **facts):
     """Stand, go `into` the action, do it `once` and again, come `out` of it, and stand.
 
     once         keys, or a function that makes those of the number it is given
@@ -116,16 +122,15 @@ def perform(rng, real, once, into=(), out=(), most=5, fewest=1, fast=1.5, brief=
     fast         how many times as fast as natural it may be
     holds        a pose in which it may stay at the end, except in a brief clip
     count        how often, if the maker has decided it
+    ends         the pose at the end, standing by default
     Facts: count; pace, which is 1 unless clearly slow or fast; held.
     """
     making = once if callable(once) else lambda number: once
     # it is done no faster than this to fit into the time; a brief clip is not to look hurried
     limit, hurry = (BRIEF, 1.2) if brief else (LONGEST - 0.05, fast)
     if not count:
-        count = min(how_often(rng), most)
-        if most > 5 and count == 5:
-            count = int(rng.integers(5, most + 1))
-        count = max(fewest, min(count, 2) if brief else count)
+        count = max(fewest, how_often(rng, min(most, 3) if brief else most))
+        count = min(count, max(fewest, 2)) if brief else count
     tempo = rng.uniform(*(pick(rng, EVEN, EVEN, SLOW, (1.28, fast)) if not brief else EVEN))
     held = bool(holds) and not brief and rng.random() < 0.4
     edges = rng.uniform(0.05, 0.1 if brief else 0.35, 2)
@@ -137,7 +142,7 @@ def perform(rng, real, once, into=(), out=(), most=5, fewest=1, fast=1.5, brief=
             stop = max(i for i, (_, changes) in enumerate(keys) if changes is holds)
             keys = keys[:stop + 1] + [(edges[1] + 0.4, holds)]
         else:
-            keys += [*out, (edges[1], {})]
+            keys += [*out, (edges[1], ends or {})]
         keys = [(0, {}), (edges[0], {})] + keys
         if _length(keys) / limit <= hurry or count <= fewest:
             break

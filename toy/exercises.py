@@ -46,9 +46,8 @@ def sit(rng, real, brief=False):
     keys = [(0.55, HALF_SEATED), (0.55, seated), (0.2, seated)]
     rest = 0.2 if brief else rng.uniform(0.3, 1.2)
     out = [(rest, seated), (0.55, HALF_SEATED), (0.55, {})] if rises else [(rest, seated)]
-    segment, facts = perform(rng, real, keys, out=out, most=1, fast=1.4, brief=brief,
-                             holds=None if rises else seated, rises=rises)
-    return segment, facts
+    return perform(rng, real, keys, out=out, most=1, fast=1.4, brief=brief,
+                   ends=None if rises else seated, rises=rises)
 
 
 def stand_up(rng, real, brief=False):
@@ -72,13 +71,13 @@ def stand(rng, real, brief=False):
 
 def lunge(rng, real, brief=False):
     """With the left leg forward, back to standing after each; or right and left by turns."""
-    depth, far = rng.uniform(0.24, 0.34), rng.uniform(0.48, 0.6)
+    depth, far = rng.uniform(0.24, 0.34), rng.uniform(0.54, 0.68)
     arms, hold = pick(rng, None, 'hips', 'guard'), 0.06 if brief else rng.uniform(0.1, 0.3)
 
     def on(side):
         toe, other = ('lt', 'rt')[side], ('rt', 'lt')[side]
         up = both(arms, p=(0.03 * (2 * side - 1), -0.05, 0.12), **{toe: (0, 0.1, 0.5 * far, 5)})
-        down = both(arms, p=(0, -depth, 0.45 * far),
+        down = both(arms, p=(0, -depth, 0.4 * far),
                     **{toe: (0, 0, far, 0), other: (0, 0, 0, 42)})
         return [(0.32, up), (0.34, down), (hold, down), (0.34, up), (0.32, {}), (0.06, {})]
 
@@ -109,7 +108,7 @@ def side_bend(rng, real, brief=False):
 
 
 def touch_toes(rng, real, brief=False):
-    down = lean(58, 58, 20, p=(0, -0.06, -0.16), **both('toes'))
+    down = lean(60, 66, 20, p=(0, -0.1, -0.16), **both('toes'))
     half = lean(28, 30, 0, p=(0, -0.02, -0.07), **both('low'))
     hold = 0.1 if brief else rng.uniform(0.15, 0.6)
     keys = [(0.35, half), (0.35, down), (hold, down), (0.35, half), (0.4, {}), (0.06, {})]
@@ -192,8 +191,8 @@ def duck(rng, real, brief=False):
 
 
 EXERCISES = {
-    'jumping jacks': (jumping_jacks, 32), 'squat': (squat, 36), 'bow': (bow, 34), 'sit': (sit, 34),
-    'stand up': (stand_up, 28), 'stand': (stand, 32), 'lunge': (lunge, 30),
-    'stretch': (stretch, 24), 'side bend LEFT': (side_bend, 26), 'touch toes': (touch_toes, 26),
-    'sway': (sway, 24), 'balance': (balance, 22), 'knee raises': (knee_raises, 26),
-    'heel kicks': (heel_kicks, 22), 'stomp': (stomp, 22), 'duck': (duck, 24)}
+    'jumping jacks': (jumping_jacks, 30), 'squat': (squat, 34), 'bow': (bow, 30), 'sit': (sit, 30),
+    'stand up': (stand_up, 26), 'stand': (stand, 30), 'lunge': (lunge, 24),
+    'stretch': (stretch, 20), 'side bend LEFT': (side_bend, 21), 'touch toes': (touch_toes, 21),
+    'sway': (sway, 20), 'balance': (balance, 20), 'knee raises': (knee_raises, 21),
+    'heel kicks': (heel_kicks, 20), 'stomp': (stomp, 20), 'duck': (duck, 20)}

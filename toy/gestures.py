@@ -36,7 +36,7 @@ def raise_arms(rng, real, hands='LR', brief=False):
 
 def clap(rng, real, brief=False):
     period, apart = rng.uniform(0.4, 0.5), both('open')
-    return perform(rng, real, [(period / 2, both('clap')), (period / 2, apart)],
+    return perform(rng, real, [(period / 2, both('palms')), (period / 2, apart)],
                    [(0.45, apart)], [(0.45, {})], most=9, fast=1.4, brief=brief)
 
 
@@ -185,21 +185,21 @@ BECKON = hand('come out', chest=(2, 0, 0)), hand('come in')
 
 # label: (how a clip is made, how many besides their mirror images, where LEFT is right)
 ARMS_AND_HEAD = {
-    'wave LEFT hand': (wave, 36), 'wave both hands': (partial(wave, hands='LR'), 26),
-    'raise both arms': (raise_arms, 30), 'raise LEFT arm': (partial(raise_arms, hands='L'), 28),
-    'clap': (clap, 28), 'look around': (look_around, 26),
-    'look LEFT': (partial(look, way='aside'), 24), 'look up': (partial(look, way='up'), 20),
-    'look down': (partial(look, way='down'), 20), 'nod': (nod, 24), 'shake head': (shake_head, 24),
-    'point LEFT hand': (point, 30), 'salute': (partial(held_pose, poses=SALUTE), 20),
-    'beckon': (_strokes(*BECKON, period=0.6), 22), 'shrug': (shrug, 20),
+    'wave LEFT hand': (wave, 32), 'wave both hands': (partial(wave, hands='LR'), 26),
+    'raise both arms': (raise_arms, 30), 'raise LEFT arm': (partial(raise_arms, hands='L'), 26),
+    'clap': (clap, 26), 'look around': (look_around, 26),
+    'look LEFT': (partial(look, way='aside'), 20), 'look up': (partial(look, way='up'), 20),
+    'look down': (partial(look, way='down'), 20), 'nod': (nod, 20), 'shake head': (shake_head, 20),
+    'point LEFT hand': (point, 24), 'salute': (partial(held_pose, poses=SALUTE), 20),
+    'beckon': (_strokes(*BECKON, period=0.6), 20), 'shrug': (shrug, 20),
     'cross arms': (partial(held_pose, poses=CROSSED, most=2), 20),
     'hands on hips': (partial(held_pose, poses=HIPS, most=2), 20),
     'scratch head': (_strokes(*SCRATCH, period=0.46, most=7, fast=1.3, by=hand('half')), 20),
-    'arm circles': (arm_circles, 26), 'swing arms': (swing_arms, 24),
+    'arm circles': (arm_circles, 21), 'swing arms': (swing_arms, 20),
     'cover face': (partial(held_pose, poses=FACE, most=2, by=both('half')), 20),
     'think': (partial(held_pose, poses=CHIN, most=1), 20),
-    'celebrate': (celebrate, 22), 'fist pump': (cheer, 20),
-    'stop sign': (partial(held_pose, poses=STOP), 20), 'hug': (hug, 20), 'flap arms': (flap, 22),
+    'celebrate': (celebrate, 20), 'fist pump': (cheer, 20),
+    'stop sign': (partial(held_pose, poses=STOP), 20), 'hug': (hug, 20), 'flap arms': (flap, 20),
     'conduct': (conduct, 20)}
 
 GESTURES = ARMS_AND_HEAD | MIME | EXERCISES | FIGHTS

@@ -187,9 +187,9 @@ def throw(rng, real, brief=False):
 
 
 MIME = {
-    'drink': (drink, 24), 'shake hands': (shake_hands, 20), 'knock': (knock, 22),
+    'drink': (drink, 20), 'shake hands': (shake_hands, 20), 'knock': (knock, 20),
     'open door': (open_door, 20), 'answer phone': (answer_phone, 20),
-    'bounce ball': (bounce_ball, 22), 'golf': (golf, 20), 'tennis': (tennis, 20),
+    'bounce ball': (bounce_ball, 20), 'golf': (golf, 20), 'tennis': (tennis, 20),
     'guitar': (guitar, 20), 'violin': (violin, 20), 'lift': (lift, 20), 'stir': (stir, 20),
-    'sweep': (sweep, 20), 'wipe window': (wipe, 20), 'catch': (catch, 20), 'push': (push, 26),
-    'pull': (pull, 22), 'pick up': (pick_up, 28), 'throw': (throw, 36)}
+    'sweep': (sweep, 20), 'wipe window': (wipe, 20), 'catch': (catch, 20), 'push': (push, 21),
+    'pull': (pull, 20), 'pick up': (pick_up, 26), 'throw': (throw, 30)}
