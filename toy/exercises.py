@@ -191,8 +191,8 @@ def duck(rng, real, brief=False):
 
 
 EXERCISES = {
-    'jumping jacks': (jumping_jacks, 30), 'squat': (squat, 34), 'bow': (bow, 30), 'sit': (sit, 30),
-    'stand up': (stand_up, 26), 'stand': (stand, 30), 'lunge': (lunge, 24),
-    'stretch': (stretch, 20), 'side bend LEFT': (side_bend, 21), 'touch toes': (touch_toes, 21),
-    'sway': (sway, 20), 'balance': (balance, 20), 'knee raises': (knee_raises, 21),
-    'heel kicks': (heel_kicks, 20), 'stomp': (stomp, 20), 'duck': (duck, 20)}
+    'jumping jacks': (jumping_jacks, 22), 'squat': (squat, 24), 'bow': (bow, 22), 'sit': (sit, 22),
+    'stand up': (stand_up, 18), 'stand': (stand, 22), 'lunge': (lunge, 17),
+    'stretch': (stretch, 14), 'side bend LEFT': (side_bend, 14), 'touch toes': (touch_toes, 14),
+    'sway': (sway, 14), 'balance': (balance, 14), 'knee raises': (knee_raises, 14),
+    'heel kicks': (heel_kicks, 14), 'stomp': (stomp, 14), 'duck': (duck, 14)}

@@ -68,4 +68,4 @@ def block(rng, real, brief=False):
                    fast=1.4, brief=brief, holds=pose, kind=kind)
 
 
-FIGHTS = {'kick': (kick, 36), 'punch': (punch, 36), 'block': (block, 20)}
+FIGHTS = {'kick': (kick, 25), 'punch': (punch, 25), 'block': (block, 14)}

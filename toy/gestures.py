@@ -185,22 +185,22 @@ BECKON = hand('come out', chest=(2, 0, 0)), hand('come in')
 
 # label: (how a clip is made, how many besides their mirror images, where LEFT is right)
 ARMS_AND_HEAD = {
-    'wave LEFT hand': (wave, 32), 'wave both hands': (partial(wave, hands='LR'), 26),
-    'raise both arms': (raise_arms, 30), 'raise LEFT arm': (partial(raise_arms, hands='L'), 26),
-    'clap': (clap, 26), 'look around': (look_around, 26),
-    'look LEFT': (partial(look, way='aside'), 20), 'look up': (partial(look, way='up'), 20),
-    'look down': (partial(look, way='down'), 20), 'nod': (nod, 20), 'shake head': (shake_head, 20),
-    'point LEFT hand': (point, 24), 'salute': (partial(held_pose, poses=SALUTE), 20),
-    'beckon': (_strokes(*BECKON, period=0.6), 20), 'shrug': (shrug, 20),
-    'cross arms': (partial(held_pose, poses=CROSSED, most=2), 20),
-    'hands on hips': (partial(held_pose, poses=HIPS, most=2), 20),
-    'scratch head': (_strokes(*SCRATCH, period=0.46, most=7, fast=1.3, by=hand('half')), 20),
-    'arm circles': (arm_circles, 21), 'swing arms': (swing_arms, 20),
-    'cover face': (partial(held_pose, poses=FACE, most=2, by=both('half')), 20),
-    'think': (partial(held_pose, poses=CHIN, most=1), 20),
-    'celebrate': (celebrate, 20), 'fist pump': (cheer, 20),
-    'stop sign': (partial(held_pose, poses=STOP), 20), 'hug': (hug, 20), 'flap arms': (flap, 20),
-    'conduct': (conduct, 20)}
+    'wave LEFT hand': (wave, 24), 'wave both hands': (partial(wave, hands='LR'), 18),
+    'raise both arms': (raise_arms, 22), 'raise LEFT arm': (partial(raise_arms, hands='L'), 18),
+    'clap': (clap, 18), 'look around': (look_around, 18),
+    'look LEFT': (partial(look, way='aside'), 14), 'look up': (partial(look, way='up'), 14),
+    'look down': (partial(look, way='down'), 14), 'nod': (nod, 14), 'shake head': (shake_head, 14),
+    'point LEFT hand': (point, 17), 'salute': (partial(held_pose, poses=SALUTE), 14),
+    'beckon': (_strokes(*BECKON, period=0.6), 14), 'shrug': (shrug, 14),
+    'cross arms': (partial(held_pose, poses=CROSSED, most=2), 14),
+    'hands on hips': (partial(held_pose, poses=HIPS, most=2), 14),
+    'scratch head': (_strokes(*SCRATCH, period=0.46, most=7, fast=1.3, by=hand('half')), 14),
+    'arm circles': (arm_circles, 14), 'swing arms': (swing_arms, 14),
+    'cover face': (partial(held_pose, poses=FACE, most=2, by=both('half')), 14),
+    'think': (partial(held_pose, poses=CHIN, most=1), 14),
+    'celebrate': (celebrate, 14), 'fist pump': (cheer, 14),
+    'stop sign': (partial(held_pose, poses=STOP), 14), 'hug': (hug, 14), 'flap arms': (flap, 14),
+    'conduct': (conduct, 14)}
 
 GESTURES = ARMS_AND_HEAD | MIME | EXERCISES | FIGHTS
 # Those whose brief clips begin and end standing, and those of arms, chest and head alone, which

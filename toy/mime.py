@@ -187,9 +187,9 @@ def throw(rng, real, brief=False):
 
 
 MIME = {
-    'drink': (drink, 20), 'shake hands': (shake_hands, 20), 'knock': (knock, 20),
-    'open door': (open_door, 20), 'answer phone': (answer_phone, 20),
-    'bounce ball': (bounce_ball, 20), 'golf': (golf, 20), 'tennis': (tennis, 20),
-    'guitar': (guitar, 20), 'violin': (violin, 20), 'lift': (lift, 20), 'stir': (stir, 20),
-    'sweep': (sweep, 20), 'wipe window': (wipe, 20), 'catch': (catch, 20), 'push': (push, 21),
-    'pull': (pull, 20), 'pick up': (pick_up, 26), 'throw': (throw, 30)}
+    'drink': (drink, 14), 'shake hands': (shake_hands, 14), 'knock': (knock, 14),
+    'open door': (open_door, 14), 'answer phone': (answer_phone, 14),
+    'bounce ball': (bounce_ball, 14), 'golf': (golf, 14), 'tennis': (tennis, 14),
+    'guitar': (guitar, 14), 'violin': (violin, 14), 'lift': (lift, 14), 'stir': (stir, 14),
+    'sweep': (sweep, 14), 'wipe window': (wipe, 14), 'catch': (catch, 14), 'push': (push, 14),
+    'pull': (pull, 14), 'pick up': (pick_up, 18), 'throw': (throw, 22)}

@@ -15,7 +15,7 @@ from toy.locomotion import turn_in_place, walk
 from toy.segments import overlay, pick, then
 
 LONGEST = 119  # frames
-TWO, THREE, AT_ONCE = 750, 60, 200  # clips besides their mirror images
+TWO, THREE, AT_ONCE = 720, 60, 170  # clips besides their mirror images
 COMMON = ('walk, run, jump, turn LEFT, turn around, wave LEFT hand, walk backward, jump forward, '
           'kick, punch, squat, sit, step LEFT, spin, hop, clap, bow, jog').split(', ')  # drawn more
 ON_FOOT = ('walk, walk, walk backward, walk in a circle, jog, run, march, march, march forward, '
