@@ -1,8 +1,9 @@
 """The body behind the toy dataset: 19 vectors describe a frame, and one solver makes joints of it.
 
-No vector is a bone length, so all clips have the bones of T2M_OFFSETS. Mirroring treats all
-vectors alike, so it is exact. Frames are (T, 19, 3); contact (T, 2) says which foot stands, left
-and right; a path (T, 3) is a point on the floor and a heading (x, z, radians to the left).
+No vector is a bone length, so all clips have the bones of T2M_OFFSETS, averaged over both sides.
+Mirroring treats all vectors alike, so it is exact. Frames are (T, 19, 3); contact (T, 2) says which
+foot stands, left and right; a path (T, 3) is a point on the floor and a heading (x, z, radians to
+the left).
 """
 import numpy as np
 
@@ -116,6 +117,7 @@ def runs(mask):
 # From vectors to joints
 
 LENGTH = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
+LENGTH = (LENGTH + LENGTH[list(motion.T2M.mirror)]) / 2  # as long left as right: mirrors are exact
 THIGH, SHIN = LENGTH[4:6], LENGTH[7:9]  # left, right
 UPPER_ARM, FOREARM = LENGTH[18:20], LENGTH[20:22]
 

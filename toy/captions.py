@@ -1,29 +1,30 @@
 """Captions for the toy dataset: short sentences in the manner of HumanML3D's annotators.
 
-phrases.txt holds what they say and explains its own notation. `captions` fills the slots of a
-phrase with facts about the clip, so that every caption is true of it, and conjugates the verbs.
+The files phrases*.txt hold what they say; phrases.txt explains the notation. `captions` fills the
+slots of a phrase with facts about the clip, so that every caption is true of it, and conjugates the
+verbs.
 """
+import glob
 import os
 import re
 
 from formats.pack import Caption
 
-# Below the first pace a clip of the action is called slow, above the second one fast.
-PACES = {'walk backward': (0.55, 0.85), 'march': (0.95, 1.12), 'turn': (68, 84),
-         'run': (2.7, 3.2), 'crawl': (0.29, 0.39), 'jumping jacks': (1.03, 1.17),
-         'wave': (1.95, 2.45), 'wave both hands': (1.95, 2.45)}
-WALKING_PACE = 0.8, 1.12
+SLOW, FAST = 0.8, 1.12  # a pace below or above is slow or fast, where no tempo is given
 
 
-def _read(path):
-    """phrases.txt -> {header: its lines}."""
-    with open(path, encoding='utf-8') as file:
-        text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
-    sections = re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M)
-    return {header: [line.strip() for line in lines.splitlines()] for header, lines in sections}
+def _read(folder):
+    """phrases*.txt of a folder -> {header: its lines}; sections of the same name are joined."""
+    found = {}
+    for path in sorted(glob.glob(os.path.join(folder, 'phrases*.txt'))):
+        with open(path, encoding='utf-8') as file:
+            text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
+        for header, lines in re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M):
+            found.setdefault(header, []).extend(line.strip() for line in lines.splitlines())
+    return found
 
 
-TEXT = _read(os.path.join(os.path.dirname(__file__), 'phrases.txt'))
+TEXT = _read(os.path.dirname(__file__))
 SUBJECTS = ', '.join(TEXT['subjects']).split(', ')
 THEIR = dict(words.split(': ') for words in TEXT['their'])
 POS = {word: header for header, lines in TEXT.items() if header.isupper()
@@ -72,19 +73,29 @@ def _third(verb):
 def _ing(verb):
     if verb == 'lie':
         return 'lying'
-    return (verb + verb[-1] if verb in DOUBLED else re.sub('(?<=[^e])e$', '', verb)) + 'ing'
+    return (verb + verb[-1] if verb in DOUBLED else re.sub('(?<=[^eo])e$', '', verb)) + 'ing'
 
 
 def _sentence(phrase, rng, form):
-    """One caption; `form` is third (he walks), is (he is walking), command or gerund."""
+    """One caption; `form` is third (he walks), is (he is walking), command or gerund.
+
+    A phrase that begins with "=" is a noun and has no subject. Where a phrase has an "@", the
+    subject stands there, otherwise in front.
+    """
+    noun, phrase = phrase.startswith('='), phrase.removeprefix('=')
+    form = 'command' if noun else form
     subject, named = str(rng.choice(SUBJECTS)), form in ('third', 'is')
     if named:
         their = THEIR.get(subject.split()[-1], 'their')
     else:
         their = ('the', 'your' if form == 'command' else 'their')[rng.integers(2)]
-    said = [(word, word, POS.get(word, 'NOUN')) for word in subject.split()] * named
-    said += [('is', 'be', 'AUX')] * (form == 'is')
+    who = [(word, word, POS.get(word, 'NOUN')) for word in subject.split()] * named
+    who += [('is', 'be', 'AUX')] * (form == 'is')
+    phrase, said = phrase if '@' in phrase else '@ ' + phrase, []
     for word in phrase.split():
+        if word == '@':
+            said += who
+            continue
         comma, word = ',' * word.endswith(','), word.rstrip(',')
         lemma, pos = PLURALS.get(word, word), POS.get(word, 'NOUN')
         if word[0] in '*~':
@@ -102,23 +113,65 @@ def _sentence(phrase, rng, form):
                    ' '.join(f'{lemma}/{pos}' for _, lemma, pos in said))
 
 
-def captions(label, facts, mirrored, rng, short=2, detailed=3):
+def _facts(facts, mirrored):
+    """A clip's facts with those that follow from them."""
+    pace, (side, other) = facts.get('pace', 1), ('left', 'right')[::-1 if mirrored else 1]
+    tempo = 'slow' if pace < SLOW else 'fast' if pace > FAST else 'even'
+    return {'count': 1, 'side': side, 'other': other, 'tempo': tempo, **facts}
+
+
+def _phrase(label, facts, rng, in_detail):
+    """What is said of an action: a phrase with its slots filled in."""
+    name = label.replace(' LEFT hand', '').replace(' LEFT', '')
+    lines = TEXT[label if label in TEXT else name]
+    phrases = [phrase for phrase in lines if phrase.startswith('+') == in_detail]
+    return _choose(phrases[rng.integers(len(phrases))].removeprefix('+'), facts, rng)
+
+
+def _brief(part, mirrored, rng):
+    """A short phrase for one part of a sequence: a verb and what belongs to it."""
+    label, facts = part
+    if facts.get('said'):
+        return _choose(facts['said'], _facts(facts, mirrored), rng)
+    for _ in range(60):
+        phrase = _phrase(label, _facts(facts, mirrored), rng, rng.random() < 0.5)
+        if phrase[0] == '*' and len(phrase.split()) < 9 and not LINKED.search(phrase):
+            return phrase
+    raise ValueError(f"phrases*.txt: {label!r} has no short phrase without 'and', 'then' or "
+                     "'while', which sequences need.")
+
+
+LINKED = re.compile(r',|~|\b(and|then|while|again|without|after|before|stand|stay)\b')
+LINKS = {'then': TEXT['two'], 'while': TEXT['at once'], 'three': TEXT['three']}
+
+
+def _sequence(facts, mirrored, rng):
+    """What is said of several actions, one after another or at once."""
+    lines = LINKS[facts['how']]
+    said = _choose(lines[rng.integers(len(lines))], {}, rng)
+    for number, part in enumerate(facts['parts']):
+        phrase = _brief(part, mirrored, rng)
+        for sign in '*~':
+            said = re.sub(rf'\{sign}{"ABC"[number]}\b', phrase.replace('*', sign), said)
+    return said
+
+
+def captions(label, facts, mirrored, rng, short=3, detailed=5):
     """list[Caption], all different: `short` ones and `detailed` ones.
 
-    label, facts  an action and what motions.py says about the clip; motions are made on the left
-    mirrored      whether the clip is the mirror image, on the right
+    label     an action; '' where facts hold `parts` [(action, its facts), ...] and `how` they are
+              put together: then, while, three
+    facts     what is true of the clip; motions are made on the left
+    mirrored  whether the clip is the mirror image, on the right
     """
-    name = label.replace(' LEFT hand', '').replace(' LEFT', '')
-    pace, (slow, fast) = facts.get('pace', 0), PACES.get(name, WALKING_PACE)
-    side, other = ('right', 'left') if mirrored else ('left', 'right')
-    facts = {'count': 1, 'side': side, 'other': other, **facts,
-             'tempo': 'slow' if pace < slow else 'fast' if pace > fast else 'even'}
     found = {}
     while len(found) < short + detailed:
         in_detail = len(found) >= short
         forms = ['third'] * 6 + ['is'] if in_detail else ['third'] * 3 + ['is', 'command', 'gerund']
-        phrases = [phrase for phrase in TEXT[name] if phrase.startswith('+') == in_detail]
-        phrase = _choose(phrases[rng.integers(len(phrases))].removeprefix('+'), facts, rng)
+        if facts.get('parts'):
+            phrase, forms = _sequence(facts, mirrored, rng), ['third'] * 6 + ['is', 'command']
+        else:
+            phrase = _phrase(label, _facts(facts, mirrored), rng, in_detail)
         caption = _sentence(phrase, rng, forms[rng.integers(len(forms))])
         found.setdefault(caption.text.rstrip('.'), caption)
     return list(found.values())

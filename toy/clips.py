@@ -192,10 +192,18 @@ class Real:
         v[P, 1] -= 0.008
         return v
 
-    def whole(self, rng, name):
-        """A clip as a segment, at some pace, with a pause before and after and its path bent."""
+    def whole(self, rng, name, pace=0.0, back=False):
+        """A clip as a segment, with a pause before and after and its path bent.
+
+        pace: in that of the clip, 0 for any near it; back: from its end to its beginning.
+        """
         v, contact = self.clips[name]
-        seconds, pause = len(v) / 60 / rng.uniform(0.75, 1.05), rng.uniform(0.15, 0.5, 2)
+        if back:
+            v, contact = v[::-1], contact[::-1]
+            v = place(v, np.array([[-v[0, P, 0], -v[0, P, 2], 0]]))
+            v = place(v, np.array([[0, 0, -np.arctan2(v[0, PF, 0], v[0, PF, 2])]]))
+        pace = pace or rng.uniform(0.75, 1.05)
+        seconds, pause = len(v) / 60 / pace, rng.uniform(0.15, 0.5, 2)
         pause *= max(1, (2.3 - seconds) / pause.sum())
         x = np.arange(min(121, int((seconds + pause.sum()) * FPS))) / FPS
         moving = (x > pause[0]) & (x < x[-1] - pause[1])

@@ -1,187 +1,210 @@
-"""The keyframed actions of the toy dataset: made with the arms, or with the feet mostly planted.
+"""Gestures of the arms and the head, and the list of all keyframed actions of the toy dataset.
 
-As in motions.py, each function makes one clip: a segment and the facts for its captions. Keys are
-(seconds since the last, changes for `pose`).
+acting.py says how a maker is called. What is done with one hand is done with the left one here.
 """
-from toy.segments import both, keyed, lean, pick
+from functools import partial
+
+from toy.acting import hand, perform, there
+from toy.exercises import EXERCISES
+from toy.fights import FIGHTS
+from toy.mime import MIME
+from toy.segments import both, pick
 
 
-def _act(rng, real, keys, settle=True, tempo=1.0, **facts):
-    """Stand for a moment, go through the keys at a tempo, and stay in the last if `settle`."""
-    before, after = rng.uniform(0.05, 0.35), rng.uniform(0.05, 0.35)
-    keys = [(0, {}), (before, {})] + keys + [(after, keys[-1][1])] * settle
-    return keyed(real.stand(rng), keys, pace=tempo), facts
+def _head(lean=0, yaw=0, roll=0, chest=(0, 0, 0), **more):
+    return dict(head=(lean, yaw, roll), chest=chest, **more)
 
 
-def jumping_jacks(rng, real):
-    count, p, wide = int(rng.integers(2, 5)), rng.uniform(0.8, 1.05), rng.uniform(0.18, 0.28)
-    top = 'up' if rng.random() < 0.7 else 'v'
-    half = both('side', p=(0, 0.045, 0), lt=(wide / 2, 0.07, 0, 25), rt=(-wide / 2, 0.07, 0, 25))
-    down, low = (both(top, p=(0, y, 0), lt=(wide, 0, 0, 0), rt=(-wide, 0, 0, 0))
-                 for y in (-0.05, -0.07))
-    keys = [(0.24 * p, half), (0.2 * p, down), (0.08 * p, low), (0.24 * p, half),
-            (0.18 * p, dict(p=(0, -0.03, 0))), (0.08 * p, dict(p=(0, -0.06, 0)))]
-    return _act(rng, real, keys * count + [(0.25, {})], pace=1 / p, count=count)
-
-
-def wave(rng, real, hands='L', lowered=None, most=6):
-    count, p = int(rng.integers(3, most + 1)), rng.uniform(0.36, 0.56)
-    lowered = rng.random() < 0.75 if lowered is None else lowered
-    high, head = 'high ' if rng.random() < 0.4 else '', (0, 0, rng.uniform(-8, 8))
+def wave(rng, real, hands='L', lowered=None, most=6, brief=False):
+    period, high = rng.uniform(0.46, 0.58), 'high ' if rng.random() < 0.4 else ''
+    head = (0, 0, rng.uniform(-8, 8))
     into, out = ({'head': head, **dict.fromkeys(hands, high + name)} for name in ('in', 'out'))
-    keys = [(rng.uniform(0.55, 0.8), into)]
-    keys += [(p / 2, out), (p / 2, into)] * (count - 1) + [(p / 2, out)]
-    keys += [(rng.uniform(0.55, 0.8), {})] * lowered
-    return _act(rng, real, keys, settle=lowered, count=count, high=high, pace=1 / p,
-                lowered=lowered)
+    return perform(rng, real, [(period / 2, out), (period / 2, into)],
+                   [(rng.uniform(0.5, 0.65), into)], [(rng.uniform(0.5, 0.65), {})], most,
+                   brief=brief, holds=None if lowered else into, high=high)
 
 
-def raise_arms(rng, real):
-    way, up = pick(rng, 'front', 'side'), pick(rng, 'up', 'up', 'v')
-    count = pick(rng, 1, 1, 1, 2)
-    lowered = count > 1 or rng.random() < 0.7
-    a, b = both(way), both(up, chest=(-4, 0, 0), head=(-rng.uniform(0, 15), 0, 0))
-    keys = [(rng.uniform(0.3, 0.5), a), (rng.uniform(0.3, 0.5), b),
-            (rng.uniform(0.3, 1.2) / count, b), (0.4, a), (0.45, {}), (0.2, {})]
-    keys = keys * count if lowered else keys[:3] + [(0.6, b)]
-    return _act(rng, real, keys, tempo=rng.uniform(0.75, 1.2), way=way, count=count,
-                lowered=lowered)
+def raise_arms(rng, real, hands='LR', brief=False):
+    way, top, hold = pick(rng, 'front', 'side'), 'skyward', rng.uniform(0.1, 0.6)
+    if hands == 'LR':
+        top = pick(rng, 'up', 'up', 'v')
+    half = dict.fromkeys(hands, way)
+    up = dict(dict.fromkeys(hands, top), chest=(-3, 0, 0), head=(-rng.uniform(0, 15), 0, 0))
+    keys = [(0.33, half), (0.33, up), (hold, up), (0.33, half), (0.36, {}), (0.1, {})]
+    return perform(rng, real, keys, brief=brief, holds=up, way=way)
 
 
-def clap(rng, real):
-    count, p = int(rng.integers(3, 9)), rng.uniform(0.34, 0.5)
-    keys = [(p / 2, both('clap')), (p / 2, both('open'))] * count
-    return _act(rng, real, [(0.45, both('open'))] + keys + [(0.5, {})], count=count)
+def clap(rng, real, brief=False):
+    period, apart = rng.uniform(0.4, 0.5), both('open')
+    return perform(rng, real, [(period / 2, both('palms')), (period / 2, apart)],
+                   [(0.45, apart)], [(0.45, {})], most=9, fast=1.4, brief=brief)
 
 
-def squat(rng, real):
-    count, depth = pick(rng, 1, 1, 1, 2, 2, 3), rng.uniform(0.32, 0.48)
-    arms, hold = pick(rng, 'front', 'guard', 'hips'), rng.uniform(0.1, 1.0) / count
-    down = lean(55 * depth, 35 * depth, -60 * depth, p=(0, -depth, -0.32 * depth), **both(arms))
-    keys = [(rng.uniform(0.6, 0.9), down), (hold, down), (rng.uniform(0.6, 0.9), {}), (0.12, {})]
-    return _act(rng, real, keys * count, tempo=rng.uniform(0.8, 1.15), count=count, depth=depth,
-                hold=hold)
+def look_around(rng, real, brief=False):
+    """Once is left, right and back."""
+    a, b = (_head(rng.uniform(-5, 10), side * rng.uniform(45, 62), 0,
+                  (0, side * rng.uniform(5, 16), 0)) for side in (1, -1))
+    hold = 0.08 if brief else rng.uniform(0.1, 0.5)
+    keys = [(0.45, a), (hold, a), (0.7, b), (hold, b)]
+    return perform(rng, real, keys, out=[(0.5, {})], most=3, fast=1.4, brief=brief)
 
 
-def bow(rng, real):
-    count, deep = pick(rng, 1, 1, 1, 2), rng.uniform(40, 90)
-    arms = pick(rng, None, None, 'lap', 'hips')
-    down = lean(0.4 * deep, 0.6 * deep, 0.15 * deep, p=(0, -0.02, -0.0016 * deep), **both(arms))
-    keys = [(rng.uniform(0.7, 1.0), down), (rng.uniform(0.2, 1.1) / count, down),
-            (rng.uniform(0.7, 1.0), {}), (0.15, {})]
-    return _act(rng, real, keys * count, tempo=rng.uniform(0.8, 1.1), count=count, deep=deep)
+LOOKS = {'aside': lambda size: _head(0, 45 + 20 * size, 0, (0, 6 + 10 * size, 0)),
+         'up': lambda size: _head(-30 - 20 * size, 0, 0, (-4 - 6 * size, 0, 0)),
+         'down': lambda size: _head(30 + 18 * size, 0, 0, (5 + 8 * size, 0, 0))}
 
 
-HALF_SEATED = lean(28, 18, -25, p=(0, -0.2, -0.24), L='low', R='low')
+def look(rng, real, way, brief=False):
+    size = rng.random()
+    pose = LOOKS[way](size)
+    keys = there(pose, rng.uniform(0.35, 0.5), rng.uniform(0.2, 0.7), 0.45, 0.12)
+    return perform(rng, real, keys, most=4, brief=brief, holds=pose, far=size > 0.6)
 
 
-def _seated(rng):
-    low, bend = rng.uniform(0.4, 0.46), rng.uniform(0, 10)
-    return lean(-4, bend, p=(0, -low, -0.4), L='lap', R='lap')
+def nod(rng, real, brief=False):
+    size, period = rng.random(), rng.uniform(0.5, 0.62)
+    down, up = _head(18 + 14 * size, chest=(2, 0, 0)), _head(-6)
+    return perform(rng, real, [(period / 2, down), (period / 2, up)], out=[(0.2, {})], fast=1.4,
+                   brief=brief, far=size > 0.6)
 
 
-def sit(rng, real):
-    seated, rises = _seated(rng), rng.random() < 0.25
-    keys = [(rng.uniform(0.5, 0.7), HALF_SEATED), (rng.uniform(0.5, 0.7), seated),
-            (rng.uniform(0.4, 1.4), seated)]
-    keys += [(0.6, HALF_SEATED), (0.6, {}), (0.2, {})] * rises
-    return _act(rng, real, keys, tempo=rng.uniform(0.8, 1.1), rises=rises)
+def shake_head(rng, real, brief=False):
+    size, period = rng.random(), rng.uniform(0.56, 0.68)
+    a, b = _head(3, 24 + 16 * size), _head(3, -24 - 16 * size)
+    return perform(rng, real, [(period / 2, a), (period / 2, b)], out=[(0.25, {})], fast=1.4,
+                   brief=brief, far=size > 0.6)
 
 
-def stand_up(rng, real):
-    seated = _seated(rng)
-    keys = [(0, seated), (rng.uniform(0.3, 1.0), seated), (0.6, HALF_SEATED), (0.65, {}),
-            (rng.uniform(0.4, 1.2), {})]
-    return keyed(real.stand(rng), keys, pace=rng.uniform(0.8, 1.1)), {}
+def point(rng, real, brief=False):
+    way = pick(rng, 'forward', 'up', 'side')
+    arm = {'forward': 'ahead', 'up': 'skyward', 'side': 'side'}[way]
+    pose = _head(-22 if way == 'up' else 0, 40 if way == 'side' else 0, 0,
+                 (-3 if way == 'up' else 3, -6 if way == 'forward' else 0, 0), L=arm)
+    keys = there(pose, rng.uniform(0.4, 0.5), rng.uniform(0.25, 0.7))
+    return perform(rng, real, keys, most=4, brief=brief, holds=pose, way=way)
 
 
-def pick_up(rng, real):
-    down = dict(p=(0, -0.36, -0.16), pelvis=(38, 0, 0), chest=(38, 12, 0), R='low', L='lap')
-    up = dict(R='guard', chest=(4, 0, 0))
-    keys = [(rng.uniform(0.7, 0.95), down), (rng.uniform(0.15, 0.4), down),
-            (rng.uniform(0.7, 0.95), up), (rng.uniform(0.2, 0.6), up), (0.5, {})]
-    return _act(rng, real, keys, tempo=rng.uniform(0.85, 1.1))
+def held_pose(rng, real, poses, most=3, fast=1.5, by=None, brief=False):
+    """Take one of several poses, of which each lasts for a while."""
+    pose = pick(rng, *poses)
+    keys = there(pose, rng.uniform(0.45, 0.6), rng.uniform(0.3, 0.7), 0.5, by=by)
+    return perform(rng, real, keys, most=most, fast=fast, brief=brief, holds=pose)
 
 
-KICK_HEIGHTS = {'front': (0.55, 0.75), 'high': (0.85, 1.05), 'low': (0.2, 0.35),
-                'side': (0.5, 0.75)}
+def strokes(rng, real, into, a, b, period=0.5, most=5, fast=1.5, by=None, brief=False):
+    """Go into a pose, by way of another, and once or more from pose a to b and back."""
+    period *= rng.uniform(0.92, 1.1)
+    keys = [(period / 2, b), (period / 2, a)]
+    go, leave = [(0.45, into)], [(0.45, {})]
+    if by:
+        go, leave = [(0.25, by), (0.3, into)], [(0.28, by), (0.25, {})]
+    return perform(rng, real, keys, go, leave, most, fast=fast, brief=brief)
 
 
-def kick(rng, real):
-    """With the right leg: back or knee up, out, back again."""
-    kind = pick(rng, 'front', 'front', 'high', 'low', 'side', 'real')
-    if kind == 'real':
-        return real.whole(rng, 'kick'), dict(kind='high')
-    count, shift = 1 if rng.random() < 0.6 else 2, (0.055, -0.025, 0)
-    guard = both('guard') if kind != 'low' and rng.random() < 0.6 else {}
-    up = rng.uniform(*KICK_HEIGHTS[kind])
-    before = after = dict(guard, p=shift, rt=(0.02, 0.42, 0.14, 35), pelvis=(-4, 0, 0))
-    if kind == 'low':
-        before = dict(p=shift, rt=(0.02, 0.14, -0.32, 50), chest=(6, 12, 0), L='swing')
-        out = dict(p=(0.05, -0.02, -0.03), rt=(0.04, up, 0.55, -8), pelvis=(-6, 8, 0),
-                   chest=(0, -10, 0), R='swing')
-        after = dict(p=shift, rt=(0.02, 0.1, 0.25, 10))
-    elif kind == 'side':
-        out = dict(guard, p=(0.1, -0.03, 0), rt=(-0.68, up, 0, 0), pelvis=(0, 0, -22),
-                   chest=(0, 0, -12), head=(0, -20, 15))
-    else:
-        out = dict(guard, p=(0.05, -0.01, 0.02), rt=(0.03, up, 0.98 - 0.38 * up, -25),
-                   pelvis=(-16, 8, 0), chest=(8 if kind == 'high' else -2, 0, 0))
-    keys = [(rng.uniform(0.3, 0.45), before), (rng.uniform(0.2, 0.26), out), (0.07, out),
-            (0.24, after), (rng.uniform(0.3, 0.4), guard), (0.12, guard)]
-    return _act(rng, real, [(0.3, guard)] + keys * count + [(0.35, {})], kind=kind, count=count)
+def _strokes(a, b, into=None, **more):
+    return partial(strokes, into=into or a, a=a, b=b, **more)
 
 
-def punch(rng, real):
-    if rng.random() < 0.12:
-        return real.whole(rng, 'punch'), dict(kind='straight')
-    kind = pick(rng, 'straight', 'straight', 'straight', 'hook', 'upper')
-    count, fighting = int(rng.integers(1, 5)), rng.random() < 0.5
-    sides = 'R' * count if rng.random() < 0.45 else ('RL' * 4)[:count]
-    guard = both('guard', p=(0, -0.03, 0))
-    if fighting:  # in a stance, left foot first
-        guard.update(p=(0, -0.05, 0), lt=(0.02, 0, 0.16, 0), rt=(-0.02, 0, -0.16, 12),
-                     chest=(6, -12, 0), head=(0, 12, 0))
-    keys = []
-    for side in sides:
-        yaw = 30 if side == 'R' else -28
-        hit = {**guard, 'chest': (8, yaw, 0), 'head': (0, -yaw * 0.7, 0),
-               'pelvis': (2, yaw * 0.35, 0), side: kind}
-        keys += [(rng.uniform(0.17, 0.24), hit), (0.06, hit), (rng.uniform(0.22, 0.3), guard),
-                 (rng.uniform(0.05, 0.25), guard)]
-    facts = dict(kind=kind, count=count, alternating='L' in sides)
-    if fighting:
-        pose, rest = real.stand(rng), rng.uniform(0.5, 1.0)
-        return keyed(pose, [(0, guard), (0.45, guard)] + keys + [(rest, guard)]), facts
-    return _act(rng, real, [(0.45, guard), (0.1, guard)] + keys + [(0.5, {})], **facts)
+def shrug(rng, real, brief=False):
+    roll = rng.uniform(-7, 7)
+    up = both('shrug', head=(-2, 0, roll), chest=(-3, 0, 0))
+    down = both('shrug low', head=(2, 0, 0))
+    return perform(rng, real, [(0.25, up), (0.22, up), (0.28, down)], [(0.3, down)], [(0.35, {})],
+                   most=4, brief=brief)
 
 
-def throw(rng, real):
-    over = rng.random() < 0.7
-    a, b, c = ('cocked', 'thrown', 'after') if over else ('back', 'swing', 'front')
-    back = dict(R=a, L='swing', chest=(0 if over else 12, -32, 0), head=(0, 28, 0),
-                p=(0, -0.03, -0.05))
-    hit = dict(R=b, chest=(12, 22, 0), head=(0, -15, 0), p=(0, -0.03, 0.05))
-    after = dict(R=c, chest=(20 if over else 4, 30, 0), head=(-10, -20, 0), p=(0, -0.03, 0.06))
-    keys = [(rng.uniform(0.45, 0.65), back), (rng.uniform(0.22, 0.3), hit), (0.24, after),
-            (0.6, {})]
-    return _act(rng, real, keys, tempo=rng.uniform(0.85, 1.05),
-                kind='overhand' if over else 'underhand')
+def arm_circles(rng, real, brief=False):
+    """From the arms hanging down, forwards and up or the other way round."""
+    period, back = rng.uniform(0.85, 1.1), rng.random() < 0.4
+    hands = 'LR' if rng.random() < 0.7 else 'L'
+    way = (7, 0, 1, 2, 3, 4, 5, 6) if back else (5, 4, 3, 2, 1, 0, 7, 6)
+    keys = [(period / 8, dict.fromkeys(hands, f'circle {i}')) for i in way]
+    hang = dict.fromkeys(hands, 'circle 6')
+    return perform(rng, real, keys, [(0.2, hang)], [(0.3, {})], fast=1.35, brief=brief,
+                   back=back, both=hands == 'LR')
 
 
-def look_around(rng, real):
-    a, b = (dict(head=(rng.uniform(-5, 10), s * rng.uniform(45, 62), 0),
-                 chest=(0, s * rng.uniform(5, 16), 0)) for s in (1, -1))
-    keys = [(rng.uniform(0.5, 0.7), a), (rng.uniform(0.2, 0.7), a), (rng.uniform(0.7, 1.0), b),
-            (rng.uniform(0.2, 0.7), b), (0.6, {})]
-    return _act(rng, real, keys)
+def swing_arms(rng, real, brief=False):
+    together, period = rng.random() < 0.5, rng.uniform(0.8, 1.0)
+    a, b = (both('swing', chest=(-2, 0, 0)), both('behind', chest=(6, 0, 0))) if together else (
+        dict(L='swing', R='behind', chest=(2, -10, 0)),
+        dict(L='behind', R='swing', chest=(2, 10, 0)))
+    hang = both('hang')
+    keys = [(period / 4, a), (period / 4, hang), (period / 4, b), (period / 4, hang)]
+    return perform(rng, real, keys, [(0.15, hang)], [(0.25, {})], fast=1.35, brief=brief,
+                   together=together)
 
 
-def stand(rng, real):
-    kind, n = pick(rng, '', '', 'hips', 'shift'), rng.uniform(2.2, 4.2)
-    arms, aside = both('hips' if kind == 'hips' else None), 0.035 if kind == 'shift' else 0.01
-    keys = [(0, arms)]
-    for _ in range(4):
-        p = rng.normal(0, aside), -abs(rng.normal(0, 0.006)), rng.normal(0, 0.008)
-        keys += [(n / 4, dict(arms, p=p, chest=rng.normal(0, 2.5, 3), head=rng.normal(0, 5, 3)))]
-    return keyed(real.stand(rng), keys), dict(kind=kind)
+def celebrate(rng, real, brief=False):
+    """Throw up both arms, and pump them."""
+    up = both('v', chest=(-6, 0, 0), head=(-12, 0, 0))
+    low = both('fists up', p=(0, -0.03, 0), chest=(2, 0, 0))
+    return perform(rng, real, [(0.22, up), (0.12, up), (0.24, low)], [(0.35, low)], [(0.4, {})],
+                   brief=brief, holds=up)
+
+
+def cheer(rng, real, brief=False):
+    """The same with one fist."""
+    up = hand('skyward', chest=(-3, 0, 0), head=(-8, 0, 0))
+    low = hand('fists up', chest=(2, 0, 0))
+    return perform(rng, real, [(0.2, up), (0.1, up), (0.24, low)], [(0.35, low)], [(0.4, {})],
+                   brief=brief, holds=up)
+
+
+def hug(rng, real, brief=False):
+    wide = both('welcome', chest=(-2, 0, 0))
+    closed = both('embrace', chest=(9, 0, 0), head=(6, 0, rng.uniform(-12, 12)))
+    keys = [(0.4, wide), (0.45, closed), (rng.uniform(0.3, 0.8), closed), (0.4, wide), (0.4, {})]
+    return perform(rng, real, keys, most=2, fast=1.4, brief=brief, holds=closed)
+
+
+def flap(rng, real, brief=False):
+    period = rng.uniform(0.6, 0.75)
+    up, down = both('wing up', p=(0, 0, 0)), both('wing down', p=(0, -0.03, 0))
+    keys = [(period / 4, both('wing')), (period / 4, up), (period / 4, both('wing')),
+            (period / 4, down)]
+    return perform(rng, real, keys, [(0.3, down)], [(0.3, {})], most=7, fast=1.35, brief=brief)
+
+
+def conduct(rng, real, brief=False):
+    period = rng.uniform(0.85, 1.05)
+    up, down, out = both('beat up'), both('beat down', head=(6, 0, 0)), both('beat out')
+    keys = [(0.3 * period, down), (0.3 * period, out), (0.4 * period, up)]
+    return perform(rng, real, keys, [(0.45, up)], [(0.45, {})], fewest=2, fast=1.35, brief=brief)
+
+
+SALUTE = [hand('salute', chest=(-3, 0, 0)), hand('salute')]
+CROSSED = [dict(L='elbow', R='crossed'), dict(L='crossed', R='elbow', chest=(-3, 0, 0))]
+HIPS = [both('hips'), both('hips', chest=(-4, 0, 0)), both('hips', head=(0, 0, 6))]
+FACE = [both('face', head=(16, 0, 0), chest=(8, 0, 0)), both('face', head=(8, 0, 0))]
+CHIN = [dict(L='chin', R='elbow', head=(6, 0, 6)), dict(L='chin', R='elbow', head=(-6, 8, 5)),
+        hand('chin', head=(8, 0, 4))]
+STOP = [hand('palm', chest=(2, -6, 0)), hand('palm', chest=(-2, -10, 0), head=(0, 6, 0))]
+SCRATCH = hand('scalp', head=(6, 0, 8)), hand('scalp 2', head=(6, 0, 8))
+BECKON = hand('come out', chest=(2, 0, 0)), hand('come in')
+
+# label: (how a clip is made, how many besides their mirror images, where LEFT is right)
+ARMS_AND_HEAD = {
+    'wave LEFT hand': (wave, 24), 'wave both hands': (partial(wave, hands='LR'), 18),
+    'raise both arms': (raise_arms, 22), 'raise LEFT arm': (partial(raise_arms, hands='L'), 18),
+    'clap': (clap, 18), 'look around': (look_around, 18),
+    'look LEFT': (partial(look, way='aside'), 14), 'look up': (partial(look, way='up'), 14),
+    'look down': (partial(look, way='down'), 14), 'nod': (nod, 14), 'shake head': (shake_head, 14),
+    'point LEFT hand': (point, 17), 'salute': (partial(held_pose, poses=SALUTE), 14),
+    'beckon': (_strokes(*BECKON, period=0.6), 14), 'shrug': (shrug, 14),
+    'cross arms': (partial(held_pose, poses=CROSSED, most=2), 14),
+    'hands on hips': (partial(held_pose, poses=HIPS, most=2), 14),
+    'scratch head': (_strokes(*SCRATCH, period=0.46, most=7, fast=1.3, by=hand('half')), 14),
+    'arm circles': (arm_circles, 14), 'swing arms': (swing_arms, 14),
+    'cover face': (partial(held_pose, poses=FACE, most=2, by=both('half')), 14),
+    'think': (partial(held_pose, poses=CHIN, most=1), 14),
+    'celebrate': (celebrate, 14), 'fist pump': (cheer, 14),
+    'stop sign': (partial(held_pose, poses=STOP), 14), 'hug': (hug, 14), 'flap arms': (flap, 14),
+    'conduct': (conduct, 14)}
+
+GESTURES = ARMS_AND_HEAD | MIME | EXERCISES | FIGHTS
+# Those whose brief clips begin and end standing, and those of arms, chest and head alone, which
+# can be laid over a walk.
+STANDING = set(GESTURES) - {'sit', 'stand up'}
+OVERLAYS = set(ARMS_AND_HEAD) | {
+    'drink', 'answer phone', 'knock', 'guitar', 'violin', 'wipe window', 'throw', 'catch'}

@@ -1,17 +1,17 @@
-"""The toy dataset: over a thousand short motions with action labels and captions.
+"""The toy dataset: thousands of short motions with action labels and captions.
 
-It is made from 2 MB of real clips, in four ways:
+It is made from 2 MB of real clips, in five ways:
 
     real       clips that the DeepMimic paper imitated, put on the 22-joint body (clips.py)
-    gaits      cycles of the real walks and runs along any path, forwards and backwards, from and
-               to a standstill
-    steps      turning, spinning and stepping aside with planted feet
-    keyframed  the rest, on real standing poses; jumps fly on a parabola
+    gaits      cycles of the real walks and runs along any path (locomotion.py)
+    steps      counted steps, turns, skips and gallops with planted feet (locomotion.py)
+    keyframed  the rest, on real standing poses; jumps fly on a parabola (here and gestures.py)
+    combined   two or three of them, one after another or at once (sequences.py)
 
-`build` makes the set. Each function above it makes one clip from a random generator and the real
-motion: a segment (see segments.py) and the facts for its captions. What has a side is made on the
-left; the mirrored clip does it on the right. Everything follows from the clips and SEED: the same
-folder gives the same numbers.
+ACTIONS is the table of actions and `build` makes the set. Each function in the table makes one clip
+from a random generator and the real motion: a segment (see segments.py) and the facts for its
+captions. What has a side is made on the left; the mirrored clip does it on the right. Everything
+follows from the clips and SEED: the same folder gives the same numbers.
 """
 from functools import partial
 
@@ -20,13 +20,15 @@ import numpy as np
 import motion
 from formats.pack import Clip
 from motion import turn_about_y as turn
-from toy.body import (ARM_PAIRS, ARMS, CF, CU, FPS, HF, HU, LEGS, P, PF, TOE_Y, Y, Z,
-                      ease, lock_feet, mirror, pitch, place, smooth, solve)
+from toy.body import (ARM_PAIRS, ARMS, CF, CU, FPS, HF, HU, LEGS, P, PF, TOE_Y, Y, Z, ease,
+                      lock_feet, pitch, place, smooth, solve)
 from toy.captions import captions
 from toy.clips import Real, hands_to_floor
-from toy.gestures import (bow, clap, jumping_jacks, kick, look_around, pick_up, punch, raise_arms,
-                          sit, squat, stand, stand_up, throw, wave)
-from toy.segments import both, gait, jumps, keyed, lean, overlay, pick, steps, still, then
+from toy.gestures import GESTURES, OVERLAYS
+from toy.locomotion import (TIMES, gallop, limp, on_the_spot, run, sidestep, size_of, skip, sneak,
+                            spin, step, stumble, tempo_of, tiptoe, turn_in_place, walk, walk_bend)
+from toy.segments import both, jumps, keyed, pick
+from toy.sequences import combinations
 
 SEED = 7
 # the joints that do not reach for the floor by themselves
@@ -34,121 +36,7 @@ OFF_FLOOR = [j for j in range(22) if j not in (7, 8, 10, 11, 18, 19, 20, 21)]
 
 
 # --------------------------------------------------------------------------------------------------
-# On foot
-
-
-def _weight(rng, n, start, stop):
-    """How much of a gait is done in each of n frames.
-
-    It begins from a standstill if `start`, and ends in one if `stop`.
-    """
-    x, w = np.arange(n), np.ones(n)
-    if start:
-        w = w * ease((x - rng.integers(2, 8)) / 13)
-    if stop:
-        w = w * ease((n - rng.integers(5, 14) - x) / 14)
-    return w
-
-
-def _pace(path):
-    """Metres a second over the moving part of a path."""
-    step = np.linalg.norm(np.diff(path[:, :2], axis=0), axis=1) * FPS
-    return float(np.median(step[step > 0.3 * step.max()]))
-
-
-STYLES = {style: [(0, pose), (5.9, pose)] for style, pose in {
-    'hips': both('hips'), 'tired': lean(chest=24, head=12),
-    'proud': lean(chest=-8, head=-10)}.items()}
-ASIDE = [dict(head=(0, 50 * s, 0), chest=(0, 8 * s, 0)) for s in (1, -1)]
-STYLES['aside'] = list(zip((0, 0.6, 0.5, 0.7, 0.7, 0.6, 2.5),
-                           ({}, {}, ASIDE[0], *ASIDE, {}, {})))
-
-
-def walk(rng, real, back=False, bend=0, n=None, start=None, stop=None):
-    """Walk for n frames; with a range of degrees to turn left by, `bend`, n is a range as well."""
-    if bend:
-        bend, n = np.radians(rng.uniform(*bend)), int(rng.integers(*n))
-    stand = real.stand(rng)
-    start = rng.random() < 0.35 if start is None else start
-    stop = rng.random() < 0.35 if stop is None else stop
-    rate, stride = rng.uniform(0.8, 1.15), rng.uniform(0.78, 1.12)
-    if back:
-        rate, stride = -rng.uniform(0.75, 1.05), rng.uniform(0.55, 0.85)
-    n = n or int(rng.integers(46, 76) + 12 * (start + stop) + 14 * back)
-    heading = np.radians(rng.normal(0, 4)) * np.linspace(0, 1, n)
-    cycle = pick(rng, *real.walks)
-    if bend:
-        span = min(n - 28, max(22, np.degrees(bend) / rng.uniform(45, 75) * FPS))
-        if bend > 4:  # nearly a circle: all the way; otherwise, somewhere on the way
-            heading = bend * np.linspace(0, 1, n)
-        else:
-            heading = bend * ease((np.arange(n) - rng.uniform(13, n - 13 - span)) / span)
-        cycle = real.walks[0] if rng.random() < 0.5 else pick(rng, *real.left)
-    segment = gait(cycle, stand, _weight(rng, n, start, stop), heading, rate, stride,
-                   rng.uniform(0.9, 1.2), rng.random())
-    style = ''
-    if not bend and not back and rng.random() < 0.3:
-        style = pick(rng, *STYLES)
-        segment = overlay(segment, keyed(stand, STYLES[style]), stand)
-    return segment, dict(pace=_pace(segment[2]), start=start, stop=stop, style=style,
-                         angle=np.degrees(bend))
-
-
-def run(rng, real):
-    start = rng.random() < 0.2
-    n = int(rng.integers(64, 80) if start else rng.integers(42, 66))
-    heading = np.radians(rng.normal(0, 5)) * np.linspace(0, 1, n)
-    segment = gait(real.run, real.stand(rng), _weight(rng, n, start, False), heading,
-                   rng.uniform(0.9, 1.05), rng.uniform(0.8, 1.02), rng.uniform(0.75, 1),
-                   rng.random())
-    return segment, dict(pace=_pace(segment[2]), start=start)
-
-
-def march(rng, real):
-    n, rate = int(rng.integers(50, 100)), rng.uniform(0.85, 1.25)
-    weight = _weight(rng, n, True, True)
-    segment = gait(real.walks[0], real.stand(rng), weight, 0 * weight, rate, 0.0,
-                   rng.uniform(2.2, 3.2), rng.random())
-    return segment, dict(pace=rate)
-
-
-def _stepping(rng, real, count, start, frames, x=0.0, angle=0.0, lift=0.07):
-    """Move by x to the left or turn by an angle, with small steps; then stand for a while."""
-    stop = start + int(frames)
-    n = max(44, stop + int(rng.integers(7, 18)))
-    u = np.clip((np.arange(n) - start) / (stop - start), 0, 1)
-    path = ((u * u * (3 - 2 * u) + u) / 2)[:, None] * (x, 0, angle)
-    stand = real.stand(rng)
-    return steps(stand, path, start, stop, count, lift), stand
-
-
-def turn_in_place(rng, real):
-    angle = rng.uniform(70, 125) if rng.random() < 0.65 else rng.uniform(150, 185)
-    pace = rng.uniform(60, 95)
-    segment, _ = _stepping(rng, real, max(1, round(angle / 68)), rng.integers(5, 14),
-                           angle / pace * FPS, angle=np.radians(angle))
-    return segment, dict(angle=angle, pace=pace)
-
-
-def spin(rng, real):
-    count, start = 1 if rng.random() < 0.65 else 2, rng.integers(4, 10)
-    pace = rng.uniform(100 + 30 * count, 190)
-    angle = 360 * count + rng.uniform(-10, 15)
-    segment, stand = _stepping(rng, real, round(angle / rng.uniform(60, 72)), start,
-                               angle / pace * FPS, angle=np.radians(angle), lift=0.05)
-    arms = 'side' if rng.random() < 0.4 else ''
-    if arms:
-        spread = both(arms)
-        keys = [(0, {}), (start / FPS + 0.4, spread), (angle / pace - 0.4, spread), (0.4, {})]
-        segment = overlay(segment, keyed(stand, keys, amount=rng.uniform(0.75, 1)), stand)
-    return segment, dict(count=count, arms=arms)
-
-
-def sidestep(rng, real):
-    count = int(rng.integers(1, 5))
-    segment, _ = _stepping(rng, real, count, rng.integers(6, 14), count * rng.uniform(13, 19),
-                           x=count * rng.uniform(0.28, 0.42))
-    return segment, dict(count=count)
+# With the whole body
 
 
 def crawl(rng, real):
@@ -157,8 +45,10 @@ def crawl(rng, real):
     Opposite hand and knee move together while the others stand.
     """
     if rng.random() < 0.2:
-        return real.whole(rng, 'crawl'), dict(low=True)
-    n, period = int(rng.integers(52, 92)), rng.uniform(1.0, 1.5)
+        tempo, pace = tempo_of(rng, (0.55, 0.65), (0.85, 1.0), (1.25, 1.4))
+        return real.whole(rng, 'crawl', pace), dict(low=True, tempo=tempo)
+    tempo, period = tempo_of(rng, (1.9, 2.2), (1.15, 1.4), (0.78, 0.9))
+    n = int(rng.integers(52, 72) + 22 * (tempo == 'slow'))
     stride = rng.uniform(0.34, 0.5)
     x = np.arange(n) / FPS
     phase = x / period + rng.random()
@@ -190,85 +80,119 @@ def crawl(rng, real):
         heights.append(0.045 + 0.07 * up)
     turning = np.radians(rng.normal(0, 4)) * x / x[-1]
     path = np.stack([0 * x, stride / period * x, turning], axis=1)
-    return (hands_to_floor(v, contact, heights), contact, path), dict(pace=stride / period)
+    return (hands_to_floor(v, contact, heights), contact, path), dict(tempo=tempo)
 
 
-def jump(rng, real):
-    kind = pick(rng, 'up', 'up', 'up', 'many up', 'forward', 'forward', 'many forward', 'real',
-                'back', 'side', 'turn')
-    if kind == 'real':
-        return real.whole(rng, 'jump'), dict(kind='forward')
-    many, kind = 'many' in kind, kind.removeprefix('many ')
-    count = int(rng.integers(2, 4)) if many else 1
-    move = {'up': (0, 0, 0), 'forward': (0, rng.uniform(0.4, 1.0) / (1 + 0.4 * many), 0),
-            'back': (0, -rng.uniform(0.3, 0.5), 0), 'side': (rng.uniform(0.3, 0.6), 0, 0),
-            'turn': (0, 0, np.radians(rng.choice([90, 180])))}[kind]
-    heights = rng.uniform(0.17, 0.42 if kind == 'up' and not many else 0.3, count)
-    flights = [(height, *move) for height in heights]
-    segment = jumps(real.stand(rng), flights, rng.uniform(0.2, 0.34),
-                    'up' if kind == 'up' and rng.random() < 0.4 else 'swing',
-                    tuck=rng.uniform(0, 0.14), gap=rng.choice([0, 0.15]))
-    return segment, dict(kind=kind, count=count, high=heights.max(), angle=np.degrees(move[2]))
+HEIGHTS = (0.12, 0.15), (0.2, 0.27), (0.37, 0.46)  # low, middling, high
 
 
-def hop(rng, real):
-    count = int(rng.integers(2, 5))
-    ahead = rng.uniform(0.15, 0.35) if rng.random() < 0.5 else 0
-    flights = [(rng.uniform(0.07, 0.12), 0, ahead, 0) for _ in range(count)]
+def jump(rng, real, kind='up'):
+    """Jump up, forward, back or to the left, or turn in the air: once or several times."""
+    count = pick(rng, *TIMES)
+    size, height = size_of(rng, *HEIGHTS, often=0.5 if kind == 'up' else 0.0)
+    far, metres = size_of(rng, (0.2, 0.3), (0.4, 0.6), (0.75, 1.0), often=0.5)
+    if kind in ('back', 'side'):
+        metres *= 0.6
+    if kind == 'turn':
+        count = pick(rng, 1, 1, 1, 1, 2, 3)
+    if kind == 'long':  # one leap with both feet, as far as it goes
+        count, height, metres, far = 1, rng.uniform(0.26, 0.36), rng.uniform(1.3, 1.8), ''
+    if count > 3:
+        height = min(height, 0.24)
+        size = '' if size == 'big' else size
+    angle = np.radians(pick(rng, 90, 180)) if kind == 'turn' else 0
+    move = {'up': (0, 0, 0), 'forward': (0, metres, 0), 'long': (0, metres, 0),
+            'back': (0, -metres, 0), 'side': (metres, 0, 0), 'turn': (0, 0, angle)}[kind]
+    tempo, gap = tempo_of(rng, (0.4, 0.6), (0.05, 0.15), (0, 0)) if count > 1 else ('', 0)
+    if tempo == 'slow' and count > 3:
+        tempo, gap = 'even', 0.1
+    flights = [(height * rng.uniform(0.93, 1.07), *move) for _ in range(count)]
+    crouch = rng.uniform(0.12, 0.18) if size == 'small' else rng.uniform(0.2, 0.3)
+    segment = jumps(real.stand(rng), flights, crouch,
+                    'up' if kind == 'up' and rng.random() < 0.3 else 'swing',
+                    tuck=rng.uniform(0, 0.12) if size == 'big' else rng.uniform(0, 0.03), gap=gap)
+    return segment, dict(kind=kind, count=count, tempo=tempo, high=size == 'big',
+                         low=size == 'small', size=far if kind not in ('up', 'turn') else '',
+                         angle=np.degrees(angle))
+
+
+def real_jump(rng, real):
+    return (real.whole(rng, 'jump') if rng.random() < 0.4 else jump(rng, real, 'long')[0]), {}
+
+
+def hop(rng, real, ahead=False):
+    """Hop on the right leg, in place or forward."""
+    count = pick(rng, 1, 2, 2, 3, 3, 4, 5, 6)
+    tempo, gap = tempo_of(rng, (0.3, 0.45), (0.03, 0.1), (0, 0)) if count > 1 else ('', 0)
+    if tempo == 'slow' and count > 4:
+        tempo, gap = 'even', 0.05
+    size, metres = size_of(rng, (0.08, 0.12), (0.2, 0.3), (0.4, 0.5))
+    flights = [(rng.uniform(0.07, 0.12), 0, metres * ahead, 0) for _ in range(count)]
     arms = 'hips' if rng.random() < 0.3 else 'swing'
-    segment = jumps(real.stand(rng), flights, rng.uniform(0.1, 0.15), arms, hop=True)
-    return segment, dict(count=count, ahead=ahead > 0)
+    segment = jumps(real.stand(rng), flights, rng.uniform(0.1, 0.15), arms, hop=True, gap=gap)
+    return segment, dict(count=count, ahead=ahead, tempo=tempo, size=size * ahead)
 
 
-# --------------------------------------------------------------------------------------------------
-# Real clips as they are, and one thing after another
+def kneel(rng, real, rises=False):
+    """Down on the right knee, or on both; and up again if it `rises`."""
+    two = rng.random() < 0.5
+    tempo, pace = tempo_of(rng, (0.55, 0.68), (0.95, 1.1), (1.35, 1.5))
+    arms = pick(rng, {}, both('lap')) if two else pick(rng, {}, dict(L='lap'), both('lap'))
+    back = dict(p=(0.03, -0.1, -0.12), rt=(0, 0.03, -0.34, 45), chest=(10, 0, 0))
+    one = dict(arms, p=(0.02, -0.44, -0.16), pelvis=(4, 0, 0), rt=(0, 0, -0.62, 92))
+    low = dict(arms, p=(0, -0.46, -0.18), lt=(0, 0.0, -0.64, 108), rt=(0, 0, -0.64, 108))
+    half = dict(arms, p=(-0.02, -0.43, -0.16), lt=(0, 0.07, -0.3, 70), rt=(0, 0, -0.63, 100))
+    down = [(0.4, back), (0.45, one)] + [(0.35, half), (0.35, low)] * two
+    end = low if two else one
+    rest = rng.uniform(0.3, 0.8) if rises else rng.uniform(0.6, 1.5)
+    up = [(0.35, half), (0.35, one)] * two + [(0.45, back), (0.4, {}), (0.2, {})]
+    keys = [(0, {}), (rng.uniform(0.1, 0.3), {})] + down + [(rest * pace, end)] + up * rises
+    return keyed(real.stand(rng), keys, pace=pace), dict(knees=2 if two else 1, tempo=tempo)
 
 
-def whole(rng, real, clips):
+def whole(rng, real, clips, back=False, steady=False):
+    """A real clip as it is; slower or faster unless `steady`, and from its end if `back`."""
     name = pick(rng, *clips.split())
-    return real.whole(rng, name), dict(name=name)
-
-
-def _arrive(rng, real, n):
-    return walk(rng, real, n=n, start=rng.random() < 0.5, stop=True)[0]
-
-
-def walk_jump(rng, real):
-    first = _arrive(rng, real, int(rng.integers(44, 60)))
-    ahead = rng.uniform(0.3, 0.8) if rng.random() < 0.5 else 0
-    flight = rng.uniform(0.18, 0.32), 0, ahead, 0
-    segment = then(first, jumps(first[0][-1], [flight], rng.uniform(0.2, 0.3)))
-    return segment, dict(kind='forward' if ahead else 'up')
-
-
-def walk_wave(rng, real):
-    gesture = wave(rng, real, lowered=True, most=3)[0]
-    if rng.random() < 0.5:
-        n = int(rng.integers(70, 110))
-        first = walk(rng, real, n=n, start=False, stop=False)[0]
-        return overlay(first, gesture, gesture[0][0]), dict(together=True)
-    first = _arrive(rng, real, int(rng.integers(38, 46)))
-    second = still(first[0][-1], len(gesture[0]) / FPS)
-    return then(first, overlay(second, gesture, gesture[0][0])), dict(together=False)
+    tempo, pace = tempo_of(rng, (0.55, 0.68), (0.88, 1.02), (1.25, 1.4))
+    if steady:  # who flies through the air falls at one pace
+        tempo, pace = '', rng.uniform(0.9, 1.05)
+    return real.whole(rng, name, pace, back), dict(name=name, tempo=tempo)
 
 
 # label: (how a clip is made, how many besides their mirror images, where LEFT is right)
+AROUND = dict(bend=(300, 350), frames=(106, 119))
 ACTIONS = {
-    'walk': (walk, 36), 'walk backward': (partial(walk, back=True), 30),
-    'walk and turn LEFT': (partial(walk, bend=(65, 150), n=(66, 102)), 30),
-    'walk in a circle': (partial(walk, bend=(300, 350), n=(106, 120), start=False, stop=False), 6),
-    'turn LEFT': (turn_in_place, 32), 'spin': (spin, 32), 'step LEFT': (sidestep, 8),
-    'run': (run, 36), 'march': (march, 7), 'crawl': (crawl, 30), 'jump': (jump, 42),
-    'hop': (hop, 7), 'jumping jacks': (jumping_jacks, 30), 'wave LEFT hand': (wave, 32),
-    'wave both hands': (partial(wave, hands='LR'), 7), 'raise both arms': (raise_arms, 30),
-    'clap': (clap, 7), 'squat': (squat, 30), 'bow': (bow, 30), 'sit': (sit, 32),
-    'stand up': (stand_up, 7), 'pick up': (pick_up, 7), 'kick': (kick, 34), 'punch': (punch, 34),
-    'throw': (throw, 7), 'look around': (look_around, 6), 'stand': (stand, 30),
-    'walk and jump': (walk_jump, 7), 'walk and wave': (walk_wave, 7)}
-for label, clips in {'dance': 'dance_a dance_b spin', 'get up': 'getup_facedown getup_faceup',
-                     'cartwheel': 'cartwheel', 'backflip': 'backflip', 'roll': 'roll',
-                     'spin kick': 'spinkick'}.items():
-    ACTIONS[label] = partial(whole, clips=clips), 8
+    # on foot, by real cycles
+    'walk': (walk, 88), 'walk backward': (partial(walk, back=True), 40),
+    'walk and turn LEFT': (partial(walk_bend, bend=(60, 125), frames=(66, 100)), 36),
+    'walk and turn around': (partial(walk_bend, bend=(168, 190), frames=(84, 112)), 14),
+    'walk in a circle': (partial(walk_bend, **AROUND), 14),
+    'run': (run, 34), 'jog': (partial(run, jog=True), 24),
+    'jog in place': (partial(on_the_spot, running=True), 20), 'march': (on_the_spot, 30),
+    'march forward': (partial(on_the_spot, stride=0.55), 14),
+    'tiptoe': (tiptoe, 20), 'sneak': (sneak, 14), 'limp': (limp, 22), 'stumble': (stumble, 14),
+    # steps, turns and springs
+    'step forward': (step, 34), 'step backward': (partial(step, back=True), 26),
+    'step LEFT': (sidestep, 34), 'turn LEFT': (turn_in_place, 42),
+    'turn around': (partial(turn_in_place, angles=(180,)), 24), 'spin': (spin, 34),
+    'skip': (skip, 20), 'side gallop LEFT': (gallop, 20),
+    # in the air
+    'jump': (jump, 56), 'jump forward': (partial(jump, kind='forward'), 34),
+    'jump backward': (partial(jump, kind='back'), 22),
+    'jump LEFT': (partial(jump, kind='side'), 24),
+    'jump and turn': (partial(jump, kind='turn'), 16), 'long jump': (real_jump, 12),
+    'hop': (hop, 36), 'hop forward': (partial(hop, ahead=True), 26),
+    # on the floor, and real clips
+    'crawl': (crawl, 30), 'kneel': (kneel, 24),
+    'kneel and stand up': (partial(kneel, rises=True), 18),
+    'get up': (partial(whole, clips='getup_facedown getup_faceup'), 18),
+    'lie down': (partial(whole, clips='getup_faceup getup_faceup getup_facedown', back=True), 20),
+    'dance': (partial(whole, clips='dance_a dance_b spin'), 16),
+    'cartwheel': (partial(whole, clips='cartwheel', steady=True), 9),
+    'backflip': (partial(whole, clips='backflip', steady=True), 9),
+    'roll': (partial(whole, clips='roll', steady=True), 9),
+    'spin kick': (partial(whole, clips='spinkick', steady=True), 8)}
+ACTIONS |= GESTURES  # what is done with the arms, or with planted feet
 
 
 def alive(rng, segment):
@@ -291,19 +215,23 @@ def alive(rng, segment):
     return v, contact, path
 
 
-def joints_of(segment, mirrored=False):
+def joints_of(segment):
     """Segment -> joints (T, 22, 3) in metres, on the floor, at the origin, facing +Z."""
     v, contact, path = segment
-    v = place(v, path)
-    if mirrored:
-        v, contact = mirror(v), contact[:, ::-1]
-    v = lock_feet(v, contact)
+    v = lock_feet(place(v, path), contact)
     joints = solve(v, contact)
     under = np.maximum(0, 0.02 - joints[:, OFF_FLOOR, 1].min(1))
     if under.any():  # our back is longer than the humanoid's, which shows in a roll
         v[:, P, 1] += 1.3 * smooth(under, 1.5)
         joints = solve(v, contact)
     return motion.canonical_joints(joints, motion.T2M)
+
+
+def splits(label, count):
+    """Which split each of `count` clips of an action is in: 12% test and 8% val, drawn by lot."""
+    order = np.random.default_rng([SEED, *label.encode()]).permutation(count)
+    test, val = max(1, round(0.12 * count)), max(1, round(0.08 * count))
+    return ['test' if i < test else 'val' if i < test + val else 'train' for i in order]
 
 
 def build(clips_dir):
@@ -313,21 +241,20 @@ def build(clips_dir):
     followed by its mirror image (id M...), in the same split. FileNotFoundError if a file is
     missing.
     """
-    real, clips = Real(clips_dir), []
-    for label, (make, count) in ACTIONS.items():
-        first = len(clips) // 2
-        order = np.random.default_rng([SEED, first]).permutation(count)
-        test, val = max(1, round(0.12 * count)), max(1, round(0.08 * count))
-        for number, i in enumerate(order, first):
-            rng = np.random.default_rng([SEED, number, 1])
-            segment, facts = make(rng, real)
-            segment = alive(rng, segment)
-            split = 'test' if i < test else 'val' if i < test + val else 'train'
+    real, clips, number = Real(clips_dir), [], 0
+    for label, (make, count) in [*ACTIONS.items(), *combinations(ACTIONS, OVERLAYS)]:
+        for i, split in enumerate(splits(label, count)):
+            # of its own label and number, so that no action depends on the ones before it
+            seed = [SEED, *label.encode(), i]
+            segment, facts = make(np.random.default_rng([*seed, 1]), real)
+            joints = joints_of(alive(np.random.default_rng([*seed, 2]), segment))
             for mirrored in (False, True):
-                rng = np.random.default_rng([SEED, number, 2, mirrored])
+                rng = np.random.default_rng([*seed, 3, mirrored])
                 texts = captions(label, facts, mirrored, rng)
                 name = label.replace('LEFT', 'right' if mirrored else 'left')
-                joints = joints_of(segment, mirrored)
-                clips.append(Clip(f'{"M" * mirrored}{number:06d}', texts, split, name,
-                                  joints=joints))
+                if mirrored:
+                    joints = joints[:, list(motion.T2M.mirror)] * (-1, 1, 1)
+                clips.append(Clip(f'{"M" * mirrored}{number:06d}', texts, split,
+                                  '' if facts.get('parts') else name, joints=joints))
+            number += 1
     return clips

@@ -8,7 +8,7 @@ import numpy as np
 import motion
 from motion import turn_about_y as turn, unit_rows as unit
 from toy.body import (ARM_PAIRS, ARMS, CF, FPS, HF, HU, LEGS, LFF, LT, LU, P, PF, RFF, RT, RU,
-                      TOE_Y, TOES, X, Y, Z, flat, interpolate, pitch)
+                      TOE_Y, TOES, X, Y, Z, ease, flat, interpolate, pitch, smooth)
 from toy.clips import travelled
 
 GRAVITY = 9.81
@@ -48,11 +48,12 @@ def gait(cycle, stand, weight, heading, rate=1.0, stride=1.0, lift=1.0, phase=0.
 
     weight (T,)   0 stands, 1 walks
     heading (T,)  radians
-    rate          of the cycle; negative walks backwards
+    rate          of the cycle, a number or (T,); negative walks backwards
     stride, lift  length and height of the steps, in those of the cycle; stride 0 is on the spot
     """
     fine, stands, seconds, metres = cycle
-    at = (phase + np.arange(len(weight)) * rate / seconds / FPS) % 1 * 400
+    rate = np.broadcast_to(rate, len(weight))
+    at = (phase + travelled(rate) / seconds / FPS) % 1 * 400
     i, part = at.astype(int) % 400, (at % 1)[:, None, None]
     v = fine[i] * (1 - part) + fine[(i + 1) % 400] * part
     middle = fine.mean(0)
@@ -67,19 +68,88 @@ def gait(cycle, stand, weight, heading, rate=1.0, stride=1.0, lift=1.0, phase=0.
     return v, stands[i] | (weight < 0.12)[:, None], path
 
 
-def steps(stand, path, start, stop, count, lift):
-    """Follow a path with `count` small steps of each foot between two frames, left foot first."""
+def swing_arms(v, ahead):
+    """Swing the arms, in place: the left one forward by ahead (T,), the right one back."""
+    for (upper, fore), out in zip(ARM_PAIRS, (1, -1)):
+        v[:, upper] += (out * ahead)[:, None] * Z
+        v[:, fore] += 1.2 * (out * ahead + 0.2 * np.abs(ahead))[:, None] * Z
+
+
+def steps(stand, path, start, stop, count, lift, arms=0.0):
+    """Follow a path with `count` small steps between two frames, left and right by turns.
+
+    lift: how high the feet go, in metres; arms: how far the arms swing.
+    """
     v, contact, _ = still(stand, len(path) / FPS)
-    u = (np.arange(len(path)) - start) / (stop - start) * count
+    u = (np.arange(len(path)) - start) / (stop - start) * count / 2
     for side, (toe, f, up, _) in enumerate(LEGS):
         phase = (u - 0.5 * side) % 1 / 0.46
-        swings = (u > 0) & (u < count) & (phase < 1)
+        swings = (u > 0) & (u < count / 2) & (phase < 1)
         contact[:, side] = ~swings
         height = np.where(swings, np.sin(np.pi * np.clip(phase, 0, 1)), 0)
         v[:, toe, 1] += lift * height
         v[:, [f, up]] = pitch(25 * height[:, None], v[:, [f, up]])
         v[:, P] += height[:, None] * ((-1 if side == 0 else 1) * 0.025 * X - 0.012 * Y)
+    swing_arms(v, arms * ease(4 * u) * ease(2 * count - 4 * u) * np.cos(2 * np.pi * u))
     return v, contact, path
+
+
+def bounce(stand, path, phase, seconds, stances, lift, apart=0.0):
+    """Follow a path with a springy gait, such as skipping.
+
+    phase (T,)  cycles of `seconds` each; at whole numbers both feet stand
+    stances     for each side the parts of the cycle [(from, to), ...] in which the foot stands
+    lift        for each side how high the foot is lifted between stances, in metres
+    apart       metres by which the left foot keeps to the left and the right one to the right
+
+    While neither foot stands, the body flies on the parabola of free fall.
+    """
+    v, contact, _ = still(stand, len(path) / FPS)
+    u, moving = phase % 1, (phase > 0) & (phase < phase[-1])
+    on = np.linspace(0, 1, 401)[:-1]
+    stands = [np.any([(on >= a - 1e-9) & (on < b) for a, b in each], axis=0) for each in stances]
+    rise = np.zeros(len(path))
+    flying = ~(stands[0] | stands[1])
+    for mask, airborne in ((flying, True), (~flying, False)):
+        for a, b in _around(mask):
+            length = (b - a) * seconds
+            part = np.clip((u + (u < a - 1e-9)) - a, 0, None) * seconds
+            inside = moving & (part < length)
+            if airborne:
+                rise += inside * GRAVITY / 2 * part * (length - part)
+            else:  # sinking in and pushing off, so that it flies for as long as it does
+                air = flying.sum() / 400 * seconds / max(1, len(_around(flying)))
+                rise -= inside * GRAVITY * air * length / 2 / np.pi * np.sin(np.pi * part / length)
+    v[:, P, 1] += smooth(rise, 0.7)
+    v[:, P, 1] += 0.02 * smooth(moving.astype(float), 3.0)
+    for side, (toe, f, up, _) in enumerate(LEGS):
+        contact[:, side] = ~moving | stands[side][(u * 400).astype(int) % 400]
+        v[:, toe, 0] += (1 - 2 * side) * apart * moving
+        for a, b in _around(~stands[side]):
+            part = (u + (u < a - 1e-9) - a) / (b - a)
+            inside = moving & (part >= 0) & (part < 1)
+            height = inside * np.sin(np.pi * np.clip(part, 0, 1)) * (lift[side] if b - a > 0.3 else
+                                                                   0.03)
+            v[:, toe, 1] += height + inside * np.maximum(rise, 0)
+            v[:, [f, up]] = pitch(30 * (height / 0.2)[:, None], v[:, [f, up]])
+    return v, contact, path
+
+
+def _around(mask):
+    """[from, to) of each run of True in one period, in parts of it; `to` may go beyond 1."""
+    if mask.all() or not mask.any():
+        return [(0.0, 1.0)] if mask.all() else []
+    first = np.flatnonzero(mask & ~np.roll(mask, 1))
+    return [(a / len(mask), (a + np.argmin(np.roll(mask, -a))) / len(mask)) for a in first]
+
+
+def tilt(v, lean, roll=0.0, first=PF):
+    """Lean a body forward, and to the right by `roll`, in place: degrees (T,), from `first` up."""
+    roll = np.radians(np.broadcast_to(roll, len(v)))[:, None]
+    x, y = v[:, first:HU + 1, 0].copy(), v[:, first:HU + 1, 1].copy()
+    v[:, first:HU + 1, 0] = np.cos(roll) * x + np.sin(roll) * y
+    v[:, first:HU + 1, 1] = np.cos(roll) * y - np.sin(roll) * x
+    v[:, first:HU + 1] = pitch(np.broadcast_to(lean, len(v))[:, None], v[:, first:HU + 1])
 
 
 # --------------------------------------------------------------------------------------------------
