@@ -1,12 +1,21 @@
-// ---- Drawing without WebGL: the same camera, bones as thick lines, far to near ------------------
+/* Drawing without WebGL: the same camera on a plain 2D canvas. The mannequin comes from Raster of
+   mannequin.js; the bones of a stick figure are thick lines, far to near.
 
-function canvas2d(canvas) {
-  const pen = canvas.getContext("2d");
+     const paint = canvas2d(player);                        // on player.canvas
+     paint(motion, n, [x, y, width, height], head, camera)  // a cell of it, in pixels */
+
+const BUSY = 8;  // milliseconds a frame, above which the mannequin is drawn with larger pixels
+
+function canvas2d(player) {
+  const {colours, view, clock, mannequin} = player, raster = new Raster();
+  const pen = player.canvas.getContext("2d");
+  let sharp = 2;  // pixels of the mannequin in one of the canvas, on each side: it is smoothed
   const toned = (v, tone) => Math.round(255 * (tone > 0 ? v + (1 - v) * tone : v * (1 + tone)));
   const css = (colour, tone = 0, alpha = 1) => `rgba(${colour.map(v => toned(v, tone))},${alpha})`;
-  return (motion, n, [x, y, width, height], head) => {
-    const {matrix: m, target, right, up} = look(motion, width / height / (1 - head), head);
-    const size = height * (1 - head) / 2 / TAN;  // pixels of a metre at a distance of one metre
+
+  return (motion, n, [x, y, width, height], head, camera) => {
+    const {matrix: m, target, right, up} = camera;
+    const size = height * (1 - head) / 2 / player.slope;  // pixels of a metre at a distance of one metre
     const project = p => {
       const row = k => m[k] * p[0] + m[4 + k] * p[1] + m[8 + k] * p[2] + m[12 + k], w = row(3);
       return [x + (row(0) / w + 1) / 2 * width, y + (1 - row(1) / w) / 2 * height, w];
@@ -45,6 +54,16 @@ function canvas2d(canvas) {
     const fallen = joints.map(p => flat(p[0] - slant(0) * p[1], p[2] - slant(2) * p[1]));
     stroke(0.13 * size / project(target)[2], css([0, 0, 0], 0, colours.shadow / 2),
       motion.bones.map(bone => [fallen[bone[0]], fallen[bone[1]]]), "round");
+    if (player.isMannequin(motion)) {
+      if (n === 0 && player.stats.ms > BUSY) sharp = 1;
+      mannequin.bend(motion, [colours.middle, colours.left, colours.right, colours.contact]);
+      if (raster.draw(mannequin, width * sharp, height * sharp, camera)) {
+        const {left, top, wide, high} = raster;
+        pen.drawImage(raster.canvas, 0, 0, wide, high,
+                      x + left / sharp, y + top / sharp, wide / sharp, high / sharp);
+      }
+      return pen.restore();
+    }
     const lamp = [right, up].map(axis => dot(LIGHT, axis));
 
     // Far parts are drawn first. The trunk is one part, so that no rims cross it. Height counts
@@ -59,7 +78,7 @@ function canvas2d(canvas) {
     const parts = [...numbers.filter(limb).map(b => [b]), numbers.filter(b => !limb(b))];
     // Layers from the dark rim to the lit middle make it look round; fewer where there are many.
     const kinds = [colours.middle, colours.left, colours.right, colours.contact];
-    const count = motions.length > 4 ? 3 : 9;
+    const count = player.motions.length > 4 ? 3 : 9;
     const tones = k => kinds.map(kind => css(kind, 0.58 * Math.sqrt(k / count) - 0.36));
     const layers = Array.from({length: count}, (_, k) => [1 - 0.85 * k / count, tones(k)]);
     parts.sort((p, q) => order(p) - order(q));
@@ -82,4 +101,3 @@ function canvas2d(canvas) {
     pen.restore();
   };
 }
-

@@ -1,4 +1,9 @@
-// ---- Drawing with WebGL 2: floor, trail, shadow, and a stretched capsule a bone -----------------
+/* Drawing with WebGL 2: floor, trail, shadow, and the mannequin or a stretched capsule a bone.
+
+     const paint = webgl(player);                          // on player.canvas
+     paint(motion, n, [x, y, width, height], head, camera) // a cell of it, in pixels */
+
+const FLOOR = 7;  // metres from the middle to where the floor has faded away
 
 const BODY = `#version 300 es
 precision highp float;
@@ -30,6 +35,15 @@ void main() {
   float rim = pow(1.0 - max(dot(n, v), 0.0), 3.0);
   float shine = pow(max(dot(n, normalize(light + v)), 0.0), 40.0);
   colour = vec4(tint * (0.54 + 0.18 * sky + 0.4 * lamp) + 0.12 * shine + 0.12 * rim * sky, 1);
+}`;
+const SKIN = `#version 300 es
+uniform mat4 camera;
+layout(location = 1) in vec3 place; layout(location = 2) in vec3 outward;
+layout(location = 3) in vec3 hue;
+out vec3 normal; out vec3 world; out vec3 tint; out float height;
+void main() {
+  normal = outward; world = place; tint = hue; height = 0.0;
+  gl_Position = camera * vec4(place, 1);
 }`;
 const GROUND = `#version 300 es
 uniform mat4 camera; uniform vec3 middle;  // x, z, radius
@@ -105,7 +119,8 @@ function graphicsCard() {
   return !/swiftshader|llvmpipe|software|basic render/i.test(name);
 }
 
-function webgl(canvas) {
+function webgl(player) {
+  const {canvas, colours, mannequin} = player;
   const gl = canvas.getContext("webgl2", {alpha: false, stencil: true});
   const setter = {[gl.FLOAT]: "uniform1fv", [gl.FLOAT_VEC3]: "uniform3fv",
                   [gl.FLOAT_VEC4]: "uniform4fv"};
@@ -141,18 +156,34 @@ function webgl(canvas) {
     return Object.assign(made, {count: faces.length || numbers.length / 4});
   };
   const body = program(BODY, SHADE), grid = program(GROUND, GRID), line = program(RIBBON, TRAIL);
-  const few = motions.length <= 2, ball = mesh(...capsule(few ? 14 : 8, few ? 32 : 18));
-  const rough = mesh(...capsule(4, 10)), empty = gl.createVertexArray();
-  const ribbons = motions.map(motion => mesh(ribbon(motion)));
-  const bones = motions.map(m => new Float32Array(m.bones.flatMap(bone => bone.slice(0, 4))));
+  const skin = program(SKIN, SHADE), empty = gl.createVertexArray();
+  const [fine, plain, rough] = [[14, 32], [8, 18], [4, 10]].map(size => mesh(...capsule(...size)));
+  const kept = new WeakMap();  // what is uploaded once for each motion
+  const uploaded = motion => {
+    if (!kept.has(motion)) kept.set(motion, {
+      ribbon: mesh(ribbon(motion)),
+      bones: new Float32Array(motion.bones.flatMap(bone => bone.slice(0, 4)))});
+    return kept.get(motion);
+  };
   const capsules = (mesh, count) => {
     gl.bindVertexArray(mesh);
     gl.drawElementsInstanced(gl.TRIANGLES, mesh.count, gl.UNSIGNED_SHORT, 0, count);
   };
+  const figure = mannequin && gl.createVertexArray(), flesh = gl.createBuffer();
+  if (mannequin) {
+    gl.bindVertexArray(figure); gl.bindBuffer(gl.ARRAY_BUFFER, flesh);
+    gl.bufferData(gl.ARRAY_BUFFER, mannequin.corners.byteLength, gl.STREAM_DRAW);
+    for (let k = 0; k < 3; k++) {
+      gl.enableVertexAttribArray(1 + k);
+      gl.vertexAttribPointer(1 + k, 3, gl.FLOAT, false, 36, 12 * k);
+    }
+    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+    gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, mannequin.faces, gl.STATIC_DRAW);
+  }
   gl.enable(gl.SCISSOR_TEST); gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA);
 
-  return (motion, n, [x, y, width, height], head) => {
-    const {eye, matrix, target, reach} = look(motion, width / height / (1 - head), head);
+  return (motion, n, [x, y, width, height], head, {eye, matrix, target, reach}) => {
+    const {ribbon, bones} = uploaded(motion);
     const bottom = canvas.height - y - height;
     gl.viewport(x, bottom, width, height); gl.scissor(x, bottom, width, height);
     gl.clearColor(...colours.background, 1); gl.depthMask(true);
@@ -163,21 +194,31 @@ function webgl(canvas) {
     grid({camera: matrix, middle: [target[0], target[2], FLOOR + reach], marks: motion.marks,
           line: colours.line, contact: colours.contact});
     gl.bindVertexArray(empty); gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
-    line({camera: matrix, trail: colours.trail, now: [clock.time], wide: [0.018 + 0.006 * reach]});
-    gl.bindVertexArray(ribbons[n]); gl.drawArrays(gl.TRIANGLE_STRIP, 0, ribbons[n].count);
+    line({camera: matrix, trail: colours.trail, now: [player.clock.time], wide: [0.018 + 0.006 * reach]});
+    gl.bindVertexArray(ribbon); gl.drawArrays(gl.TRIANGLE_STRIP, 0, ribbon.count);
 
     // The shadow: the stencil lets it darken each pixel once only.
     gl.enable(gl.STENCIL_TEST); gl.stencilFunc(gl.EQUAL, 0, 255);
     gl.stencilOp(gl.KEEP, gl.KEEP, gl.INCR);
     const {middle, left, right, contact} = colours;
-    body({camera: matrix, joints: motion.pose, bones: bones[n], kinds: motion.kinds, light: LIGHT,
-          eye, palette: [...middle, ...left, ...right, ...contact], shadow: [colours.shadow]});
+    const palette = [middle, left, right, contact];
+    body({camera: matrix, joints: motion.pose, bones, kinds: motion.kinds, light: LIGHT, eye,
+          palette: palette.flat(), shadow: [colours.shadow]});
     capsules(rough, motion.bones.length);
 
     gl.disable(gl.STENCIL_TEST); gl.disable(gl.BLEND);
     gl.enable(gl.DEPTH_TEST); gl.enable(gl.CULL_FACE);
-    body({shadow: [0]});
-    capsules(ball, motion.bones.length);
+    if (player.isMannequin(motion)) {
+      mannequin.bend(motion, palette);
+      gl.bindBuffer(gl.ARRAY_BUFFER, flesh);
+      gl.bufferSubData(gl.ARRAY_BUFFER, 0, mannequin.corners);
+      skin({camera: matrix, light: LIGHT, eye, shadow: [0]});
+      gl.bindVertexArray(figure);
+      gl.drawElements(gl.TRIANGLES, mannequin.faces.length, gl.UNSIGNED_SHORT, 0);
+    } else {
+      body({shadow: [0]});
+      capsules(player.motions.length > 2 ? plain : fine, motion.bones.length);
+    }
     gl.disable(gl.CULL_FACE);
   };
 }
