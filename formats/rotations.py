@@ -241,14 +241,24 @@ def _twist_of_hinges(upper, lower, axis, is_leg, fps):
     folded = (upper * lower).sum(-1) < 0.5
     weight = np.where(is_leg & (x < -0.3 * size) & ~folded, 0, weight)
     told = (weight / np.maximum(size, EPS))[..., None] * np.stack([x, y], axis=-1)  # (T, K, 2)
+    near = _average(told, weight, fps)
+    # So is an elbow that is a little bent against what the frames near by show, as in waving.
+    against = (told * near).sum(-1) < -0.3 * weight * np.linalg.norm(near, axis=-1)
+    weight = np.where(against & ((upper * lower).sum(-1) > 0.7), 0, weight)
+    told = told * (weight > 0)[..., None]
+    near = _average(told, weight, fps)
+    x, y = np.moveaxis(told + (1 - weight[..., None]) * near, -1, 0)
+    return np.arctan2(y, x)
+
+
+def _average(told, weight, fps):
+    """Mean of vectors told (T, K, 2), which contain their weight (T, K), over the time around."""
     told = np.concatenate([told, weight[..., None]], axis=-1)
     radius = min(int(np.ceil(3 * SPREAD * fps)), len(told))
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / (SPREAD * fps)) ** 2)
     padded = np.pad(told, ((radius, radius), (0, 0), (0, 0)))
-    near = sum(tap * padded[i:i + len(told)] for i, tap in enumerate(taps))
-    near = (near[..., :2] + (0.02, 0)) / (near[..., 2:] + 0.02)  # far from any bend: no twist
-    x, y = np.moveaxis(told[..., :2] + (1 - weight[..., None]) * near, -1, 0)
-    return np.arctan2(y, x)
+    sums = sum(tap * padded[i:i + len(told)] for i, tap in enumerate(taps))
+    return (sums[..., :2] + (0.02, 0)) / (sums[..., 2:] + 0.02)  # far from any bend: no twist
 
 
 def _spine_turns(pelvis, chest, joints):

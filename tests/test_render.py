@@ -470,7 +470,7 @@ PROJECT = """(motion, aspect, head) => {
   const seen = [];  // x, y of every joint in every frame, where a cell ends at -1 and 1
   for (let t = 0; t < motion.frames; t++) {
     posePerson(motion, t / motion.fps);
-    const m = look(motion, aspect, head).matrix;
+    const m = look(motion, aspect, head, player.view, player.slope).matrix;
     for (let j = 0; j < motion.size; j += 3) {
       const p = [...motion.pose.slice(j, j + 3), 1];
       const [x, y, , w] = [0, 1, 2, 3].map(k => p.reduce((sum, v, i) => sum + v * m[4 * i + k], 0));
@@ -484,9 +484,9 @@ PROJECT = """(motion, aspect, head) => {
 def seen(page, n, aspect, head=0.0, **view):
     """Joints of motion n -> (T, J, 2) in the cell, which ends at -1 and 1; the caption ends at
     1 - 2 head."""
-    page.js(f"clock.playing = false; Object.assign(view, {json.dumps(view)})")
-    points = np.array(page.js(f"({PROJECT})(motions[{n}], {aspect}, {head})"))
-    return points.reshape(page.js(f"motions[{n}].frames"), -1, 2)
+    page.js(f"player.clock.playing = false; Object.assign(player.view, {json.dumps(view)})")
+    points = np.array(page.js(f"({PROJECT})(player.motions[{n}], {aspect}, {head})"))
+    return points.reshape(page.js(f"player.motions[{n}].frames"), -1, 2)
 
 
 @pytest.mark.parametrize("follow", [True, False])
