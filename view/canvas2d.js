@@ -15,7 +15,7 @@ function canvas2d(player) {
 
   return (motion, n, [x, y, width, height], head, camera) => {
     const {matrix: m, target, right, up} = camera;
-    const size = height * (1 - head) / 2 / player.slope;  // pixels of a metre at a distance of one metre
+    const size = height * (1 - head) / 2 / player.slope;  // pixels of a metre, one metre away
     const project = p => {
       const row = k => m[k] * p[0] + m[4 + k] * p[1] + m[8 + k] * p[2] + m[12 + k], w = row(3);
       return [x + (row(0) / w + 1) / 2 * width, y + (1 - row(1) / w) / 2 * height, w];

@@ -6,8 +6,8 @@
      raster.draw(mannequin, area, camera, slope);  // -> true, with the picture in raster.canvas
 
    A motion's `turns` has, for each frame and joint, x, y, z of the quaternion (w is not negative)
-   that turns the joint from the T-pose, in 1/32767; its `sizes` has how many times as thick the body
-   is as the mesh, then how many times as long the bone is that begins in each joint. */
+   that turns the joint from the T-pose, in 1/32767; its `sizes` has how many times as thick the
+   body is as the mesh, then how many times as long the bone is that begins in each joint. */
 
 const LIGHT = [0.36, 0.84, 0.41];  // towards the lamp, a unit vector
 const ACCENT = 0.68;  // how bright hands, shoes and eyes are, where the body is 1
@@ -102,7 +102,8 @@ class Mannequin {
       corners[c + 1] = m4 * x + m5 * y + m6 * z + m[from + 7];
       corners[c + 2] = m8 * x + m9 * y + m10 * z + m[from + 11];
       corners[c + 3] = nx * long; corners[c + 4] = ny * long; corners[c + 5] = nz * long;
-      corners[c + 6] = red * bright; corners[c + 7] = green * bright; corners[c + 8] = blue * bright;
+      corners[c + 6] = red * bright; corners[c + 7] = green * bright;
+      corners[c + 8] = blue * bright;
     }
   }
 }

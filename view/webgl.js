@@ -194,7 +194,8 @@ function webgl(player) {
     grid({camera: matrix, middle: [target[0], target[2], FLOOR + reach], marks: motion.marks,
           line: colours.line, contact: colours.contact});
     gl.bindVertexArray(empty); gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
-    line({camera: matrix, trail: colours.trail, now: [player.clock.time], wide: [0.018 + 0.006 * reach]});
+    line({camera: matrix, trail: colours.trail, now: [player.clock.time],
+          wide: [0.018 + 0.006 * reach]});
     gl.bindVertexArray(ribbon); gl.drawArrays(gl.TRIANGLE_STRIP, 0, ribbon.count);
 
     // The shadow: the stencil lets it darken each pixel once only.
