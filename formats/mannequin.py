@@ -74,7 +74,7 @@ def parts_of(offsets, pose, scale):
         elif part == "head":
             add(j, at(j, 0, -0.01, -0.015), at(j, 0, 0.1, -0.01), 0.065, 0.092)  # the skull
             add(j, at(j, 0, -0.035, 0.045), at(j, 0, 0.07, 0.03), 0.034, 0.066)  # jaw and brow
-            add(j, at(j, 0, 0.045, 0.098), at(j, 0, 0.005, 0.112), 0.01, 0.017)  # the nose
+            add(j, at(j, 0, 0.05, 0.088), at(j, 0, 0.014, 0.1), 0.012, 0.018)  # the nose
         elif part == "wrist":
             for z, length in ((-0.024, 0.15), (0, 0.17), (0.024, 0.16)):
                 add(j, at(j, 0, 0, z / 2), at(j, 0.08, 0, z), 0.024, 0.019)

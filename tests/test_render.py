@@ -381,7 +381,7 @@ def test_touch_turns_and_pinches(show):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize("screen", [(1280, 720), (390, 844), (844, 390)])
+@pytest.mark.parametrize("screen", [(1280, 720), (700, 700), (390, 844), (360, 740), (844, 390)])
 def test_layout(show, count, screen):
     page = show(motions(count), width=screen[0], height=screen[1])
     box = lambda selector: page.js(
@@ -400,6 +400,10 @@ def test_layout(show, count, screen):
                 or b["bottom"] <= a["top"] + 1
             )
     assert all(cell["width"] >= 150 and cell["height"] >= 149 for cell in cells)
+    texts, select = box("#readout span"), box("#speed")[0]
+    for text in texts:  # nor does the read-out
+        assert (text["right"] <= select["left"] + 1 or text["bottom"] <= select["top"] + 1
+                or text["top"] >= select["bottom"] - 1)
     if screen != (844, 390):  # a phone on its side scrolls through eight
         assert max(cell["bottom"] for cell in cells) <= bar["top"] + 1
 

@@ -142,7 +142,8 @@ class Player {
     this.clock = {time: 0, playing: !still, speed: 1};
     this.stats = {ms: 0, fps: 0};
     this.mannequin = mesh ? new Mannequin(mesh) : null;
-    this.colours = {}; this.dense = 2; this.stale = true; this.before = 0; this.motions = [];
+    this.colours = {}; this.dense = 2; this.stale = true; this.before = 0; this.played = 0;
+    this.motions = [];
     this.fast = location.hash !== "#2d" && graphicsCard();
     this.setUpCanvas(); this.listen();
     const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -248,6 +249,10 @@ class Player {
       clock.time += seconds * clock.speed;
       if (clock.time > this.duration + 0.4) clock.time = 0;  // after a rest in the last pose
       stats.fps += (1 / Math.max(seconds, 1e-3) - stats.fps) / 30;
+      this.played += 1;
+      if (this.fast && this.dense > 1 && this.played > 90 && stats.fps < 45) {
+        this.dense = 1; this.arrange();  // a weak graphics card has fewer pixels to fill
+      }
       this.redraw();
     }
     if (this.stale) this.refresh();
