@@ -7,8 +7,8 @@ neck, smoothed as seen from the chest, because the short bone from neck to head 
 import numpy as np
 
 from motion import (
-    X, Y, Z, axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_quaternion,
-    quaternion_to_matrix, unit_rows)
+    X, Y, axis_angle_to_matrix, matrix_to_quaternion, quaternion_to_matrix, rotation_between,
+    unit_rows)
 
 SLOW, LOW = 0.25, 0.05  # m/s, and metres above its lowest point: a foot surely stands below both,
 # and surely does not above twice as much
@@ -21,7 +21,7 @@ def spread(values, seconds, fps):
     radius = min(int(np.ceil(3 * seconds * fps)), len(values))
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / (seconds * fps)) ** 2)
     padded = np.pad(values, ((radius, radius), *((0, 0),) * (values.ndim - 1)))
-    return sum(tap * padded[i:i + len(values)] for i, tap in enumerate(taps))
+    return np.lib.stride_tricks.sliding_window_view(padded, len(taps), axis=0) @ taps
 
 
 def standing(place, fps):
@@ -49,12 +49,9 @@ def roll_foot(turned, direction, stands):
 def lay_toes(foot, stands):
     """Rotations (T, 3, 3) of a foot -> of its toes: as the foot's in the air, flat on the floor
     where they stand."""
-    ahead = foot @ Z
-    flat = axis_angle_to_matrix(np.arctan2(ahead[:, 0], ahead[:, 2])[:, None] * Y)
-    share = stands * np.clip(3 * np.hypot(ahead[:, 0], ahead[:, 2]) - 1, 0, 1)
-    turn = matrix_to_axis_angle(foot.swapaxes(-1, -2) @ flat)
-    far = np.linalg.norm(turn, axis=-1) > np.pi / 2  # a foot on its back or its tip
-    return foot @ axis_angle_to_matrix(turn * np.where(far, 0, share)[:, None])
+    up = foot @ Y
+    share = stands * np.clip(2 * up[:, 1], 0, 1)  # not of a foot on its tip or its back
+    return rotation_between(up, unit_rows(up + share[:, None] * (Y - up))) @ foot
 
 
 def steady_head(neck, chest, fps):
