@@ -10,6 +10,7 @@ function canvas2d(player) {
   const {colours, view, clock, mannequin} = player, raster = new Raster();
   const pen = player.canvas.getContext("2d");
   let sharp = 2;  // pixels of the mannequin in one of the canvas, on each side: it is smoothed
+  let drawn = 0;  // the first frames are slow everywhere, and say nothing
   const toned = (v, tone) => Math.round(255 * (tone > 0 ? v + (1 - v) * tone : v * (1 + tone)));
   const css = (colour, tone = 0, alpha = 1) => `rgba(${colour.map(v => toned(v, tone))},${alpha})`;
 
@@ -55,7 +56,7 @@ function canvas2d(player) {
     stroke(0.13 * size / project(target)[2], css([0, 0, 0], 0, colours.shadow / 2),
       motion.bones.map(bone => [fallen[bone[0]], fallen[bone[1]]]), "round");
     if (player.isMannequin(motion)) {
-      if (n === 0 && player.stats.ms > BUSY) sharp = 1;
+      if (n === 0 && ++drawn > 45 && player.stats.ms > BUSY) sharp = 1;
       mannequin.bend(motion, [colours.middle, colours.left, colours.right, colours.contact]);
       if (raster.draw(mannequin, width * sharp, height * sharp, camera)) {
         const {left, top, wide, high} = raster;
