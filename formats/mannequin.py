@@ -74,7 +74,7 @@ def parts_of(offsets, pose, scale):
         elif part == "head":
             add(j, at(j, 0, -0.01, -0.015), at(j, 0, 0.1, -0.01), 0.065, 0.092)  # the skull
             add(j, at(j, 0, -0.035, 0.045), at(j, 0, 0.07, 0.03), 0.034, 0.066)  # jaw and brow
-            add(j, at(j, 0, 0.045, 0.098), at(j, 0, 0.005, 0.112), 0.01, 0.017)  # the nose
+            add(j, at(j, 0, 0.05, 0.088), at(j, 0, 0.014, 0.1), 0.012, 0.018)  # the nose
         elif part == "wrist":
             for z, length in ((-0.024, 0.15), (0, 0.17), (0.024, 0.16)):
                 add(j, at(j, 0, 0, z / 2), at(j, 0.08, 0, z), 0.024, 0.019)
@@ -108,10 +108,13 @@ def skin_distance(points, parts, crotch, scale):
     """Points (N, 3) -> (N,) metres outside the skin, negative within. Soles are flat, at Y 0, and
     below the height `crotch` a slot keeps the legs apart."""
     sharp, total = 4 / (MELT * scale), np.full(len(points), 1e-12)
+    x, y, z = np.ascontiguousarray(points.T)
     for part in parts:
         _, a, b, *radii = part
         reach = np.abs(a - b) / 2 + max(radii) + 2 * MELT * scale
-        near = (np.abs(points - (a + b) / 2) < reach).all(-1)
+        low, high = (a + b) / 2 - reach, (a + b) / 2 + reach
+        near = np.flatnonzero((x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1])
+                              & (z > low[2]) & (z < high[2]))
         total[near] += np.exp(-sharp * distance(points[near], part))
     slot = np.where(points[:, 1] < crotch, SLOT * scale - np.abs(points[:, 0]), -scale)
     return np.maximum(np.maximum(-np.log(total) / sharp, slot), -points[:, 1])
@@ -124,12 +127,13 @@ def gradient(points, skin, scale):
                                for axis in (X, Y, Z)], axis=-1))
 
 
-def grid_line(low, high, fine, scale):
-    """Places from low to high, FINE apart where `fine`, a list of (from, to), says, else CELL."""
+def grid_line(low, high, fine, scale, coarse):
+    """Places from low to high, FINE apart where `fine`, a list of (from, to), says, else CELL;
+    `coarse` times as far."""
     line, step = [low], 0
     while line[-1] < high:
         near = any(a <= line[-1] < b for a, b in fine)
-        step = scale * (FINE if near else CELL)
+        step = scale * coarse * (FINE if near else CELL)
         line.append(line[-1] + step)
     return np.array(line)
 
@@ -177,26 +181,27 @@ def skin_weights(points, parts, crotch, pose, scale):
     return np.where(weights > 0, joints[best], 0).astype(np.uint8), weights.astype(np.uint8)
 
 
-def mannequin(offsets, pose, path="this motion"):
-    """Bones at rest (J, 3) of a TPose -> Mesh. ValueError for a body without height."""
+def mannequin(offsets, pose, path="this motion", coarse=1):
+    """Bones at rest (J, 3) of a TPose -> Mesh, with points `coarse` times as far apart.
+    ValueError for a body without height."""
     places = rest_pose(offsets, pose)
     scale = places[:, 1].max() / HEIGHT
     if not 0.01 < scale < 100:
         raise ValueError(f"{path}: a character needs a body of about 1.7 metres, found one that is "
                          f"{places[:, 1].max():g} metres tall.")
     parts = parts_of(offsets, pose, scale)
-    edge = scale * 2 * CELL
+    edge = scale * coarse * 2 * CELL
     low = np.min([np.minimum(a, b) - max(radii) for _, a, b, *radii in parts], axis=0) - edge
     high = np.max([np.maximum(a, b) + max(radii) for _, a, b, *radii in parts], axis=0) + edge
     at = {name.split("_")[-1]: np.abs(places[j]) for j, name in enumerate(pose.joint_names)}
     wrist, head, ankle = at["wrist"][0], at["head"][1], at["ankle"][1]
     hands = [(-9e9, -wrist + 0.02 * scale), (wrist - 0.02 * scale, 9e9)]
     arm = at["wrist"][1]
-    x = grid_line(0, high[0], hands, scale)
-    y = grid_line(-scale * 2.5 * FINE, high[1], [
+    x = grid_line(0, high[0], hands, scale, coarse)
+    y = grid_line(-scale * coarse * 2.5 * FINE, high[1], [
         (-9e9, ankle + 0.02 * scale), (arm - 0.03 * scale, arm + 0.03 * scale),
-        (head - 0.06 * scale, head + 0.08 * scale)], scale)
-    z = grid_line(low[2], high[2], [(scale * 0.05, scale * 0.14)], scale)
+        (head - 0.06 * scale, head + 0.08 * scale)], scale, coarse)
+    z = grid_line(low[2], high[2], [(scale * 0.05, scale * 0.14)], scale, coarse)
     x = np.concatenate([-x[:0:-1], x]) + 1e-4 * scale
     hip = places[pose.joint_names.index("left_hip"), 1]
     skin = partial(skin_distance, parts=parts, crotch=hip - 0.13 * scale, scale=scale)

@@ -11,13 +11,18 @@ Positions say less than rotations do, and a recorded body is not quite rigid. Wh
   What they turn about the spine is spread evenly over the joints between them.
 - A bent knee or elbow is a hinge, and shows how far thigh or upper arm is twisted. A straight one
   shows nothing: there the twist of the frames before and after is kept.
-- Every other joint turns the shortest way, and head, wrists and toes follow the bone before them.
+- Every other joint turns the shortest way, and wrists follow the forearm. For head, feet and toes
+  see formats/ends.py.
+
+Joints as a network puts them out have bones whose lengths vary from frame to frame. They are fitted
+as well as can be; sample.py first makes them constant, with `keep_bones` of motion.py.
 """
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from formats.ends import lay_toes, roll_foot, spread, standing, steady_head
 from motion import (
     KIT, SMPL_PARENTS, T2M, axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_quaternion,
     rotation_between, unit_rows)
@@ -241,14 +246,20 @@ def _twist_of_hinges(upper, lower, axis, is_leg, fps):
     folded = (upper * lower).sum(-1) < 0.5
     weight = np.where(is_leg & (x < -0.3 * size) & ~folded, 0, weight)
     told = (weight / np.maximum(size, EPS))[..., None] * np.stack([x, y], axis=-1)  # (T, K, 2)
-    told = np.concatenate([told, weight[..., None]], axis=-1)
-    radius = min(int(np.ceil(3 * SPREAD * fps)), len(told))
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / (SPREAD * fps)) ** 2)
-    padded = np.pad(told, ((radius, radius), (0, 0), (0, 0)))
-    near = sum(tap * padded[i:i + len(told)] for i, tap in enumerate(taps))
-    near = (near[..., :2] + (0.02, 0)) / (near[..., 2:] + 0.02)  # far from any bend: no twist
-    x, y = np.moveaxis(told[..., :2] + (1 - weight[..., None]) * near, -1, 0)
+    near = _average(told, weight, fps)
+    # So is an elbow that is a little bent against what the frames near by show, as in waving.
+    against = (told * near).sum(-1) < -0.3 * weight * np.linalg.norm(near, axis=-1)
+    weight = np.where(against & ((upper * lower).sum(-1) > 0.7), 0, weight)
+    told = told * (weight > 0)[..., None]
+    near = _average(told, weight, fps)
+    x, y = np.moveaxis(told + (1 - weight[..., None]) * near, -1, 0)
     return np.arctan2(y, x)
+
+
+def _average(told, weight, fps):
+    """Mean of vectors told (T, K, 2), which contain their weight (T, K), over the time around."""
+    sums = spread(np.concatenate([told, weight[..., None]], axis=-1), SPREAD, fps)
+    return (sums[..., :2] + (0.02, 0)) / (sums[..., 2:] + 0.02)  # far from any bend: no twist
 
 
 def _spine_turns(pelvis, chest, joints):
@@ -278,7 +289,13 @@ def fit_body(joints, fps=T2M.fps, offsets=None):
         placed[:, level] = (placed[:, parents[level]]
                             + (before @ offsets[level][..., None])[..., 0])
         ends = [j for j in level if not pose.children[j]]
-        world[:, ends] = world[:, parents[ends]]
+        for j in ends:
+            before, part = world[:, parents[j]], pose.joint_names[j].rpartition("_")[2]
+            world[:, j] = before
+            if part == "foot":
+                world[:, j] = lay_toes(before, standing(targets[:, j], fps))
+            elif part == "head":
+                world[:, j] = steady_head(before, world[:, chest], fps)
         turning = [j for j in level if len(pose.children[j]) == 1]
         if not turning:
             continue
@@ -298,6 +315,10 @@ def fit_body(joints, fps=T2M.fps, offsets=None):
             is_leg = np.array([pose.joint_names[j].endswith("hip") for j in above])
             angle = _twist_of_hinges(upper, unit_rows(targets[:, end] - at), axis, is_leg, fps)
             turned[:, hinged] = swung @ _twist(directions[middle], angle)
+        for k, j in enumerate(turning):
+            if pose.joint_names[j].endswith("ankle"):
+                stands = standing(targets[:, next_joint[k]], fps)
+                turned[:, k] = roll_foot(turned[:, k], directions[next_joint[k]], stands)
         world[:, turning] = turned
     local = world.copy()
     local[:, 1:] = world[:, parents[1:]].swapaxes(-1, -2) @ world[:, 1:]

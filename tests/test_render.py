@@ -381,7 +381,7 @@ def test_touch_turns_and_pinches(show):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize("screen", [(1280, 720), (390, 844), (844, 390)])
+@pytest.mark.parametrize("screen", [(1280, 720), (700, 700), (390, 844), (360, 740), (844, 390)])
 def test_layout(show, count, screen):
     page = show(motions(count), width=screen[0], height=screen[1])
     box = lambda selector: page.js(
@@ -400,6 +400,10 @@ def test_layout(show, count, screen):
                 or b["bottom"] <= a["top"] + 1
             )
     assert all(cell["width"] >= 150 and cell["height"] >= 149 for cell in cells)
+    texts, select = box("#readout span"), box("#speed")[0]
+    for text in texts:  # nor does the read-out
+        assert (text["right"] <= select["left"] + 1 or text["bottom"] <= select["top"] + 1
+                or text["top"] >= select["bottom"] - 1)
     if screen != (844, 390):  # a phone on its side scrolls through eight
         assert max(cell["bottom"] for cell in cells) <= bar["top"] + 1
 
@@ -470,7 +474,7 @@ PROJECT = """(motion, aspect, head) => {
   const seen = [];  // x, y of every joint in every frame, where a cell ends at -1 and 1
   for (let t = 0; t < motion.frames; t++) {
     posePerson(motion, t / motion.fps);
-    const m = look(motion, aspect, head).matrix;
+    const m = look(motion, aspect, head, player.view, player.slope).matrix;
     for (let j = 0; j < motion.size; j += 3) {
       const p = [...motion.pose.slice(j, j + 3), 1];
       const [x, y, , w] = [0, 1, 2, 3].map(k => p.reduce((sum, v, i) => sum + v * m[4 * i + k], 0));
@@ -484,9 +488,9 @@ PROJECT = """(motion, aspect, head) => {
 def seen(page, n, aspect, head=0.0, **view):
     """Joints of motion n -> (T, J, 2) in the cell, which ends at -1 and 1; the caption ends at
     1 - 2 head."""
-    page.js(f"clock.playing = false; Object.assign(view, {json.dumps(view)})")
-    points = np.array(page.js(f"({PROJECT})(motions[{n}], {aspect}, {head})"))
-    return points.reshape(page.js(f"motions[{n}].frames"), -1, 2)
+    page.js(f"player.clock.playing = false; Object.assign(player.view, {json.dumps(view)})")
+    points = np.array(page.js(f"({PROJECT})(player.motions[{n}], {aspect}, {head})"))
+    return points.reshape(page.js(f"player.motions[{n}].frames"), -1, 2)
 
 
 @pytest.mark.parametrize("follow", [True, False])

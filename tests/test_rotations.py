@@ -77,7 +77,7 @@ def check(clips):
     assert max(error.max() for error in errors) < 0.010
     turned = np.concatenate([turns(body) for body in bodies])
     assert np.percentile(turned, 99) < 25 and np.percentile(turned, 99, axis=0).max() < 60
-    assert (turned > 60).mean() < 5e-4 and (turned > 90).mean() < 1e-4
+    assert (turned > 60).mean() < 5e-4 and turned.max() < 90
     forward, sideward = (np.concatenate(bend) for bend in zip(*map(knee_bends, bodies)))
     assert (forward > -1).mean() > 0.999 and np.percentile(sideward, 99.9) < 15
 
@@ -95,7 +95,7 @@ def test_recordings(shared):
 def test_a_second_takes_about_a_millisecond():
     joints = np.concatenate([dancing(100, seed) for seed in range(4)])  # 20 seconds
     best = min(timed(fit_body, joints) for _ in range(5))
-    assert best < 20 * 0.004, "measured 0.7 ms a second on an idle core"
+    assert best < 20 * 0.004, "measured 0.9 ms a second on a core of an AMD EPYC"
 
 
 def timed(function, *arguments):
@@ -176,3 +176,53 @@ def test_what_is_no_motion_is_refused_in_one_sentence(joints):
 
 def test_a_body_in_one_point_is_finite():
     assert np.isfinite(fit_body(np.zeros((3, 22, 3))).rotations).all()
+
+
+def test_a_foot_that_stands_is_level_and_its_toes_are_flat():
+    """Legs lean to the left over feet that stand: without the floor, the soles would lean too."""
+    pose = T_POSES[22]
+    offsets = measure_bones(dancing(), pose)
+    places = rest_pose(offsets, pose)
+    lean = axis_angle_to_matrix(np.array([0.2, 0, -0.3]))  # about the ankles
+    joints = np.repeat(places[None], 40, axis=0)
+    for hip, knee, ankle in ((1, 4, 7), (2, 5, 8)):
+        joints[:, [hip, knee]] = places[ankle] + (places[[hip, knee]] - places[ankle]) @ lean.T
+    trunk = [j for j in range(22) if j not in (1, 2, 4, 5, 7, 8, 10, 11)]
+    joints[:, trunk] += joints[0, 1] - places[1]
+    body = fit_body(joints, offsets=offsets)
+    world = world_of(body)
+    for ankle, ball in ((7, 10), (8, 11)):
+        assert np.abs(world[:, ankle, 1, 0]).max() < 0.01, "the sole leans to a side"
+        np.testing.assert_allclose(world[:, ball, 1], np.tile([0, 1, 0], (40, 1)), atol=0.01)
+    joints[:, :, 1] += np.arange(40)[:, None] * 0.05  # the same in the air: feet follow the shins
+    flying = world_of(fit_body(joints, offsets=offsets))[20:]
+    assert np.abs(flying[:, [7, 8], 1, 0]).min() > 0.2
+    np.testing.assert_allclose(flying[:, [10, 11]], flying[:, [7, 8]], atol=1e-6)
+
+
+def test_a_head_does_not_tremble_with_its_neck():
+    pose, time = T_POSES[22], np.arange(60)
+    offsets = measure_bones(dancing(), pose)
+    spin = axis_angle_to_matrix(0.3 * time[:, None] * np.array([0, 1, 0]))  # 17 degrees a frame
+    still = rest_pose(offsets, pose) @ spin.swapaxes(-1, -2)
+    joints = still.copy()
+    joints[:, 15] += np.random.default_rng(1).normal(0, 0.01, (60, 3))  # noise of a centimetre
+    world = spin.swapaxes(-1, -2) @ world_of(fit_body(joints, offsets=offsets)).swapaxes(0, 1)
+    world = world.swapaxes(0, 1)
+
+    def steps(j):
+        turn = world[1:, j] @ world[:-1, j].swapaxes(-1, -2)
+        return np.degrees(np.arccos(np.clip((np.trace(turn, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+
+    assert steps(15).mean() < 0.5 * steps(12).mean()
+    found = fit_body(still, offsets=offsets)  # and does not lag behind a body that spins
+    np.testing.assert_allclose(world_of(found)[:, 15], spin, atol=1e-6)
+
+
+def world_of(body):
+    """(T, J, 3, 3) rotations relative to the room."""
+    world = body.rotations.copy()
+    for j, parent in enumerate(body.pose.parents):
+        if parent >= 0:
+            world[:, j] = world[:, parent] @ world[:, j]
+    return world

@@ -11,9 +11,9 @@ A motion is a dict with `joints` (T, J, 3) in metres, Y up, the floor at 0. Opti
                       Found from the joints by default.
     parents           (J,), needed only for a body other than HumanML3D's (22 joints), KIT's (21)
                       or SMPL's (24)
-Several motions play side by side with one clock and one camera. player.html draws them.
+Several motions play side by side with one clock and one camera. player.html draws them: the 22
+joints of HumanML3D as a mannequin, every other body as a stick figure.
 """
-import base64
 import html
 import json
 import math
@@ -26,8 +26,11 @@ from tqdm import tqdm
 from config import atomic_write
 from formats.mannequin import RADIUS
 from motion import KIT, SMPL_PARENTS, T2M
+from view import skin
 
 TEMPLATE = Path(__file__).with_name("player.html")
+SCRIPTS = ("mannequin.js", "webgl.js", "canvas2d.js", "player.js")  # inlined in this order
+FINE, COARSE, FEW = 1, 1.4, 2  # how coarse the mannequin's mesh is for a FEW people, and for more
 # Radians. The person faces +Z at first, and yaw 0 looks into the face.
 CAMERA = {"yaw": 0.55, "pitch": 0.2, "field_of_view": 0.56}
 
@@ -129,22 +132,38 @@ def _pack(motion):
     contacts += contacts[-1:] * (len(joints) - len(contacts))  # features have one frame less
     return {"caption": motion["caption"], "title": motion["title"], "fps": motion["fps"],
             "frames": len(joints), "bones": bones, "feet": motion["feet"], "contacts": contacts,
-            "scale": scale,
-            "positions": base64.b64encode(np.rint(joints / scale).astype("<i2").tobytes()).decode()}
+            "scale": scale, "positions": skin.encode(np.rint(joints / scale), "<i2")}
+
+
+def player_data(motions, path="this player"):
+    """What `new Player` of player.js needs to play `motions`, as JSON. ValueError, in a sentence
+    that begins with `path`, for what cannot be shown."""
+    if not motions:
+        raise ValueError(f"{path}: no motions to show")
+    motions = [_check(motion, f"{path}, motion {i}") for i, motion in enumerate(motions)]
+    packed, mesh = [_pack(motion) for motion in motions], None
+    for motion, data in zip(motions, packed):
+        body = skin.body_of(motion["joints"], motion["parents"], motion["fps"])
+        if body:
+            mesh = mesh or skin.mesh_of(body.offsets, FINE if len(motions) <= FEW else COARSE)
+            data |= skin.turns_of(body, mesh["rest"])
+    return {"camera": CAMERA, "mesh": mesh, "motions": packed}
+
+
+def player_script():
+    """The scripts of the player, for a page that holds the markup of player.html."""
+    return "".join(TEMPLATE.with_name(name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def write_player(path, motions, title="nanoMLD"):
     """Write one self-contained HTML file that plays `motions` (see the top of this file) side by
     side. Positions are kept to 1/32767 of the motion's extent: 0.2 mm for a path of 6 m.
     ValueError for what cannot be shown."""
-    if not motions:
-        raise ValueError(f"{path}: no motions to show")
-    packed = [_pack(_check(motion, f"{path}, motion {i}")) for i, motion in enumerate(motions)]
     # "<" is escaped so that no caption can end the script element that holds the data.
-    data = json.dumps({"camera": CAMERA, "motions": packed}).replace("<", "\\u003c")
-    parts = {"%TITLE%": html.escape(title), "%DATA%": data}
+    data = json.dumps(player_data(motions, path)).replace("<", "\\u003c")
+    parts = {"%TITLE%": html.escape(title), "%DATA%": data, "%SCRIPT%": player_script()}
     template = TEMPLATE.read_text(encoding="utf-8")
-    page = re.sub("|".join(parts), lambda mark: parts[mark[0]], template)  # both in one pass
+    page = re.sub("|".join(parts), lambda mark: parts[mark[0]], template)  # all in one pass
     with atomic_write(path, "w") as file:
         file.write(page)
 
