@@ -2,8 +2,8 @@
 
 Everything takes joints (T, 22, 3) in metres at 20 frames a second, Y up, facing +Z at frame 0, the
 person's left at +X. Who stands straight has the pelvis at 0.94, the head at 1.56, knees at 0.46 and
-ankles at 0.05 to 0.1. Measures are numbers, or one for each frame; events are the frames at which
-something happens; detectors.py has what is made of them.
+ankles at 0.05 to 0.1. Measures are numbers, or one for each frame; events.py has the frames at which
+something happens, detectors.py and gestures.py what is made of both.
 """
 import numpy as np
 
@@ -59,8 +59,64 @@ def drop(j):
     return j[:2, PELVIS, 1].mean() - j[:, PELVIS, 1].min()
 
 
+CHECKS = {
+    'walk': lambda j: j[-1, 0, 2] > 1 and abs(j[-1, 0, 0]) < 0.6 * j[-1, 0, 2],
+    'walk backward': lambda j: j[-1, 0, 2] < -1 and abs(j[-1, 0, 0]) < -0.6 * j[-1, 0, 2],
+    'walk and turn left': lambda j: heading(j)[-1] > 0.8 and speed(j) > 0.3,
+    'walk and turn right': lambda j: heading(j)[-1] < -0.8 and speed(j) > 0.3,
+    'turn left': lambda j: heading(j)[-1] > 0.8 and speed(j) < 0.3,
+    'turn right': lambda j: heading(j)[-1] < -0.8 and speed(j) < 0.3,
+    'run': lambda j: speed(j) > 2 and j[-1, 0, 2] > 3,
+    'jump': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.15,
+    'hop': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.05,
+    'walk and jump': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.15 and speed(j[:40]) > 0.3,
+    'wave left hand': lambda j: hand_up(j, 0) > 0.8 and hand_up(j, 1) == 0,
+    'wave right hand': lambda j: hand_up(j, 1) > 0.8 and hand_up(j, 0) == 0,
+    'wave both hands': lambda j: hand_up(j, 0) > 0.8 and hand_up(j, 1) > 0.8,
+    'raise both arms': both_up,
+    'jumping jacks': lambda j: both_up(j)
+    and np.linalg.norm(j[:, L_ANKLE] - j[:, R_ANKLE], axis=1).max() > 0.45,
+    'kick': lambda j: max(foot_out(j, 0), foot_out(j, 1)) > 0.4
+    and max(top_speed(j, L_ANKLE), top_speed(j, R_ANKLE)) > 2,
+    'punch': lambda j: max(top_speed(j, L_WRIST), top_speed(j, R_WRIST)) > 2
+    and max(j[:, L_WRIST, 1].max(), j[:, R_WRIST, 1].max()) > 1,
+    'squat': lambda j: drop(j) > 0.25
+    and j[-1, 0, 1] > j[0, 0, 1] - 0.06
+    and j[:, [L_TOE, R_TOE], 1].max() < 0.05,
+    'bow': lambda j: j[0, HEAD, 1] - j[:, HEAD, 1].min() > 0.12 and drop(j) < 0.15,
+    'sit': lambda j: drop(j) > 0.3 and (j[:, 0, 1] < j[0, 0, 1] - 0.3).sum() > 8,
+    'spin': lambda j: abs(heading(j)[-1]) > 5.5 and np.abs(j[-1, 0, [0, 2]]).max() < 0.5,
+    'crawl': lambda j: j[:, PELVIS, 1].max() < 0.65 and j[-1, 0, 2] > 0.4,
+    'stand': lambda j: np.abs(j - j[0]).max() < 0.3 and top_speed(j, HEAD) < 0.6,
+    'step left': lambda j: j[-1, 0, 0] > 0.2 and abs(j[-1, 0, 2]) < 0.15,
+    'step right': lambda j: j[-1, 0, 0] < -0.2 and abs(j[-1, 0, 2]) < 0.15,
+}
+
 # --------------------------------------------------------------------------------------------------
-# Measures
+# More measures, and what finds events in them
+
+
+def peaks(x, least):
+    """Frames of the maxima of x (T,) that rise by `least` from the low before them, and fall by
+    as much after them unless the motion ends."""
+    found, rising, low, high, top = [], False, x[0], x[0], 0
+    for t, value in enumerate(x):
+        if rising and value > high:
+            high, top = value, t
+        elif rising and value < high - least:
+            found.append(top)
+            rising, low = False, value
+        elif not rising and value > low + least:
+            rising, high, top = True, value, t
+        elif not rising:
+            low = min(low, value)
+    return found + [top] * rising
+
+
+def spans(mask, least=1):
+    """[(first, behind the last)] of the runs of true frames that have at least `least`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]]).astype(int)))
+    return [(a, b) for a, b in edges.reshape(-1, 2) if b - a >= least]
 
 
 def smooth(x):
@@ -187,224 +243,3 @@ def tilt(j):
 def stride(j):
     """Metres between the feet at a step's widest."""
     return np.quantile(feet_apart(j), 0.9)
-
-
-def clap_rate(j):
-    """Claps a second, from the first to the last."""
-    found = claps(j)
-    return 20 * (len(found) - 1) / (found[-1] - found[0]) if len(found) > 1 else 0
-
-
-# --------------------------------------------------------------------------------------------------
-# Events
-
-
-def peaks(x, least):
-    """Frames of the maxima of x (T,) that rise by `least` from the low before them, and fall by
-    as much after them unless the motion ends."""
-    found, rising, low, high, top = [], False, x[0], x[0], 0
-    for t, value in enumerate(x):
-        if rising and value > high:
-            high, top = value, t
-        elif rising and value < high - least:
-            found.append(top)
-            rising, low = False, value
-        elif not rising and value > low + least:
-            rising, high, top = True, value, t
-        elif not rising:
-            low = min(low, value)
-    return found + [top] * rising
-
-
-def spans(mask, least=1):
-    """[(first, behind the last)] of the runs of true frames that have at least `least`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]]).astype(int)))
-    return [(a, b) for a, b in edges.reshape(-1, 2) if b - a >= least]
-
-
-def flights(j):
-    """[(first, behind the last)] frames of each time that no foot is down."""
-    return spans(~down(j).any(1), 2)
-
-
-def jumps(j):
-    """Tops of jumps: the pelvis comes 12 cm up, above where it is when standing, feet in the
-    air."""
-    air, y = ~down(j).any(1), j[:, PELVIS, 1]
-    return [t for t in peaks(y, 0.12) if y[t] > 0.99 and air[max(t - 2, 0):t + 3].sum() >= 2]
-
-
-def hops(j):
-    """First frames of the flights that end on a foot from which they started."""
-    feet, found = down(j), []
-    for a, b in flights(j):
-        before, after = feet[max(a - 2, 0):a].any(0), feet[b:b + 2].any(0)
-        if (before & after).any():
-            found.append(a)
-    return found
-
-
-def steps(j):
-    """First frames of steps: a foot moves over the floor by 15 cm or more, and stands again."""
-    found = []
-    for side in (0, 1):
-        at = smooth(j[:, L_ANKLE + side] + j[:, L_TOE + side])[:, [0, 2]] / 2
-        moves = np.linalg.norm(np.diff(at, axis=0), axis=1) * 20 > 0.3
-        found += [a for a, b in spans(moves, 3) if np.linalg.norm(at[b] - at[a]) > 0.15]
-    return sorted(found)
-
-
-def knee_lifts(j):
-    """Tops of the lifts of a knee, by 10 cm or more."""
-    return sorted(t for knee in (L_KNEE, R_KNEE) for t in peaks(j[:, knee, 1], 0.1))
-
-
-def foot_lifts(j):
-    """Tops of the lifts of an ankle, by 6 cm or more."""
-    return sorted(t for ankle in (L_ANKLE, R_ANKLE) for t in peaks(j[:, ankle, 1], 0.06))
-
-
-def claps(j):
-    """Frames in which the wrists meet, in front of the body or above the head."""
-    apart = hands_apart(j)
-    return [t for t in peaks(-apart, 0.1) if apart[t] < 0.3 and j[t, L_WRIST, 1] > 0.9]
-
-
-def waves_of(j, side):
-    """Outermost frames of the swings of a raised forearm, or of the arm, from side to side."""
-    up, found = raised(j, side), []
-    for a, b in spans(up, 6):
-        part = j[a:b]
-        arm = seen(part, part[:, L_WRIST + side] - part[:, L_WRIST + side - 2])
-        swing = np.arctan2(arm[:, 0] * (1 - 2 * side), arm[:, 1])
-        found += [a + t for t in peaks(np.unwrap(swing), 0.2)]
-    return found
-
-
-def waves(j):
-    return max((waves_of(j, side) for side in (0, 1)), key=len)
-
-
-def kicks_of(j, side):
-    """Frames in which a leg is farthest out ahead or to its side, its foot up: 40 cm at least from
-    under the pelvis. A foot behind the body is one that walks."""
-    gap, up = j[:, L_ANKLE + side] - j[:, PELVIS], j[:, L_ANKLE + side, 1] > 0.2
-    fore = seen(j, gap)[:, 2] > -0.3
-    out = smooth(np.hypot(gap[:, 0], gap[:, 2])) * up * fore
-    moves = np.linalg.norm(np.diff(j[:, L_ANKLE + side], axis=0, append=j[-1:, L_ANKLE + side]),
-                           axis=1) * 20
-    return [t for t in peaks(out, 0.25) if out[t] > 0.38 and moves[max(t - 8, 0):t + 1].max() > 1.5]
-
-
-def kicks(j):
-    return sorted(kicks_of(j, 0) + kicks_of(j, 1))
-
-
-def strokes(j, side):
-    """[(frame, metres a second)] in which a fist is farthest out from over the pelvis, and farther
-    than the other one, or farthest across the body as in a hook; at breast height."""
-    hips = (j[:, 1] - j[:, 2])[:, [0, 2]]
-    hips = hips / np.linalg.norm(hips, axis=1, keepdims=True).clip(1e-6)
-    gaps = j[:, [L_WRIST, R_WRIST]] - j[:, [PELVIS]]
-    out, high = np.hypot(gaps[..., 0], gaps[..., 2]), gaps[:, side, 1]
-    across = (gaps[:, side][:, [0, 2]] * hips).sum(1) * (2 * side - 1)
-    own, other = out[:, side], out[:, 1 - side]
-
-    def found(x, least):
-        fast = np.diff(smooth(x), prepend=x[:1]) * 20
-        return [(t, fast[max(t - 6, 0):t + 1].max()) for t in peaks(x, least) if high[t] > 0.2]
-
-    straight = [(t, v) for t, v in found(own, 0.1) if own[t] > max(0.38, other[t] + 0.04)]
-    hooks = [(t, v) for t, v in found(across, 0.15) if high[t] > 0.25 and own[t] > 0.3]
-    return [(t, v) for t, v in straight + hooks if v > 0.9]
-
-
-def punches_of(j, side):
-    """Frames in which a fist strikes. Where two strokes, of whichever hand, are within half a
-    second, one much slower than the other is the arm that swings back; within 0.2 s they are
-    one."""
-    both = [(t, v, hand) for hand in (0, 1) for t, v in strokes(j, hand)]
-    kept = []
-    for t, v, hand in sorted(both, key=lambda stroke: -stroke[1]):
-        if all(abs(t - a) > (10 if v < 0.8 * b else 4) for a, b, _ in kept):
-            kept.append((t, v, hand))
-    return sorted(t for t, _, hand in kept if hand == side)
-
-
-def punches(j):
-    return sorted(punches_of(j, 0) + punches_of(j, 1))
-
-
-def bows(j):
-    """Frames in which the trunk is bent forward the most, by 17 degrees or more."""
-    bent = smooth(lean(j))
-    return [t for t in peaks(bent, 0.15) if bent[t] > 0.3]
-
-
-def squats(j):
-    return peaks(-smooth(j[:, PELVIS, 1]), 0.2)
-
-
-def nods(j):
-    return peaks(head_pitch(j), 0.12)
-
-
-def shakes(j):
-    """Frames in which the head is turned the farthest to the left."""
-    return peaks(head_turn(j), 0.2)
-
-
-def arm_raises(j):
-    low = np.minimum(reach(j, 0)[:, 1], reach(j, 1)[:, 1])
-    return [t for t in peaks(low, 0.3) if low[t] > 0.1]
-
-
-def jacks(j):
-    """Frames in which the feet are the farthest apart, side by side, both hands going up around
-    then, and coming down."""
-    low, apart = np.minimum(reach(j, 0)[:, 1], reach(j, 1)[:, 1]), feet_apart(j)
-    beside = np.abs(seen(j, j[:, L_ANKLE] - j[:, R_ANKLE])[:, 0])
-    hands = [low[max(t - 12, 0):t + 13] for t in range(len(j))]
-    return [t for t in peaks(apart, 0.15) if beside[t] > max(0.35, 0.85 * apart[t])
-            and hands[t].max() > 0.1 and hands[t].min() < -0.15
-            and apart[max(t - 14, 0):t + 15].min() < 0.55 * apart[t]]
-
-
-def spins(j):
-    """Whole turns about the vertical, to the nearest, as that many frames."""
-    turned = np.abs(heading(j))
-    return list(range(round(turned.max() / (2 * np.pi))))
-
-
-CHECKS = {
-    'walk': lambda j: j[-1, 0, 2] > 1 and abs(j[-1, 0, 0]) < 0.6 * j[-1, 0, 2],
-    'walk backward': lambda j: j[-1, 0, 2] < -1 and abs(j[-1, 0, 0]) < -0.6 * j[-1, 0, 2],
-    'walk and turn left': lambda j: heading(j)[-1] > 0.8 and speed(j) > 0.3,
-    'walk and turn right': lambda j: heading(j)[-1] < -0.8 and speed(j) > 0.3,
-    'turn left': lambda j: heading(j)[-1] > 0.8 and speed(j) < 0.3,
-    'turn right': lambda j: heading(j)[-1] < -0.8 and speed(j) < 0.3,
-    'run': lambda j: speed(j) > 2 and j[-1, 0, 2] > 3,
-    'jump': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.15,
-    'hop': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.05,
-    'walk and jump': lambda j: airborne(j).sum() >= 3 and rise(j) > 0.15 and speed(j[:40]) > 0.3,
-    'wave left hand': lambda j: hand_up(j, 0) > 0.8 and hand_up(j, 1) == 0,
-    'wave right hand': lambda j: hand_up(j, 1) > 0.8 and hand_up(j, 0) == 0,
-    'wave both hands': lambda j: hand_up(j, 0) > 0.8 and hand_up(j, 1) > 0.8,
-    'raise both arms': both_up,
-    'jumping jacks': lambda j: both_up(j)
-    and np.linalg.norm(j[:, L_ANKLE] - j[:, R_ANKLE], axis=1).max() > 0.45,
-    'kick': lambda j: max(foot_out(j, 0), foot_out(j, 1)) > 0.4
-    and max(top_speed(j, L_ANKLE), top_speed(j, R_ANKLE)) > 2,
-    'punch': lambda j: max(top_speed(j, L_WRIST), top_speed(j, R_WRIST)) > 2
-    and max(j[:, L_WRIST, 1].max(), j[:, R_WRIST, 1].max()) > 1,
-    'squat': lambda j: drop(j) > 0.25
-    and j[-1, 0, 1] > j[0, 0, 1] - 0.06
-    and j[:, [L_TOE, R_TOE], 1].max() < 0.05,
-    'bow': lambda j: j[0, HEAD, 1] - j[:, HEAD, 1].min() > 0.12 and drop(j) < 0.15,
-    'sit': lambda j: drop(j) > 0.3 and (j[:, 0, 1] < j[0, 0, 1] - 0.3).sum() > 8,
-    'spin': lambda j: abs(heading(j)[-1]) > 5.5 and np.abs(j[-1, 0, [0, 2]]).max() < 0.5,
-    'crawl': lambda j: j[:, PELVIS, 1].max() < 0.65 and j[-1, 0, 2] > 0.4,
-    'stand': lambda j: np.abs(j - j[0]).max() < 0.3 and top_speed(j, HEAD) < 0.6,
-    'step left': lambda j: j[-1, 0, 0] > 0.2 and abs(j[-1, 0, 2]) < 0.15,
-    'step right': lambda j: j[-1, 0, 0] < -0.2 and abs(j[-1, 0, 2]) < 0.15,
-}

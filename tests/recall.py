@@ -1,4 +1,4 @@
-"""How far detectors.py can be trusted: recall on real clips that say a thing, false alarms on others.
+"""How far detectors can be trusted: recall on real clips that say a thing, false alarms on others.
 
     python tests/everyday.py --validate                       the toy set
     python tests/everyday.py --validate PACK [LABELS.csv]     another pack; id,label lines name its
@@ -13,8 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import detectors as d
-import kinematics as k
+import detectors
+import events
+import gestures
+import kinematics
+
+NAMES = {name: value for module in (kinematics, events, gestures, detectors)
+         for name, value in vars(module).items() if not name.startswith("_")}
 
 WORDS = {  # detector: what its action is called, in labels and captions
     "walk": r"walk|stroll|strid|stride|step|pace|wander|ambl|forward|strut|saunter|turn|foot|move"
@@ -105,14 +110,14 @@ class Clip:
 
 
 def detector(words):
-    """'times(jumps, 2)' -> the detector, of the names in detectors.py and kinematics.py."""
-    return eval(words, {**vars(k), **vars(d)})
+    """'times(jumps, 2)' -> the detector, of the names in the four files."""
+    return eval(words, dict(NAMES))
 
 
 def named(label):
     """A label -> the words of its detector, or None where there is none."""
     words = LABELS.get(label, label.replace(" ", "_").replace("-", "_"))
-    if "(" in words or hasattr(d, words):
+    if "(" in words or words in NAMES:
         return words
     parts = re.split(r" then | and then |, ", label)
     parts = [named(part) for part in parts] if len(parts) == 2 else [None]
@@ -151,7 +156,7 @@ def false_alarms(clips):
     for name, words in WORDS.items():
         group = [clip for clip in clips
                  if not re.search(words, " ".join([clip.label, *clip.texts]), re.I)]
-        hits = [clip.label for clip in group if getattr(d, name)(clip.joints)]
+        hits = [clip.label for clip in group if NAMES[name](clip.joints)]
         found[name] = (len(group), len(hits) / max(len(group), 1), sorted(set(hits)))
     return found
 
@@ -172,20 +177,20 @@ def said(clips):
         if events and len(numbers) == 1:
             yield f"{events}", clip, bool(detector(f"times({events}, {numbers[0]})")(clip.joints))
         sides = {word for word in ("left", "right") if re.search(rf"\b{word}\b", text)}
-        if side and len(sides) == 1 and hasattr(d, f"{side}_{min(sides)}"):
-            yield f"{side} left/right", clip, bool(getattr(d, f"{side}_{min(sides)}")(clip.joints))
+        if side and len(sides) == 1 and f"{side}_{min(sides)}" in NAMES:
+            yield f"{side} left/right", clip, bool(NAMES[f"{side}_{min(sides)}"](clip.joints))
 
 
 def shifted(clips):
-    """[(attribute, clip, whether)]: slow, fast, high and low ones against the middle of the clips of
-    their label that say none of it."""
+    """[(attribute, clip, whether)]: slow, fast, high and low ones against the middle of the clips
+    of their label that say none of it."""
     for table, less, more in ((PACE, SLOW, FAST), (HEIGHT, LOW, HIGH)):
         for label in sorted({clip.label for clip in clips}):
             quantity = table.get(label)
-            if quantity is None or not hasattr(k, quantity):
+            if quantity is None or quantity not in NAMES:
                 continue
-            measure, group = getattr(k, quantity), [c for c in clips if c.label == label]
-            says = [(bool(re.search(less, " ".join(c.texts))), bool(re.search(more, " ".join(c.texts))))
+            measure, group = NAMES[quantity], [c for c in clips if c.label == label]
+            says = [[bool(re.search(words, " ".join(c.texts))) for words in (less, more)]
                     for c in group]
             plain = [measure(c.joints) for c, word in zip(group, says) if not any(word)]
             if not plain:
