@@ -105,6 +105,7 @@ class VAEConfig(StackConfig):
     lambda_energy: float = 0.0  # of each joint's mean speed, acceleration and jerk over a clip
     lambda_spectrum: float = 0.0  # of velocities' amplitudes by joint, moment and frequency
     lambda_power: float = 0.0  # of the power of a clip's velocities by frequency
+    sharpen_from: float = 0.0  # share of the steps after which these four count
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
 
 
@@ -262,7 +263,7 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "vae.mlp_dist": True, "vae.logvar_bias": -4.0, "vae.cosines": 64, "vae.cosine_span": 196,
     "vae.joints_loss": "distance", "vae.lambda_joint": 0.05, "vae.lambda_velocity": 10.0,
     "vae.lambda_acceleration": 10.0, "vae.lambda_energy": 0.02, "vae.lambda_spectrum": 0.1,
-    "text.kind": "scratch", "text.vectors": True,
+    "vae.sharpen_from": 0.5, "text.kind": "scratch", "text.vectors": True,
     "denoiser.latent_dim": 128, "denoiser.ff_size": 512, "denoiser.num_layers": 5,
     "denoiser.dropout": 0.0, "denoiser.attention_dropout": 0.0, "denoiser.max_positions": 256,
     "denoiser.text_encoded_dim": 128, "denoiser.normalize_latents": True,
@@ -324,7 +325,8 @@ MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads",
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
 BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "row_dropout", "ema", "beta2")
 MOST = {  # what a network, a machine or float32 can take; others: a billion, and a million
-    "condition_dropout": 1, "guidance_rescale": 1, "eta": 1, "lr": 100, "fps": 1000,
+    "condition_dropout": 1, "sharpen_from": 1, "guidance_rescale": 1, "eta": 1, "lr": 100,
+    "fps": 1000,
     "seed": 2**63 - 1, "threads": 1024, "workers": 256, "layers": 1000, "num_layers": 1000,
     "num_train_timesteps": 100_000,
 } | dict.fromkeys(("latent_dim", "ff_size", "width", "embed_dim", "text_encoded_dim"), 65_536) \

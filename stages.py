@@ -52,27 +52,30 @@ class VAEStage(nn.Module):
     def prepare(self, batch, step):
         shape = (batch["global_size"], self.vae.latent_size, self.vae.latent_dim)
         eps = torch.randn(shape, generator=self.run.draws(self.name, step))
-        return {**batch, "eps": eps[self.run.share]}
+        late = step >= self.run.config.vae.sharpen_from * self.settings.steps
+        return {**batch, "eps": eps[self.run.share], "late": torch.tensor(float(late))}
 
     def tensors(self, batch):
         """What forward reads, as tensors of few shapes, for a CUDA graph each (graphs.py)."""
         features = batch["features"]
         padding = -features.shape[1] % RUNG
         return {"features": nn.functional.pad(features, (0, 0, 0, padding)),
-                "lengths": batch["lengths"], "eps": batch["eps"]}
+                "lengths": batch["lengths"], "eps": batch["eps"], "late": batch["late"]}
 
     def forward(self, batch):
         features, lengths = batch["features"], batch["lengths"]
         mu, logvar = self.vae.encode(features, lengths)
         z = mu + (0.5 * logvar).exp() * batch["eps"]
         recon = self.vae.decode(z, lengths, features.shape[1])
-        return self.loss(features, recon, mu, logvar, lengths)
+        return self.loss(features, recon, mu, logvar, lengths, batch["late"])
 
-    def loss(self, features, recon, mu, logvar, lengths):
+    def loss(self, features, recon, mu, logvar, lengths, late=1.0):
+        """The paper's loss and ours. The latter slow the first steps, when whole movements are
+        learnt, so they count (late 1, not 0) from vae.sharpen_from on, and always on val."""
         settings, to_joints = self.run.config.vae, self.model[0].to_joints
         losses = vae_loss(features, recon, mu, logvar, lengths, settings, to_joints)
         ours = sharpness_losses(recon, features, lengths, settings, to_joints)
-        return {**ours, **losses, "loss": losses["loss"] + ours.get("loss", 0.0)}
+        return {**ours, **losses, "loss": losses["loss"] + late * ours.get("loss", 0.0)}
 
     @torch.no_grad()
     def validate(self):

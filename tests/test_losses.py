@@ -1,14 +1,17 @@
 """The VAE's losses that are ours: right values, silence where nothing moves, gradients for few
 frames, and padding that does not matter."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from config import VAEConfig
+from config import TOY, Config, VAEConfig, set_value
 from losses import (
     HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, energy_loss, power_loss, sharpness_losses,
     spectrum_loss)
+from stages import VAEStage
+from vae import MotionVAE
 
 TERMS = acceleration_loss, energy_loss, spectrum_loss, power_loss
 
@@ -124,3 +127,29 @@ def test_the_sum_is_weighted_and_terms_without_weight_are_absent():
     both = sharpness_losses(a, b, None, cfg, to_joints)["loss"]
     full = sharpness_losses(a, b, torch.tensor([40, 40]), cfg, to_joints)["loss"]
     assert torch.allclose(both, full)
+
+
+def test_the_stage_lets_them_in_late():
+    """From the share sharpen_from of the steps on, and always on val."""
+    config = Config()
+    for key, value in {**TOY, "vae.sharpen_from": 0.5, "train_vae.steps": 10, "vae.latent_dim": 16,
+                       "vae.ff_size": 32, "vae.num_layers": 3}.items():
+        set_value(config, key, value)
+    model = SimpleNamespace(vae=MotionVAE(config.vae, 263),
+                            to_joints=lambda x: x[..., 1:67].unflatten(-1, (22, 3)))
+    run = SimpleNamespace(config=config, share=slice(None), batches=lambda *_: [],
+                          draws=lambda *_: torch.Generator().manual_seed(0))
+    stage = VAEStage(run, model)
+    batch = {"features": torch.randn(2, 40, 263), "lengths": torch.tensor([40, 30]),
+             "global_size": 2}
+    losses = []
+    for step in (4, 5):
+        torch.manual_seed(0)
+        losses.append(stage(stage.prepare(batch, step)))
+    early, late = losses
+    ours = sum(getattr(config.vae, f"lambda_{name}") * late[name]
+               for name in ("acceleration", "energy", "spectrum"))
+    assert torch.allclose(late["loss"] - early["loss"], ours, rtol=1e-4)
+    z = torch.zeros(2, 4, 16)
+    val = stage.loss(batch["features"], batch["features"] * 0.5, z, z, batch["lengths"])
+    assert val["loss"] > val["features"] + config.vae.lambda_spectrum * val["spectrum"]
