@@ -121,8 +121,8 @@ def follow(rng, real, parts, tries=TRIES):
 
 
 # A walk there, and one on or back; what the captions call the parts of three in a row.
-THERE = 'walk', partial(walk, tempo='even', n=36, start=False, stop=True)
-ON = 'walk', partial(walk, tempo='even', n=34, start=True, stop=False)
+THERE = 'walk', partial(walk, tempo='even', n=43, start=False, stop=True)
+ON = 'walk', partial(walk, tempo='even', n=39, start=True, stop=False)
 AHEAD = '[*walk|*go] [forward|forwards]'
 AGAIN = '[*walk on|*keep ~walk|*walk forward again|*walk again]'
 BACK = '[*walk back|*walk back again|*come back|*walk back to the start]'
