@@ -168,7 +168,7 @@ def test_captions_count_steps(clips, texts):
         if action not in ('step forward', 'step left', 'step right', 'step backward'):
             continue
         toes = j[:, [L_TOE, R_TOE]]
-        swings = [((toes[1:, side, 1] > 0.03) & (toes[:-1, side, 1] <= 0.03)).sum()
+        swings = [((toes[1:, side, 1] > 0.045) & (toes[:-1, side, 1] <= 0.045)).sum()
                   for side in range(2)]
         count = sum(swings) - 1 if 'left' not in action and 'right' not in action else swings[0]
         for line in lines:

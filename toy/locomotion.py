@@ -256,8 +256,7 @@ def spin(rng, real):
     angle = 360 * count + rng.uniform(-10, 15)
     if count > 1 and tempo == 'slow' or count > 2 and tempo == 'even':
         tempo = ''
-    if count == 3:
-        pace = max(pace, 235)
+    pace = max(pace, angle / 90 * FPS)
     segment, stand = _stepping(rng, real, 2 * round(angle / rng.uniform(60, 72)),
                                angle / pace * FPS, angle=np.radians(angle), lift=0.05)
     arms = 'side' if rng.random() < 0.3 else ''

@@ -143,7 +143,9 @@ def three(rng, real, actions):
             parts = [(str(label), actions[label][0]) for label in rng.permutation(SHORT)[:3]]
         made = follow(rng, real, parts)
         if made:
-            break
+            far = np.linalg.norm(made[0][2][:, :2] - made[0][2][0, :2], axis=1)
+            if kind != 'back' or far[-1] < 0.6 * far.max():  # nearly where it began
+                break
     segment, said = made
     for number, (label, facts) in enumerate(said):
         if kind != 'short' and label == 'walk':
