@@ -18,7 +18,7 @@ def _read(folder):
     found = {}
     for path in sorted(glob.glob(os.path.join(folder, 'phrases*.txt'))):
         with open(path, encoding='utf-8') as file:
-            text = re.sub(r'^#.*\n|\n {8}', '', file.read(), flags=re.M)
+            text = re.sub(r'\n {8}', ' ', re.sub(r'^#.*\n', '', file.read(), flags=re.M))
         for header, lines in re.findall(r'^(\S.*)\n((?: .*\n)+)', text, re.M):
             found.setdefault(header, []).extend(line.strip() for line in lines.splitlines())
     return found

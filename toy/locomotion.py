@@ -105,13 +105,14 @@ def walk_bend(rng, real, bend, frames, tempo=None):
 
 
 def run(rng, real, jog=False):
-    start, stop = rng.random() < 0.3, jog and rng.random() < 0.3
     if jog:
         tempo, rate = tempo_of(rng, (0.7, 0.76), (0.82, 0.9), (0.96, 1.02))
         stride = rng.uniform(0.5, 0.62)
     else:
         tempo, rate = tempo_of(rng, (0.84, 0.88), (0.96, 1.06), (1.18, 1.28))
         stride = rng.uniform(0.78, 0.84) * {'slow': 0.88, 'even': 1, 'fast': 1.22}[tempo]
+    start = rng.random() < 0.3 and tempo != 'slow'
+    stop = jog and rng.random() < 0.3
     n = int(rng.integers(44, 62)) + 14 * start + 12 * stop
     heading = np.radians(rng.normal(0, 5)) * np.linspace(0, 1, n)
     segment = gait(real.run, real.stand(rng), _weight(rng, n, start, stop), heading, rate, stride,
@@ -125,7 +126,7 @@ def on_the_spot(rng, real, running=False, stride=0.0):
     size, lift = size_of(rng, (1.3, 1.7), (2.1, 2.6), (3.3, 3.8))
     cycle = real.walks[0]
     if running:
-        cycle, rate, lift = real.run, 0.62 + 0.3 * rate, {'small': 0.6, '': 0.85, 'big': 1.15}[size]
+        cycle, rate, lift = real.run, 0.62 + 0.3 * rate, {'small': 0.6, '': 0.85, 'big': 1.05}[size]
     n = int(rng.integers(50, 92))
     weight = _weight(rng, n, True, True)
     segment = gait(cycle, real.stand(rng), weight, 0 * weight, rate, stride, lift, rng.random())
@@ -232,16 +233,16 @@ def step(rng, real, back=False):
 
 def sidestep(rng, real):
     count = pick(rng, *TIMES)
-    size, metres = size_of(rng, (0.14, 0.2), (0.28, 0.4), (0.48, 0.6))
+    size, metres = size_of(rng, (0.21, 0.25), (0.32, 0.42), (0.52, 0.62))
     tempo, frames = tempo_of(rng, (23, 28), (14, 18), (9, 10))
     count = min(count, int(92 / frames))
     segment, _ = _stepping(rng, real, 2 * count, count * frames, x=count * metres)
     return segment, dict(count=count, size=size, tempo=tempo)
 
 
-def turn_in_place(rng, real, angles=(45, 90, 90, 90, 135)):
+def turn_in_place(rng, real, angles=(60, 90, 90, 90, 135)):
     """Turn by about one of those angles."""
-    angle = pick(rng, *angles) + rng.uniform(-9, 9)
+    angle = pick(rng, *angles) + rng.uniform(-7, 7)
     tempo, pace = tempo_of(rng, (38, 52), (75, 100), (150, 190))
     segment, _ = _stepping(rng, real, 2 * max(1, round(angle / 68)), angle / pace * FPS,
                            angle=np.radians(angle))
@@ -255,8 +256,7 @@ def spin(rng, real):
     angle = 360 * count + rng.uniform(-10, 15)
     if count > 1 and tempo == 'slow' or count > 2 and tempo == 'even':
         tempo = ''
-    if count == 3:
-        pace = max(pace, 235)
+    pace = max(pace, angle / 90 * FPS)
     segment, stand = _stepping(rng, real, 2 * round(angle / rng.uniform(60, 72)),
                                angle / pace * FPS, angle=np.radians(angle), lift=0.05)
     arms = 'side' if rng.random() < 0.3 else ''

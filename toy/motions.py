@@ -108,8 +108,8 @@ def jump(rng, real, kind='up'):
         tempo, gap = 'even', 0.1
     flights = [(height * rng.uniform(0.93, 1.07), *move) for _ in range(count)]
     crouch = rng.uniform(0.12, 0.18) if size == 'small' else rng.uniform(0.2, 0.3)
-    segment = jumps(real.stand(rng), flights, crouch,
-                    'up' if kind == 'up' and rng.random() < 0.3 else 'swing',
+    up = kind == 'up' and size != 'small' and count < 3 and rng.random() < 0.4
+    segment = jumps(real.stand(rng), flights, crouch, 'up' if up else 'swing',
                     tuck=rng.uniform(0, 0.12) if size == 'big' else rng.uniform(0, 0.03), gap=gap)
     return segment, dict(kind=kind, count=count, tempo=tempo, high=size == 'big',
                          low=size == 'small', size=far if kind not in ('up', 'turn') else '',

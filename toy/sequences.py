@@ -121,8 +121,8 @@ def follow(rng, real, parts, tries=TRIES):
 
 
 # A walk there, and one on or back; what the captions call the parts of three in a row.
-THERE = 'walk', partial(walk, tempo='even', n=36, start=False, stop=True)
-ON = 'walk', partial(walk, tempo='even', n=34, start=True, stop=False)
+THERE = 'walk', partial(walk, tempo='even', n=43, start=False, stop=True)
+ON = 'walk', partial(walk, tempo='even', n=39, start=True, stop=False)
 AHEAD = '[*walk|*go] [forward|forwards]'
 AGAIN = '[*walk on|*keep ~walk|*walk forward again|*walk again]'
 BACK = '[*walk back|*walk back again|*come back|*walk back to the start]'
@@ -143,7 +143,9 @@ def three(rng, real, actions):
             parts = [(str(label), actions[label][0]) for label in rng.permutation(SHORT)[:3]]
         made = follow(rng, real, parts)
         if made:
-            break
+            far = np.linalg.norm(made[0][2][:, :2] - made[0][2][0, :2], axis=1)
+            if kind != 'back' or far[-1] < 0.6 * far.max():  # nearly where it began
+                break
     segment, said = made
     for number, (label, facts) in enumerate(said):
         if kind != 'short' and label == 'walk':
