@@ -11,6 +11,7 @@ from formats import plausible
 from kinematics import (HEAD, L_ANKLE, L_KNEE, L_SHOULDER, L_WRIST, NECK, PELVIS, R_ANKLE, R_KNEE,
                         R_SHOULDER, R_WRIST)
 from toy import motions
+from toy.body import mirror
 from toy.captions import captions
 from toy.clips import Real
 from toy.gestures import GESTURES, OVERLAYS, STANDING
@@ -36,7 +37,9 @@ def made(real):
             rows = found[(label,) if brief else label] = []
             for seed in range(SEEDS // (1 + brief)):
                 segment, facts = make(np.random.default_rng([5, number, seed]), real, brief=brief)
-                rows.append((motions.joints_of(segment), motions.joints_of(segment, True), facts))
+                v, contact, path = segment
+                mirrored = mirror(v), contact[:, ::-1], path * (-1, 1, -1)
+                rows.append((motions.joints_of(segment), motions.joints_of(mirrored), facts))
     return found
 
 
