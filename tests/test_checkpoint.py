@@ -310,9 +310,9 @@ def settings(**changes):
 
 @pytest.mark.parametrize("change, message", [
     (settings(vae__max_positions=60_000_000), "vae.max_positions must be at most 1000000"),
-    (settings(vae__max_positions=1_000_000), "ask for 320 MB, but it holds 0.3 MB"),
+    (settings(vae__max_positions=1_000_000), "ask for 322 MB, but it holds 0.3 MB"),
     (settings(denoiser__num_layers=999_999), "denoiser.num_layers must be at most 1000"),
-    (settings(denoiser__num_layers=999), "num_layers is 999, but it has no more than 191 weights"),
+    (settings(denoiser__num_layers=999), "num_layers is 999, but it has no more than 192 weights"),
     (settings(text__layers=900), "text.layers is 900, but it has no more than"),
     (settings(vae__cosines=1_000_000), "has weights of other shapes"),
     (settings(diffusion__num_train_timesteps=10**8), "must be at most 100000"),
