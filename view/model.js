@@ -7,195 +7,7 @@
 
    A seed gives the motion that it gives in Python. Functions and weights have their Python names;
    sizes come from the settings and the weights. Numbers lie in flat Float32Arrays, row after row:
-   (B, L, D) means B samples of L tokens of width D. */
-
-// ---- Noise: torch's generator, a Mersenne twister (Matsumoto & Nishimura 1998) ------------------
-
-class Generator {
-  constructor(seed) {  // a whole number; torch, too, takes its lowest 32 bits
-    const s = this.state = new Uint32Array(624);
-    s[0] = Number(BigInt.asUintN(32, BigInt(seed)));
-    for (let i = 1; i < 624; i++) s[i] = Math.imul(1812433253, s[i - 1] ^ s[i - 1] >>> 30) + i;
-    this.next = 624;
-  }
-  bits() {  // the next 32
-    const s = this.state;
-    if (this.next === 624) {
-      for (let i = 0; i < 624; i++) {
-        const y = s[i] & 0x80000000 | s[(i + 1) % 624] & 0x7fffffff;
-        s[i] = s[(i + 397) % 624] ^ y >>> 1 ^ (y & 1 ? 0x9908b0df : 0);
-      }
-      this.next = 0;
-    }
-    let y = s[this.next++];
-    y ^= y >>> 11; y ^= y << 7 & 0x9d2c5680; y ^= y << 15 & 0xefc60000;
-    return (y ^ y >>> 18) >>> 0;
-  }
-  uniform() {  // of 53 bits, in [0, 1)
-    const high = this.bits() & 0x1fffff;
-    return (high * 2 ** 32 + this.bits()) / 2 ** 53;
-  }
-  exponential() { return Math.fround(-Math.log1p(-this.uniform())); }
-  /** torch.randn(n): pairs of uniform numbers make pairs of normal ones (Box & Muller 1958). */
-  normal(n) {
-    const x = new Float32Array(n), turn = 2 * Math.PI;
-    const block = at => {  // 16 numbers of 24 bits: 8 radii, 8 angles
-      for (let j = at; j < at + 8; j++) {
-        const radius = Math.sqrt(-2 * Math.log(1 - x[j])), angle = turn * x[j + 8];
-        x[j] = radius * Math.cos(angle); x[j + 8] = radius * Math.sin(angle);
-      }
-    };
-    const draw = at => { for (let i = at; i < n; i++) x[i] = (this.bits() & 0xffffff) / 2 ** 24; };
-    if (n >= 16) {
-      draw(0);
-      for (let at = 0; at + 16 <= n; at += 16) block(at);
-      if (n % 16) { draw(n - 16); block(n - 16); }  // the last 16 are drawn anew
-    } else for (let i = 0; i < n; i += 2) {
-      const angle = turn * this.uniform(), radius = Math.sqrt(-2 * Math.log1p(-this.uniform()));
-      x[i] = radius * Math.cos(angle);
-      if (i + 1 < n) x[i + 1] = radius * Math.sin(angle);
-    }
-    return x;
-  }
-}
-
-// ---- Weights, and products with them ------------------------------------------------------------
-
-/** bytes -> {name: {shape, data}}. tensors: [name, shape, kind] of each, in their order. int8 has
-    a float32 scale for each row before it; each tensor begins at a multiple of 4 bytes. */
-function readWeights(tensors, bytes) {
-  const half = Float32Array.from({length: 65536}, (_, h) => {  // what each 16 bits mean
-    const sign = h >> 15 ? -1 : 1, exponent = h >> 10 & 31, part = (h & 1023) / 1024;
-    return sign * (exponent ? 2 ** (exponent - 15) * (1 + part) : 2 ** -14 * part);
-  });
-  const weights = {}, buffer = bytes.buffer;
-  let at = bytes.byteOffset;
-  const take = (Kind, n) => {
-    const found = new Kind(buffer, at, n);
-    at += Math.ceil(found.byteLength / 4) * 4;
-    return found;
-  };
-  for (const [name, shape, kind] of tensors) {
-    const n = shape.reduce((a, b) => a * b, 1), width = n / shape[0];
-    let data;
-    if (kind === "float32") data = take(Float32Array, n);
-    else if (kind === "float16") data = Float32Array.from(take(Uint16Array, n), h => half[h]);
-    else {
-      const scale = take(Float32Array, shape[0]);
-      data = Float32Array.from(take(Int8Array, n), (q, i) => q * scale[Math.floor(i / width)]);
-    }
-    weights[name] = {shape, data};
-  }
-  return weights;
-}
-
-const PANEL = 8;  // outputs that are computed together
-
-/** Rows of a weight (outputs, inputs) -> panels: 8 outputs side by side for each input, so that a
-    product reads them in order. Zeros fill up the last panel. */
-function panels(weight, inputs, outputs) {
-  const packed = new Float32Array(Math.ceil(outputs / PANEL) * PANEL * inputs);
-  for (let o = 0; o < outputs; o++) {
-    const at = (o - o % PANEL) * inputs + o % PANEL;
-    for (let i = 0; i < inputs; i++) packed[at + i * PANEL] = weight[o * inputs + i];
-  }
-  return packed;
-}
-
-/** x (rows, inputs) times packed weights, plus bias -> (rows, wide), wide a multiple of 8. */
-const inPlain = {
-  keep: (packed, bias) => ({packed, bias}),
-  product({packed: w, bias}, x, rows, inputs, wide) {
-    const y = new Float32Array(rows * wide);
-    for (let p = 0; p < wide; p += PANEL) for (let r = 0; r < rows; r++) {
-      let a = bias[p], b = bias[p + 1], c = bias[p + 2], d = bias[p + 3];
-      let e = bias[p + 4], f = bias[p + 5], g = bias[p + 6], h = bias[p + 7];
-      for (let i = r * inputs, k = p * inputs; i < (r + 1) * inputs; i++, k += PANEL) {
-        const v = x[i];
-        a += v * w[k]; b += v * w[k + 1]; c += v * w[k + 2]; d += v * w[k + 3];
-        e += v * w[k + 4]; f += v * w[k + 5]; g += v * w[k + 6]; h += v * w[k + 7];
-      }
-      y.set([a, b, c, d, e, f, g, h], r * wide + p);
-    }
-    return y;
-  },
-};
-
-/** The same by matmul.c in WebAssembly: weights move into its memory once, numbers in and out. */
-function inWasm(bytes) {
-  const {memory, product} = new WebAssembly.Instance(new WebAssembly.Module(bytes), {}).exports;
-  let used = memory.buffer.byteLength;  // below is the program's own
-  const room = end => {
-    const missing = Math.ceil((end - memory.buffer.byteLength) / 65536);
-    if (missing > 0) memory.grow(missing + 64);
-  };
-  const put = (numbers, at) => new Float32Array(memory.buffer, at, numbers.length).set(numbers);
-  const keep = numbers => {
-    const at = used;
-    room(used += Math.ceil(numbers.byteLength / 16) * 16);
-    put(numbers, at);
-    return at;
-  };
-  return {
-    keep: (packed, bias) => ({packed: keep(packed), bias: keep(bias)}),
-    product(kept, x, rows, inputs, wide) {
-      const from = used, to = from + Math.ceil(x.byteLength / 16) * 16;
-      room(to + 4 * rows * wide);
-      put(x, from);
-      product(from, kept.packed, kept.bias, to, rows, inputs, wide);
-      return new Float32Array(memory.buffer, to, rows * wide).slice();
-    },
-  };
-}
-
-// ---- Arithmetic ---------------------------------------------------------------------------------
-
-const add = (a, b) => { for (let i = 0; i < a.length; i++) a[i] += b[i]; return a; };
-
-/** The error function to 2e-7 (Abramowitz & Stegun 1964, 7.1.26). */
-function erf(x) {
-  const size = Math.abs(x), t = 1 / (1 + 0.3275911 * size);
-  const p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t
-    + 0.254829592) * t;
-  return Math.sign(x) * (1 - p * Math.exp(-size * size));
-}
-
-const ACTIVATIONS = {
-  gelu: x => 0.5 * x * (1 + erf(x * Math.SQRT1_2)),
-  quick_gelu: x => x / (1 + Math.exp(-1.702 * x)),
-  relu: x => Math.max(x, 0),
-  silu: x => x / (1 + Math.exp(-x)),
-};
-
-/** Angles of a sinusoidal embedding, dim / 2 of them, rounded to float32 where torch rounds. */
-function sinusoid(position, dim, shift = 0) {
-  const half = dim >> 1, f = Math.fround, slope = f(-Math.log(10000));
-  return Array.from({length: half}, (_, i) =>
-    f(position * f(Math.exp(f(f(slope * i) / f(half - shift))))));
-}
-
-/** Softmax attention of q on k and v, a head at a time -> (B, Lq, D). Each of the three is [numbers,
-    width of their rows, where in a row they begin]. causal: token i sees tokens 0..i only. */
-function attention([q, qw, q0], [k, kw, k0], [v, vw, v0], B, D, heads, causal) {
-  const Lq = q.length / qw / B, Lk = k.length / kw / B, d = D / heads;
-  const out = new Float32Array(B * Lq * D), share = new Float64Array(Lk);
-  for (let b = 0; b < B; b++) for (let h = 0; h < D; h += d) for (let i = 0; i < Lq; i++) {
-    const seen = causal ? i + 1 : Lk, row = (b * Lq + i) * qw + q0 + h, to = (b * Lq + i) * D + h;
-    let most = -Infinity, sum = 0;
-    for (let j = 0; j < seen; j++) {
-      let dot = 0;
-      for (let c = 0, at = (b * Lk + j) * kw + k0 + h; c < d; c++) dot += q[row + c] * k[at + c];
-      share[j] = dot / Math.sqrt(d);
-      most = Math.max(most, share[j]);
-    }
-    for (let j = 0; j < seen; j++) sum += share[j] = Math.exp(share[j] - most);
-    for (let j = 0; j < seen; j++) {
-      const s = share[j] / sum, at = (b * Lk + j) * vw + v0 + h;
-      for (let c = 0; c < d; c++) out[to + c] += s * v[at + c];
-    }
-  }
-  return out;
-}
+   (B, L, D) means B samples of L tokens of width D. tensors.js has what torch does in Python. */
 
 // ---- Diffusion: DPM-Solver++(2M), as in diffusion.py --------------------------------------------
 
@@ -234,7 +46,8 @@ function plan(abar, n, predicts) {
     const h = halfLogSnr(prev) - halfLogSnr(now);
     const k = i > 0 && i < n - 1 ? h / (2 * (halfLogSnr(now) - halfLogSnr(path[i - 1]))) : 0;
     const gain = -Math.sqrt(prev) * Math.expm1(-h);
-    const [p_x, p_out] = {epsilon: [1 / a, -s / a], sample: [0, 1], v_prediction: [a, -s]}[predicts];
+    const recover = {epsilon: [1 / a, -s / a], sample: [0, 1], v_prediction: [a, -s]};
+    const [p_x, p_out] = recover[predicts];
     return {t, p_x, p_out, c_x: Math.sqrt((1 - prev) / (1 - now)), c_0: gain * (1 + k),
             c_last: -gain * k};
   });
@@ -276,7 +89,8 @@ class MLD {
   /** x (rows, inputs) -> (rows, outputs), with the weight's rows `from` to `to`, or all. */
   linear(x, name, joint = ".", from = 0, to = this.weights[`${name}${joint}weight`].shape[0]) {
     const {shape: [, inputs], data} = this.weights[`${name}${joint}weight`];
-    const outputs = to - from, wide = Math.ceil(outputs / PANEL) * PANEL, key = name + from + "," + to;
+    const outputs = to - from, wide = Math.ceil(outputs / PANEL) * PANEL;
+    const key = `${name} ${from} ${to}`;
     if (!this.kept.has(key)) {
       const bias = new Float32Array(wide), given = this.weights[`${name}${joint}bias`];
       if (given) bias.set(given.data.subarray(from, to));
@@ -285,12 +99,11 @@ class MLD {
     }
     const rows = x.length / inputs;
     const y = this.arithmetic.product(this.kept.get(key), x, rows, inputs, wide);
-    if (wide === outputs) return y;
-    return columns(y, wide, 0, outputs);
+    return wide === outputs ? y : columns(y, wide, outputs);
   }
 
   norm(x, name) {
-    const {data: weight} = this.weights[`${name}.weight`], {data: bias} = this.weights[`${name}.bias`];
+    const [weight, bias] = ["weight", "bias"].map(part => this.weights[`${name}.${part}`].data);
     const C = weight.length, y = new Float32Array(x.length);
     for (let at = 0; at < x.length; at += C) {
       let mean = 0, square = 0;
@@ -360,8 +173,9 @@ class MLD {
     const {flip_sin_to_cos: flip, freq_shift: shift} = this.config.denoiser;
     const angles = sinusoid(value, this.weights[`${name}.linear_1.weight`].shape[1], shift);
     const halves = [angles.map(Math.sin), angles.map(Math.cos)];
-    const h = Float32Array.from((flip ? halves.reverse() : halves).flat());
-    return this.linear(this.linear(h, `${name}.linear_1`).map(ACTIVATIONS.silu), `${name}.linear_2`);
+    let h = Float32Array.from((flip ? halves.reverse() : halves).flat());
+    h = this.linear(h, `${name}.linear_1`).map(ACTIVATIONS.silu);
+    return this.linear(h, `${name}.linear_2`);
   }
 
   // -- sentences, as in clip.py
@@ -414,7 +228,7 @@ class MLD {
       x = join(conditions.map(tokens => join([x_t, time, tokens])));
       x = this.stack(this.positions(x, `${name}.query_pos`, D, B), `${name}.encoder`, s, B);
     }
-    x = columns(x, x.length / B, 0, n);
+    x = columns(x, x.length / B, n);
     if (`${name}.final_linear.weight` in this.weights) x = this.linear(x, `${name}.final_linear`);
     return conditions.map((_, b) => x.subarray(b * n, (b + 1) * n));
   }
@@ -452,7 +266,8 @@ class MLD {
     const side = feature => join(
       [this.linear(feature.map(ACTIVATIONS.relu), "denoiser.emb_proj.1"), ...length]);
     this.empty ??= this.encode("");
-    const sides = [guidance !== 1 && this.empty, guidance !== 0 && embedding].filter(Boolean).map(side);
+    const features = {0: [this.empty], 1: [embedding]}[guidance] || [this.empty, embedding];
+    const sides = features.map(side);
     let x = noise, last = x;
     for (const step of plan(this.weights.alphas_cumprod.data, steps, d.prediction_type)) {
       const outputs = this.denoise(x, this.embedding(step.t, "denoiser.time_embedding"), sides);
@@ -474,8 +289,13 @@ class MLD {
                   guidance = this.config.diffusion.guidance_scale} = {}) {
     const {latent_size: N, latent_dim: D} = this.config.vae, embedding = this.encode(text);
     frames = frames || this.drawLength(embedding, seed);
-    if (!(Number.isInteger(frames) && frames >= 1 && frames <= this.maxFrames))
-      throw new Error(`A motion must have 1 to ${this.maxFrames} frames here, found ${frames}.`);
+    const levels = this.config.diffusion.num_train_timesteps;
+    const need = (good, text) => { if (!good) throw new Error(text); };
+    need(Number.isInteger(frames) && frames >= 1 && frames <= this.maxFrames,
+         `A motion must have 1 to ${this.maxFrames} frames here, found ${frames}.`);
+    need(Number.isInteger(steps) && steps >= 1 && steps <= levels,
+         `The number of steps must be a whole number from 1 to ${levels}, got ${steps}.`);
+    need(guidance >= 0 && guidance < Infinity, `Guidance must be 0 or more, got ${guidance}.`);
     noise = noise || new Generator(seed).normal(N * D);
     const z = this.sample(embedding, frames, noise, {guidance, steps});
     const features = this.decode(z, frames), {mean, std} = this.weights, F = mean.data.length;
@@ -487,29 +307,6 @@ class MLD {
   }
 }
 
-const join = parts => {
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  parts.reduce((at, part) => { all.set(part, at); return at + part.length; }, 0);
-  return all;
-};
-
-/** Columns `from` to `to` of x (rows, width). */
-function columns(x, width, from, to) {
-  const y = new Float32Array(x.length / width * (to - from));
-  for (let r = 0; r * width < x.length; r++)
-    y.set(x.subarray(r * width + from, r * width + to), r * (to - from));
-  return y;
-}
-
-/** (rows, D) and (rows, D) -> (rows, 2 D) */
-function beside(a, b, D) {
-  const y = new Float32Array(2 * a.length);
-  for (let at = 0; at < a.length; at += D) {
-    y.set(a.subarray(at, at + D), 2 * at); y.set(b.subarray(at, at + D), 2 * at + D);
-  }
-  return y;
-}
-
 // ---- Features -> joints, as in motion.py --------------------------------------------------------
 
 /** Features (T, F) -> joints (T, J, 3) in metres, F = 12 J - 1: half a turn, the root's step in x
@@ -518,10 +315,11 @@ function toJoints(features, F, unit) {
   const T = features.length / F, J = (F + 1) / 12, joints = new Float32Array(T * J * 3);
   let turn = 0, x = 0, z = 0;
   for (let t = 0; t < T; t++) {
-    const now = features.subarray(t * F, (t + 1) * F), before = features.subarray((t - 1) * F, t * F);
-    if (t) turn += 2 * before[0];
+    const now = features.subarray(t * F, (t + 1) * F);
+    const [half, dx, dz] = t ? features.subarray((t - 1) * F, t * F) : [0, 0, 0];
+    turn += 2 * half;
     const c = Math.cos(turn), s = Math.sin(turn);
-    if (t) { x += c * before[1] - s * before[2]; z += s * before[1] + c * before[2]; }
+    x += c * dx - s * dz; z += s * dx + c * dz;
     joints.set([x * unit, now[3] * unit, z * unit], 3 * t * J);
     for (let j = 1; j < J; j++) {
       const [px, py, pz] = now.subarray(3 * j + 1, 3 * j + 4);
@@ -544,5 +342,3 @@ function keepBones(joints, lengths, parents) {
   }
   return placed;
 }
-
-if (typeof module === "object") module.exports = {MLD, Generator, plan, erf};

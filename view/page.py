@@ -5,10 +5,10 @@
     python -m view.page --weights int8 --out small.html           half the size, not exact
 
 The file needs no server and no network: open it from disk, or put it on any web space. It takes
-every model with the small text tower and a VAE; CLIP's tower alone is 250 MB. docs/page.md has more.
+every model with the small text tower and a VAE; docs/page.md has more.
 
-What is in it: page.html, into which go model.js (MLD.generate in JavaScript), matmul.c as
-WebAssembly, player.html, and the weights in base64.
+What is in it: page.html, into which go model.js (MLD.generate in JavaScript) with
+tensors.js, matmul.c as WebAssembly, player.html, and the weights in base64.
 """
 import argparse
 import base64
@@ -162,7 +162,8 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
 
 def program_text():
     """What runs in the page's worker."""
-    return FOLDER.joinpath("model.js").read_text(encoding="utf-8")
+    return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8")
+                   for name in ("tensors.js", "model.js"))
 
 
 def main(argv=None):
