@@ -7,7 +7,8 @@
 
    A seed gives the motion that it gives in Python. Functions and weights have their Python names;
    sizes come from the settings and the weights. Numbers lie in flat Float32Arrays, row after row:
-   (B, L, D) means B samples of L tokens of width D. tensors.js has what torch does in Python. */
+   (B, L, D) means B samples of L tokens of width D. tensors.js has what torch does in Python,
+   words.js what becomes of words that training never saw. */
 
 // ---- Diffusion: DPM-Solver++(2M), as in diffusion.py --------------------------------------------
 
@@ -81,6 +82,8 @@ class MLD {
       vae: stack(vae, {skip: vae.arch !== "actor"}),
     };
     this.maxFrames = vae.max_positions - 2 * vae.latent_size;
+    this.book = header.book ? new Book(header.vocabulary, header.book)
+      : new PlainBook(header.vocabulary);
     this.numbers = new Map(header.vocabulary.map((word, i) => [word, i + 2]));
   }
 
@@ -180,15 +183,10 @@ class MLD {
 
   // -- sentences, as in clip.py
 
-  words(text) { return text.toLowerCase().match(/[\p{L}\p{N}_]+(?:'[\p{L}\p{N}_]+)?/gu) || []; }
-
-  /** The words of a text that training never saw. */
-  unknown(text) { return this.words(text).filter(word => !this.numbers.has(word)); }
-
   /** A text -> its embedding (1, E). */
   encode(text) {
     const {width: D, context_length: most} = this.config.text, name = "text_encoder.tower";
-    const numbers = this.words(text).slice(0, most - 1).map(word => this.numbers.get(word) ?? 0);
+    const numbers = wordsOf(text).slice(0, most - 1).map(word => this.numbers.get(word) ?? 0);
     const x = this.wordRows([...numbers, 1]);  // 0: unknown, 1: the end
     add(x, this.weights[`${name}.positional_embedding`].data);
     const hidden = this.stack(x, `${name}.transformer`, this.stacks.text, 1);
@@ -283,11 +281,12 @@ class MLD {
     return x.map((v, i) => v * std[i] + mean[i]);
   }
 
-  /** A sentence -> {joints (T, J, 3) in metres, features (T, F), frames, seed, unknown words}.
-      Without `frames` the length is drawn, by the seed as well. */
+  /** A sentence -> {joints (T, J, 3) in metres, features (T, F), frames, seed, report on
+      its words}. Without `frames` the length is drawn, by the seed as well. */
   generate(text, {seed = 1234, frames = 0, steps = 10, noise = null,
                   guidance = this.config.diffusion.guidance_scale} = {}) {
-    const {latent_size: N, latent_dim: D} = this.config.vae, embedding = this.encode(text);
+    const {latent_size: N, latent_dim: D} = this.config.vae, report = this.book.understand(text);
+    const embedding = this.encode(report.text);
     frames = frames || this.drawLength(embedding, seed);
     const levels = this.config.diffusion.num_train_timesteps;
     const need = (good, text) => { if (!good) throw new Error(text); };
@@ -303,7 +302,7 @@ class MLD {
       features[i] = features[i] * std.data[i % F] + mean.data[i % F];
     const {unit, bones, parents} = this.header;
     const joints = keepBones(toJoints(features, F, unit), bones, parents);
-    return {joints, features, frames, seed, unknown: this.unknown(text)};
+    return {joints, features, frames, seed, report};
   }
 }
 

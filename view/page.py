@@ -8,7 +8,7 @@ The file needs no server and no network: open it from disk, or put it on any web
 every model with the small text tower and a VAE; docs/page.md has more.
 
 What is in it: page.html, into which go model.js (MLD.generate in JavaScript) with
-tensors.js, matmul.c as WebAssembly, player.html, and the weights in base64.
+tensors.js and words.js, matmul.c as WebAssembly, player.html, and the weights in base64.
 """
 import argparse
 import base64
@@ -36,8 +36,10 @@ KINDS = "float16", "int8", "float32"
 SECTIONS = "data", "vae", "text", "denoiser", "diffusion"
 # generating never asks these
 UNUSED = ("vae.encoder.", "vae.skel_embedding.", "vae.global_motion_token", "vae.dist_layer.",
-          "vae.query_pos_encoder.", "vae.linear_path.narrow.", "vae.linear_path.to_latent.")
-EXACT = ("mean", "std", "latent_mean", "latent_std", "alphas_cumprod")  # always float32
+          "vae.query_pos_encoder.", "vae.linear_path.narrow.", "vae.linear_path.to_latent.",
+          "text_encoder.tower.token_embedding.project.")
+ROWS = "text_encoder.tower.token_embedding.weight"
+EXACT = ("mean", "std", "latent_mean", "latent_std", "alphas_cumprod", ROWS)  # always float32
 EXAMPLES = ("a person walks forward", "someone jumps with both legs", "a man does a cartwheel",
             "a person waves with the right hand", "a person runs in a circle",
             "a person sits down", "someone kicks with the left leg", "a woman dances")
@@ -67,6 +69,8 @@ def pack(model, kind="float16"):
     """-> the header's list of [name, shape, kind], and all bytes, in the order that model.js
     reads. kind: of all weights but a few that are always float32."""
     state = dict(model.state_dict(), alphas_cumprod=model.schedule.alphas_cumprod)
+    with torch.no_grad():  # with text.vectors, a word is its row and what is made of its vector
+        state[ROWS] = model.text_encoder.tower.token_embedding(torch.arange(len(state[ROWS])))
     tensors, parts = [], []
     for name, value in state.items():
         if name.startswith(UNUSED):
@@ -93,15 +97,41 @@ def header_of(model, tensors, ckpt=""):
     c, skeleton = model.config, motion.SKELETONS[model.config.data.skeleton]
     same_body = skeleton.name == "t2m"  # every HumanML3D body has the same bones
     lengths = np.linalg.norm(motion.T2M_OFFSETS, axis=1) if same_body else None
-    words = set(model.text_encoder.vocabulary)
-    known = [text for text in EXAMPLES if set(text.split()) <= words]
+    vocabulary = model.text_encoder.vocabulary
+    known = [text for text in EXAMPLES if set(text.split()) <= set(vocabulary)]
     return {
         "config": {name: dataclasses.asdict(getattr(c, name)) for name in SECTIONS},
-        "vocabulary": model.text_encoder.vocabulary, "tensors": tensors, "fps": c.data.fps,
+        "vocabulary": vocabulary, "book": book_of(vocabulary), "tensors": tensors,
+        "fps": c.data.fps,
         "unit": skeleton.unit, "parents": skeleton.parents, "most": model.max_frames,
         "bones": None if lengths is None else lengths.tolist(),
         "camera": render.CAMERA, "body": body_of(skeleton), "ckpt": ckpt,
         "examples": known or model.actions[:6]}
+
+
+def book_of(vocabulary):
+    """What words.js has to know about words that are no words of the vocabulary; None without
+    word vectors.
+
+    rows: a line for each row of the vectors: all forms of a word, then the known ones among them,
+    then known words that are like it, with | between the three."""
+    try:
+        import words
+    except ImportError:
+        return None
+    known = words.known(tuple(vocabulary))
+    held, lines = known.held, []
+    table = held.table.astype(np.float32)
+    lengths = np.maximum(np.linalg.norm(table, axis=1), 1e-9)
+    nearest = (known.unit @ table.T).max(axis=0, initial=-1) / lengths
+    for row, forms in enumerate(held.forms):
+        same, like = known.of_row.get(row, []), None
+        if not same and nearest[row] > words.LIKE - 1e-3:
+            like = known.like(row)[1]
+        others = known.of_row[held.number[like]] if like else []
+        lines.append("|".join(map(" ".join, (forms, same, others))))
+    return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
+            "numbers": words.NUMBERS, "quiet": sorted(words.SAY_NOTHING)}
 
 
 def body_of(skeleton):
@@ -144,6 +174,8 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
     tensors, weights = pack(model, kind)
     page, player = (FOLDER.joinpath(name).read_text(encoding="utf-8")
                     for name in ("page.html", "player.html"))
+    if "%SCRIPT%" in player:
+        player = player.replace("%SCRIPT%", render.player_script())
     parts = {
         "%TITLE%": html.escape(title), "%POLICY%": policy(page, player),
         "%HEADER%": as_data(header_of(model, tensors, ckpt and f" --ckpt {ckpt}")),
@@ -163,7 +195,7 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
 def program_text():
     """What runs in the page's worker."""
     return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8")
-                   for name in ("tensors.js", "model.js"))
+                   for name in ("tensors.js", "words.js", "model.js"))
 
 
 def main(argv=None):
