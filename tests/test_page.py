@@ -256,6 +256,40 @@ def test_weights_of_8_bits_are_read_as_they_were_rounded(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
+# Words that training never saw
+
+PROMPTS = """a man saunters to the rigth with a cup; he does not jump; A man jumps, then walks.
+someone side-steps 3 times; a person wlaks backwrads; hurries and can't stop; watlz; a man who's
+jogging's; un hombre salta; cartwhel; prancing, leisurely; two jumping-jacks; he\u2019s danced; golf
+jumpng quikly then kiks; _ walks; the; ; she tiptoes stealthily; a gymnast somersaulted; no
+""".replace("\n", " ").split(";")
+
+
+@needs_node
+@pytest.mark.skipif(words is None, reason="NOT TESTED: there is no words.py here")
+def test_a_prompt_is_understood_as_words_py_does(toy, tmp_path):
+    vocabulary = toy.text_encoder.vocabulary
+    held = [form for forms in words.vectors().forms[::29] for form in forms]
+    prompts = PROMPTS + [" ".join(held[i:i + 6]) for i in range(0, len(held), 6)]
+    found = node(tmp_path, """const book = new Book(INPUT.vocabulary, INPUT.book);
+      answer(INPUT.prompts.map(prompt => book.understand(prompt)));""", prompts=prompts,
+                 vocabulary=vocabulary, book=page.book_of(vocabulary))
+    for prompt, one in zip(prompts, found):
+        report = words.understand(prompt, vocabulary)
+        assert one == {key: getattr(report, key) for key in one}, prompt
+
+
+@needs_node
+@pytest.mark.skipif(words is None, reason="NOT TESTED: there is no words.py here")
+def test_a_model_that_reads_word_vectors(tmp_path):
+    model = tiny(text__vectors=True)
+    assert model.state_dict()[page.ROWS.replace("weight", "project.weight")].std() > 0
+    texts = ["a man jumps", "a woman saunters", "walks"]
+    jobs = [(text, {"seed": 3 + i, "frames": 12, "guidance": 2.5}) for i, text in enumerate(texts)]
+    assert_same(generate(tmp_path, model, jobs), in_python(model, texts, [12] * 3, 3, 2.5))
+
+
+# --------------------------------------------------------------------------------------------------
 # The parts
 
 
@@ -290,12 +324,12 @@ def test_steps_are_those_of_diffusion_py(tmp_path, beta_schedule, predicts):
 @needs_node
 def test_words_are_cut_and_the_error_function_is_exact(tmp_path):
     words_of = words.words_of if words else clip.words_of
-    texts = ["A man's DOG jumps, twice!", "übermäßig 走る ٣ x_y don't 'quoted' o'er''s", "  \n\t",
-             "ΟΔΟΣ naïve—dash 3.5 ½", "rock'n'roll"]
+    texts = ["A man's DOG jumps, twice!", "übermäßig 走る ٣ x_y don't 'quoted' o'er''s",
+             "  \n\t", "ΟΔΟΣ naïve—dash 3.5 ½", "rock'n'roll"]
     xs = np.linspace(-6, 6, 241).tolist()
-    words, found = node(tmp_path, "answer([INPUT.texts.map(wordsOf), "
+    cut, found = node(tmp_path, "answer([INPUT.texts.map(wordsOf), "
                         "INPUT.xs.map(erf)]);", texts=texts, xs=xs)
-    assert words == [words_of(text) for text in texts]
+    assert cut == [words_of(text) for text in texts]
     assert found == pytest.approx([math.erf(x) for x in xs], abs=1e-8)
 
 
@@ -412,9 +446,10 @@ def press_enter(tab):
 
 def made_by(tab, act):
     """Do something that makes a motion, and wait until it plays."""
-    tab.js("studio.made = null")
-    act()
-    tab.wait(READY)
+    tab.js("studio.made = null; stage.contentDocument.body.className = 'old'")
+    act()  # a player that can show other motions stays, any other is loaded anew
+    tab.wait(READY + " && (!!stage.contentWindow.player.show ||"
+             " stage.contentDocument.body.className != 'old')")
 
 
 def slide(tab, name, share):
@@ -482,7 +517,8 @@ def test_every_control(site):
     made_by(tab, lambda: slide(tab, "guidance", 0.75))
     assert "--guidance 4.8 " in tab.js("command.textContent")
     made_by(tab, lambda: tab.click("#examples button:nth-child(2)"))
-    assert tab.js("document.getElementById('prompt').value") == tab.js("examples.children[1].textContent")
+    example = tab.js("examples.children[1].textContent")
+    assert tab.js("document.getElementById('prompt').value") == example
     tab.js("document.getElementById('prompt').value = '?!'")
     tab.click("#make")
     assert tab.js("said.textContent") == "Write what the person does."
@@ -516,7 +552,8 @@ def test_the_page_asks_the_network_for_nothing(site):
     tab, address = site
     tab.open(address, ready=READY)
     blocked = """new Promise(done => {
-      const saw = []; addEventListener("securitypolicyviolation", e => saw.push(e.violatedDirective));
+      const saw = [];
+      addEventListener("securitypolicyviolation", e => saw.push(e.violatedDirective));
       fetch("http://127.0.0.1:9/").catch(() => 0);
       const s = document.createElement("script"); s.textContent = "window.hacked = 1";
       document.body.append(s); setTimeout(() => done([saw.sort(), window.hacked || 0]), 300); })"""
