@@ -46,13 +46,6 @@ const least = lists => lists.reduce((best, list) => {
   return k >= 0 && list[k] < best[k] ? list : best;
 }, [Infinity]);
 
-/** Of several forms of a word, the one that ends as `word` does; or that with an s. */
-function sameEnding(word, others) {
-  const ending = one => ["ing", "ed", "s"].find(end => one.endsWith(end)) || "";
-  return least(others.map(one => [ending(one) === ending(word) ? 0 : 1, one.endsWith("s") ? 0 : 1,
-                                  one.length, one])).at(-1);
-}
-
 class Book {
   constructor(vocabulary, {rows, small, not, numbers, quiet}) {
     this.words = new Set(vocabulary); this.small = new Set(small); this.not = new Set(not);
@@ -74,12 +67,22 @@ class Book {
     const form = options.find(option => this.words.has(option));
     if (form) {
       const same = group(form)?.same;
-      return ["form", sameEnding(word, same?.length ? same : [form])];
+      return ["form", this.sameEnding(word, same?.length ? same : [form])];
     }
     const found = group(options.find(option => this.row.has(option)));
-    if (found?.same.length) return ["form", sameEnding(word, found.same)];
+    if (found?.same.length) return ["form", this.sameEnding(word, found.same)];
     const like = found?.like.length && !this.not.has(word);
-    return like ? ["like", sameEnding(word, found.like)] : [null, null];
+    return like ? ["like", this.sameEnding(word, found.like)] : [null, null];
+  }
+
+  /** Of several forms of a word, the one that ends as `word` does; or that with an s, in which
+      most captions are written. */
+  sameEnding(word, others) {
+    const ending = one => ["ing", "ed", "s"].find(end => one.endsWith(end)) || "";
+    const forms = this.rows[this.row.get(word)]?.forms;
+    const wanted = ending(word) || (forms && forms[0] !== word ? "s" : "");  // ran
+    return least(others.map(one => [ending(one) === wanted ? 0 : 1, one.endsWith("s") ? 0 : 1,
+                                    one.length, one])).at(-1);
   }
 
   /** The known word that a misspelled one stands for, or one that is like a known word. */
