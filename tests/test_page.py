@@ -5,8 +5,10 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 
 import browser
 import numpy as np
@@ -476,10 +478,26 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
     told = tab.js("said.querySelector('b').textContent")
     assert "robot" in told and ("is taken for" in told or "has never seen" in told)
     assert tab.js("command.textContent") == (
-        f'python sample.py "a robot jumps" --seconds {frames / 20:g} --seed 1234 --guidance 2.5 '
-        "--sampler dpm++ --steps 10")
+        'python sample.py "a robot jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10')
     assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a robot jumps"
     assert not tab.errors
+
+
+@needs_browser
+def test_the_command_makes_the_same_motions(site, tmp_path):
+    """The line that the page shows, run: two motions whose lengths are drawn."""
+    tab, address = site
+    tab.open(address, ready=READY)
+    made_by(tab, lambda: tab.js("count.value = '2'; studio.make('a person waves')"))
+    line = tab.js("command.textContent").replace("python", sys.executable, 1)
+    done = subprocess.run([*shlex.split(line), "--format", "npy", "--out", str(tmp_path)],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for i, path in enumerate(sorted(tmp_path.glob("*.npy"))):
+        wanted = np.load(path)
+        found = np.reshape(tab.js(f"Array.from(studio.made[{i}].joints)"), (-1, 22, 3))
+        assert found.shape == wanted.shape and np.abs(found - wanted).max() < TOLERANCE
+    assert i == 1
 
 
 @needs_browser
@@ -512,6 +530,7 @@ def test_every_control(site):
     assert tab.js("stage.contentDocument.querySelectorAll('.cell').length") == 6
     made_by(tab, lambda: tab.click("#auto"))
     assert tab.js("studio.made[0].frames") == 60 and tab.js("long.value") == "3.0 s"
+    assert "--num 6 --seconds 3 --seed 1235 " in tab.js("command.textContent")
     made_by(tab, lambda: slide(tab, "length", 0.25))
     assert tab.js("studio.made[0].frames") < 50
     made_by(tab, lambda: slide(tab, "guidance", 0.75))
