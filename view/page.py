@@ -1,0 +1,223 @@
+"""One HTML file that makes motions in any browser: the model, its program and the player.
+
+    python -m view.page --out nanomld.html                        the model that ships
+    python -m view.page --ckpt out/mine/model.pt --out mine.html --title "Our dancers"
+    python -m view.page --weights int8 --out small.html           half the size, not exact
+
+The file needs no server and no network: open it from disk, or put it on any web space. It takes
+every model with the small text tower and a VAE; docs/page.md has more.
+
+What is in it: page.html, into which go model.js (MLD.generate in JavaScript) with
+tensors.js and words.js, matmul.c as WebAssembly, player.html, and the weights in base64.
+"""
+import argparse
+import base64
+import dataclasses
+import hashlib
+import html
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import checkpoint
+import motion
+from config import HERE, atomic_write
+from view import matmul, render
+
+FOLDER = Path(__file__).resolve().parent
+LARGEST = 24 * 10**6  # bytes of a page
+KINDS = "float16", "int8", "float32"
+SECTIONS = "data", "vae", "text", "denoiser", "diffusion"
+# generating never asks these
+UNUSED = ("vae.encoder.", "vae.skel_embedding.", "vae.global_motion_token", "vae.dist_layer.",
+          "vae.query_pos_encoder.", "vae.linear_path.narrow.", "vae.linear_path.to_latent.",
+          "text_encoder.tower.token_embedding.project.")
+ROWS = "text_encoder.tower.token_embedding.weight"
+EXACT = ("mean", "std", "latent_mean", "latent_std", "alphas_cumprod", ROWS)  # always float32
+EXAMPLES = ("a person walks forward", "someone jumps with both legs", "a man does a cartwheel",
+            "a person waves with the right hand", "a person runs in a circle",
+            "a person sits down", "someone kicks with the left leg", "a woman dances")
+
+
+def check_model(model, name):
+    """ValueError for a model that the page cannot run."""
+    c = model.config
+    if c.denoiser.condition != "text":
+        raise ValueError(f"{name} is told {c.denoiser.condition}, and the page takes sentences; "
+                         "choose a model with denoiser.condition=text.")
+    if c.text.kind == "clip":
+        raise ValueError(f"{name} reads its sentences with CLIP, whose tower is too large for a "
+                         "page (text.kind is clip); choose a model with text.kind=scratch.")
+    if model.vae is None:
+        raise ValueError(f"{name} has no VAE (vae.arch is none), and the page decodes latents; "
+                         "choose a model with a VAE.")
+    if c.data.skeleton not in motion.SKELETONS:
+        raise ValueError(f"{name} makes motions of the {c.data.skeleton} skeleton; the page knows "
+                         f"{' and '.join(motion.SKELETONS)}.")
+    if model.length_estimator is None:
+        raise ValueError(f"{name} has no length estimator, and the page lets the model choose "
+                         "how long a motion is; train it again with this code.")
+
+
+def pack(model, kind="float16"):
+    """-> the header's list of [name, shape, kind], and all bytes, in the order that model.js
+    reads. kind: of all weights but a few that are always float32."""
+    state = dict(model.state_dict(), alphas_cumprod=model.schedule.alphas_cumprod)
+    with torch.no_grad():  # with text.vectors, a word is its row and what is made of its vector
+        state[ROWS] = model.text_encoder.tower.token_embedding(torch.arange(len(state[ROWS])))
+    tensors, parts = [], []
+    for name, value in state.items():
+        if name.startswith(UNUSED):
+            continue
+        value = value.float().cpu().numpy()
+        own = "float32" if name in EXACT else kind
+        if own == "int8" and value.ndim < 2:
+            own = "float16"
+        if own == "float16" and not np.isfinite(value.astype(np.float16)).all():
+            own = "float32"
+        if own == "int8":
+            scale = np.abs(value).max(axis=1, keepdims=True) / 127
+            scale = np.maximum(scale, 1e-12).astype("<f4")
+            data = scale.tobytes() + np.rint(value / scale).astype(np.int8).tobytes()
+        else:
+            data = value.astype({"float16": "<f2", "float32": "<f4"}[own]).tobytes()
+        tensors.append([name, list(value.shape), own])
+        parts += [data, bytes(-len(data) % 4)]
+    return tensors, b"".join(parts)
+
+
+def header_of(model, tensors, ckpt=""):
+    """What model.js and the page have to know beside the weights; plain data."""
+    c, skeleton = model.config, motion.SKELETONS[model.config.data.skeleton]
+    same_body = skeleton.name == "t2m"  # every HumanML3D body has the same bones
+    lengths = np.linalg.norm(motion.T2M_OFFSETS, axis=1) if same_body else None
+    vocabulary = model.text_encoder.vocabulary
+    known = [text for text in EXAMPLES if set(text.split()) <= set(vocabulary)]
+    return {
+        "config": {name: dataclasses.asdict(getattr(c, name)) for name in SECTIONS},
+        "vocabulary": vocabulary, "book": book_of(vocabulary), "tensors": tensors,
+        "fps": c.data.fps,
+        "unit": skeleton.unit, "parents": skeleton.parents, "most": model.max_frames,
+        "bones": None if lengths is None else lengths.tolist(),
+        "camera": render.CAMERA, "body": body_of(skeleton), "ckpt": ckpt,
+        "examples": known or model.actions[:6]}
+
+
+def book_of(vocabulary):
+    """What words.js has to know about words that are no words of the vocabulary; None without
+    word vectors.
+
+    rows: a line for each row of the vectors: all forms of a word, then the known ones among them,
+    then known words that are like it, with | between the three."""
+    try:
+        import words
+    except ImportError:
+        return None
+    known = words.known(tuple(vocabulary))
+    held, lines = known.held, []
+    table = held.table.astype(np.float32)
+    lengths = np.maximum(np.linalg.norm(table, axis=1), 1e-9)
+    nearest = (known.unit @ table.T).max(axis=0, initial=-1) / lengths
+    for row, forms in enumerate(held.forms):
+        same, like = known.of_row.get(row, []), None
+        if not same and nearest[row] > words.LIKE - 1e-3:
+            like = known.like(row)[1]
+        others = known.of_row[held.number[like]] if like else []
+        lines.append("|".join(map(" ".join, (forms, same, others))))
+    return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
+            "numbers": words.NUMBERS, "quiet": sorted(words.SAY_NOTHING)}
+
+
+def body_of(skeleton):
+    """What the player draws: bones, feet, and how far crown and hands are beyond their joints."""
+    rest = np.zeros((1, skeleton.num_joints, 3))
+    one = render._pack(render._check({"joints": rest, "parents": skeleton.parents}, "the page"))
+    tips = [[j, render.TIPS[name][1]] for j, name in sorted(
+        ((skeleton.joint_names.index(name), name) for name in render.TIPS
+         if name in skeleton.joint_names), key=lambda tip: list(render.TIPS).index(tip[1]))]
+    return {"bones": one["bones"], "feet": one["feet"], "tips": tips}
+
+
+def script_hash(text):
+    """The Content-Security-Policy's name for a script that may run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def scripts(text):
+    """The scripts of a page that run; data in script elements has a type, and does not."""
+    return re.findall(r"<script>(.*?)</script>", text, re.S)
+
+
+def policy(*pages):
+    """A Content-Security-Policy under which these pages' own scripts run, and nothing is loaded."""
+    allowed = " ".join(script_hash(text) for page in pages for text in scripts(page))
+    return ("default-src 'none'; connect-src 'none'; base-uri 'none'; form-action 'none'; "
+            "worker-src blob:; img-src data:; style-src 'unsafe-inline'; "
+            f"script-src {allowed} 'wasm-unsafe-eval'")
+
+
+def as_data(value):
+    """JSON for a script element: "<" is escaped, so that nothing in it can end the element."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
+    """Write the page; returns its size in bytes. ValueError for a model that cannot be in it, or
+    one that is too large."""
+    check_model(model, ckpt or "this model")
+    tensors, weights = pack(model, kind)
+    page, player = (FOLDER.joinpath(name).read_text(encoding="utf-8")
+                    for name in ("page.html", "player.html"))
+    if "%SCRIPT%" in player:
+        player = player.replace("%SCRIPT%", render.player_script())
+    parts = {
+        "%TITLE%": html.escape(title), "%POLICY%": policy(page, player),
+        "%HEADER%": as_data(header_of(model, tensors, ckpt and f" --ckpt {ckpt}")),
+        "%PLAYER%": as_data(player.replace("%TITLE%", "The motion").split("%DATA%")),
+        "%PROGRAM%": as_data(program_text()),
+        "%PRODUCT%": base64.b64encode(matmul.kept()[2]).decode(),
+        "%WEIGHTS%": base64.b64encode(weights).decode()}
+    text = re.sub("|".join(parts), lambda mark: parts[mark[0]], page)  # all in one pass
+    if len(text.encode()) > LARGEST:
+        raise ValueError(f"{path} would have {len(text) / 1e6:.0f} MB, and a page has at most "
+                         f"{LARGEST / 1e6:.0f}; take --weights int8, or a smaller model.")
+    with atomic_write(path, "w") as file:
+        file.write(text)
+    return len(text.encode())
+
+
+def program_text():
+    """What runs in the page's worker."""
+    return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8")
+                   for name in ("tensors.js", "words.js", "model.js"))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m view.page", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="nanomld.html", help="the file to write")
+    parser.add_argument("--ckpt", default=os.path.join(HERE, "checkpoints", "toy.pt"),
+                        help="model.pt of train.py, with the small text tower")
+    parser.add_argument("--title", default="nanoMLD", help="the page's heading")
+    parser.add_argument("--weights", default="float16", choices=KINDS,
+                        help="how numbers are kept; int8 is not exact")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    try:
+        ships = os.path.samefile(args.ckpt, parser.get_default("ckpt")) \
+            if os.path.exists(args.ckpt) else False
+        model = checkpoint.load_model(args.ckpt)
+        size = write_page(args.out, model, args.title, args.weights, "" if ships else args.ckpt)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{args.out}\n{size / 1e6:.1f} MB, {args.weights}, {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
