@@ -130,12 +130,15 @@ def squats(j):
 
 
 def nods(j):
-    return peaks(head_pitch(j), 0.12)
+    """Frames in which the head is bent forward, by 7 degrees or more within half a second."""
+    pitch = smooth(head_pitch(j))
+    return [t for t in peaks(pitch, 0.1) if pitch[t] - pitch[max(t - 10, 0):t + 1].min() > 0.12]
 
 
 def shakes(j):
-    """Frames in which the head is turned the farthest to the left."""
-    return peaks(head_turn(j), 0.2)
+    """Frames in which the head is turned the farthest to the left, and was not a second ago."""
+    turn = smooth(head_turn(j))
+    return [t for t in peaks(turn, 0.2) if turn[t] - turn[max(t - 16, 0):t + 1].min() > 0.2]
 
 
 def arm_raises(j):

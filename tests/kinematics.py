@@ -2,8 +2,8 @@
 
 Everything takes joints (T, 22, 3) in metres at 20 frames a second, Y up, facing +Z at frame 0, the
 person's left at +X. Who stands straight has the pelvis at 0.94, the head at 1.56, knees at 0.46 and
-ankles at 0.05 to 0.1. Measures are numbers, or one for each frame; events.py has the frames at which
-something happens, detectors.py and gestures.py what is made of both.
+ankles at 0.05 to 0.1. Measures are numbers, or one for each frame; events.py has the frames at
+which something happens, detectors.py and gestures.py what is made of both.
 """
 import numpy as np
 

@@ -35,7 +35,8 @@ WORDS = {  # detector: what its action is called, in labels and captions
     "sit": r"sit|sat\b|seat|chair|squat|crouch|low|kneel|lie|lay|down|roll|stool|climb",
     "stand_up": r"stand|rise|rising|get|got|up\b|squat|crouch|bend|jump|sit|climb|straight|bow",
     "get_up": r"get|got|up\b|ris|stand|roll|feet",
-    "squat": r"squat|crouch|knee|low|sit|seat|chair|duck|down|bend|jump|leap|lunge|pick|scoop|stool",
+    "squat": r"squat|crouch|knee|low|sit|seat|chair|duck|down|bend|jump|leap|lunge|pick|scoop"
+             r"|stool",
     "kneel": r"kneel|knee|crawl|fours|crouch|get|roll",
     "lie_down": r"lie|lay|lying|down|roll|fall",
     "crawl": r"crawl|fours|hands and knees|creep",
@@ -60,7 +61,8 @@ WORDS = {  # detector: what its action is called, in labels and captions
     "march": r"march|knee|step|danc|salsa|walk|run|jog|climb|stair|ladder|stamp|kick|jump|hop",
     "dance": r"danc|salsa|groov|boogie|jack|swing|spin|karate|box|fight|kick|twist|sword|punch|flip"
              r"|roll|jump|wheel|hop|run|jog|skip|turn|laugh|walk|crawl|wav|throw|clap|traffic|get",
-    "look_around": r"look|turn|head|glanc|watch|spin|danc|salsa|around|round|circle|laugh|twist|swing",
+    "look_around": r"look|turn|head|glanc|watch|spin|danc|salsa|around|round|circle|laugh|twist"
+                   r"|swing",
     "step_aside": r"side|left|right|step|danc|salsa|turn|circle|dribbl|kick|jump|spin|wheel",
     "stand": r"stand|still|wait|idle|motionless|look|nod|head|drink|hand|rest|nothing|place",
 }
