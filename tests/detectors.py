@@ -8,8 +8,8 @@ from events import (
     arm_raises, flights, foot_lifts, hops, jacks, jumps, kicks, kicks_of, squats, steps)
 from kinematics import (
     CHECKS, HEAD, L_ANKLE, L_KNEE, L_SHOULDER, L_TOE, L_WRIST, NECK, PELVIS, R_ANKLE, R_KNEE,
-    R_SHOULDER, R_TOE, R_WRIST, both_up, down, feet_apart, gone, heading, lean, peaks, rise,
-    seen, smooth, spans, speed, upright, window)
+    R_SHOULDER, R_TOE, R_WRIST, both_up, down, feet_apart, gone, heading, in_place, lean, peaks,
+    rise, seen, smooth, spans, speed, upright, window)
 
 LEFT, RIGHT = 0, 1
 TWO = (LEFT, RIGHT)
@@ -30,9 +30,9 @@ def run(j):
 
 
 def walk(j):
-    """0.8 m ahead at least, at no more than 2.2 m/s, in steps, a foot always down."""
+    """0.45 m ahead at least, at no more than 2.2 m/s, in steps, a foot always down."""
     side, ahead = gone(j)
-    return (upright(j) and ahead > 0.8 and abs(side) < 0.6 * ahead and speed(j) < 2.2
+    return (upright(j) and ahead > 0.45 and abs(side) < 0.6 * ahead and speed(j) < 2.2
             and len(steps(j)) >= 2 and len(flights(j)) <= 1 and not jumps(j))
 
 
@@ -314,6 +314,11 @@ def then(first, second):
         return any(first(window(j, 0, t)) and second(window(j, t, len(j)))
                    for t in range(8, len(j) - 7, 4))
     return check
+
+
+def together(legs, arms):
+    """Legs do the one while arms do the other, which is judged as if the body stayed in place."""
+    return lambda j: legs(j) and arms(in_place(j))
 
 
 class shift:

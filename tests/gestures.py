@@ -27,8 +27,10 @@ def calm(j, most=1.2):
 
 
 def wave(j):
-    """A hand at the shoulder's height or above for 0.5 s, and swings from side to side twice."""
-    return still(j) and any(raised(j, s).sum() >= 10 and len(waves_of(j, s)) >= 2 for s in TWO)
+    """A hand at the shoulder's height or above for 0.5 s, and swings from side to side twice; the
+    hands do not meet, and there are no jumping jacks."""
+    return still(j) and not jacks(j) and len(claps(j)) < 2 and any(
+        raised(j, side).sum() >= 10 and len(waves_of(j, side)) >= 2 for side in TWO)
 
 
 def wave_with(side):
@@ -54,7 +56,9 @@ def punch(j):
 
 
 def punch_with(side):
-    return lambda j: punch(j) and len(punches_of(j, side)) > len(punches_of(j, 1 - side))
+    """Punches with that fist, which is the faster one."""
+    return lambda j: (punch(j) and bool(punches_of(j, side))
+                      and top_speed(j, L_WRIST + side) > top_speed(j, R_WRIST - side))
 
 
 def clap(j):
@@ -63,8 +67,8 @@ def clap(j):
 
 def bow(j):
     """The trunk bends by 17 degrees or more and comes back, over legs that stay straight."""
-    return (j[:, PELVIS, 1].min() > 0.62 and np.abs(gone(j)).max() < 0.8 and bool(bows(j))
-            and drop(j) < 0.2 and lean(j)[-1] < lean(j).max() - 0.1 and not jumps(j))
+    return (j[:, PELVIS, 1].min() > 0.62 and np.abs(gone(j)).max() < 0.8
+            and any(j[t, PELVIS, 1] > 0.8 for t in bows(j)) and drop(j) < 0.2 and lean(j)[-1] < lean(j).max() - 0.1 and not jumps(j))
 
 
 def slight_bow(j):
@@ -148,7 +152,7 @@ def nod(j):
 def shake_head(j):
     """The head goes from side to side, twice and quickly, while chest and hands stay."""
     turns = shakes(j)
-    return (still(j) and len(turns) >= 2 and min(np.diff(turns)) < 24 and calm(j)
+    return (still(j) and len(turns) >= 2 and min(np.diff(turns)) < 30 and calm(j)
             and np.ptp(heading(j)) < 0.6)
 
 

@@ -151,6 +151,11 @@ def window(j, start, end):
     return part @ np.array([[z, 0, x], [0, 1, 0], [-x, 0, z]])
 
 
+def in_place(j):
+    """The motion as seen by who goes and turns with it: over the origin, facing +Z."""
+    return np.stack([window(j, t, t + 1)[0] for t in range(len(j))])
+
+
 def lean(j):
     """(T,) radians between the trunk and the vertical; upside down is pi."""
     trunk = j[:, NECK] - j[:, PELVIS]
