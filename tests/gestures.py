@@ -68,7 +68,8 @@ def clap(j):
 def bow(j):
     """The trunk bends by 17 degrees or more and comes back, over legs that stay straight."""
     return (j[:, PELVIS, 1].min() > 0.62 and np.abs(gone(j)).max() < 0.8
-            and any(j[t, PELVIS, 1] > 0.8 for t in bows(j)) and drop(j) < 0.2 and lean(j)[-1] < lean(j).max() - 0.1 and not jumps(j))
+            and any(j[t, PELVIS, 1] > 0.8 for t in bows(j)) and drop(j) < 0.2
+            and lean(j)[-1] < lean(j).max() - 0.1 and not jumps(j))
 
 
 def slight_bow(j):
