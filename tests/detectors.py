@@ -174,7 +174,7 @@ def stumble(j):
 def sit(j):
     """From standing to a pelvis 25 cm lower, which stays so for half a second, trunk up."""
     y = j[:, PELVIS, 1]
-    low = spans(y < y[:3].mean() - 0.25, 10)
+    low = spans(y < min(y[:3].mean(), 0.95) - 0.25, 10)
     knees = j[:, [L_KNEE, R_KNEE], 1].min(1)
     return any(lean(j)[a:b].min() < 0.8 and y[a:b].min() > 0.2 and knees[a:b].min() > 0.2
                and y[a:b].min() > 0.3 for a, b in low)
@@ -194,13 +194,16 @@ def get_up(j):
 
 def squat(j):
     """Down by 20 cm or more over feet that stay where they are: the pelvis is no more than 20 cm
-    behind them, as it would be on a chair, and the hands do not go to the floor."""
+    behind them, as it would be on a chair, and the hands do not go to the floor. It stays down for
+    half a second, or stands for 0.2 s afterwards; otherwise it is a jump's run-up."""
     moved = [np.ptp(smooth(j[:, t]), axis=0)[[0, 2]].max() for t in (L_TOE, R_TOE)]
     knees, t = j[:, [L_KNEE, R_KNEE], 1].min(), int(j[:, PELVIS, 1].argmin())
     behind = seen(j, (j[:, L_ANKLE] + j[:, R_ANKLE]) / 2 - j[:, PELVIS])[t, 2]
-    return (len(squats(j)) >= 1 and max(moved) < 0.35 and behind < 0.2 and knees > 0.2
-            and lean(j).max() < 1.2 and not jumps(j)
-            and j[:, [L_WRIST, R_WRIST], 1].min() > 0.35)
+    low, straight = j[:, PELVIS, 1] < 0.75, j[t:, PELVIS, 1] > 0.86
+    settled = len(spans(low, 10)) or len(spans(straight, 4))
+    return bool(len(squats(j)) >= 1 and settled and max(moved) < 0.35 and behind < 0.2
+                and knees > 0.2 and lean(j).max() < 1.2 and not jumps(j)
+                and j[:, [L_WRIST, R_WRIST], 1].min() > 0.35)
 
 
 def kneel(j):

@@ -70,8 +70,9 @@ def understood(model, prompt):
     with contextlib.redirect_stderr(said):
         try:
             texts = sample.read_prompts(sample.arguments(["--", prompt]))
-            if hasattr(sample, "understood"):
-                texts = sample.understood(texts, getattr(model.text_encoder, "vocabulary", None))
+            vocabulary = getattr(model.text_encoder, "vocabulary", None)
+            if vocabulary and hasattr(sample, "understood"):
+                texts = sample.understood(texts, vocabulary)
         except ValueError as error:
             return None, str(error)
     return texts[0], said.getvalue().strip()

@@ -20,8 +20,7 @@ from kinematics import HEAD, NECK, heading, peaks, seen, spans, window  # noqa: 
 from motion import T2M  # noqa: E402
 
 CMU = os.path.join(ROOT, "data", "cmu", "cmu.pack")
-# What a caption of CMU or of the toy set says otherwise than its clip does, or what cannot be told
-# from so few clips: these labels need no 95%.
+# Labels of CMU that need no 95%: slow poses of dances, a side kick too low, a stance that moves.
 HARD = {"dance", "indian dance", "karate side kick", "stand"}
 
 
@@ -137,7 +136,7 @@ def test_left_and_right_are_mirror_images(clips, name):
 def test_every_label_has_a_detector_that_finds_it(clips):
     found = recall.label_recall(clips)
     assert not [label for label, (words, *_) in found.items() if words is None]
-    assert not {label: row for label, row in found.items() if row[2] < 0.95 and label not in HARD}
+    assert not {label: row for label, row in found.items() if row[2] < 0.95}
 
 
 def test_detectors_agree_with_what_captions_add(clips):
