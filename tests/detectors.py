@@ -8,8 +8,8 @@ from events import (
     arm_raises, flights, foot_lifts, hops, jacks, jumps, kicks, kicks_of, squats, steps)
 from kinematics import (
     CHECKS, HEAD, L_ANKLE, L_KNEE, L_SHOULDER, L_TOE, L_WRIST, NECK, PELVIS, R_ANKLE, R_KNEE,
-    R_SHOULDER, R_TOE, R_WRIST, both_up, down, feet_apart, gone, heading, lean, peaks, rise,
-    seen, smooth, spans, speed, upright, window)
+    R_SHOULDER, R_TOE, R_WRIST, both_up, down, feet_apart, gone, heading, in_place, lean, peaks,
+    rise, seen, smooth, spans, speed, upright, window)
 
 LEFT, RIGHT = 0, 1
 TWO = (LEFT, RIGHT)
@@ -30,9 +30,9 @@ def run(j):
 
 
 def walk(j):
-    """0.8 m ahead at least, at no more than 2.2 m/s, in steps, a foot always down."""
+    """0.45 m ahead at least, at no more than 2.2 m/s, in steps, a foot always down."""
     side, ahead = gone(j)
-    return (upright(j) and ahead > 0.8 and abs(side) < 0.6 * ahead and speed(j) < 2.2
+    return (upright(j) and ahead > 0.45 and abs(side) < 0.6 * ahead and speed(j) < 2.2
             and len(steps(j)) >= 2 and len(flights(j)) <= 1 and not jumps(j))
 
 
@@ -46,10 +46,13 @@ def on_the_spot(j):
 
 
 def jog_in_place(j):
-    """Feet come up in turn, more than 2 of them a second, without going anywhere."""
-    lifts = foot_lifts(j)
-    return (on_the_spot(j) and len(lifts) >= 4 and not jacks(j) and np.ptp(heading(j)) < 2
-            and (len(lifts) - 1) * 20 > 2 * (lifts[-1] - lifts[0]))
+    """Feet come up in turn, more than 2 of them a second, without going anywhere; both in the air
+    between steps, or hands held up as runners do."""
+    lifts, legs = foot_lifts(j), [len(peaks(j[:, a, 1], 0.06)) for a in (L_ANKLE, R_ANKLE)]
+    hands = np.median(j[:, [L_WRIST, R_WRIST], 1], axis=0).min()
+    return (on_the_spot(j) and min(legs) >= 2 and not jacks(j) and np.ptp(heading(j)) < 2
+            and (len(lifts) - 1) * 20 > 2 * (lifts[-1] - lifts[0]) and len(hops(j)) < 2
+            and (hands > 0.98 or len(flights(j)) >= 2))
 
 
 def march(j):
@@ -124,30 +127,44 @@ def circle(j):
 
 
 def tiptoe(j):
-    """Ahead in steps, the heels of standing feet 4 cm higher than flat feet have them."""
+    """Ahead in steps, the heels of standing feet 5 cm higher than flat feet have them."""
     feet = down(j)
     heels = np.concatenate([(j[:, a, 1] - j[:, t, 1])[feet[:, i]]
                             for i, (a, t) in enumerate(((L_ANKLE, L_TOE), (R_ANKLE, R_TOE)))])
-    return upright(j) and len(steps(j)) >= 2 and np.median(heels) > 0.09 and gone(j)[1] > 0.4
+    return upright(j) and len(steps(j)) >= 2 and np.median(heels) > 0.105 and gone(j)[1] > 0.4
 
 
 def limp(j):
-    """Ahead in uneven steps: one leg stands a quarter longer, or the body dips 2 cm on one leg."""
+    """Ahead in uneven steps. One foot stands longer than the other, steps are longer on one side,
+    the body is lower on one leg: two of these, or one of them by far. First and last steps do not
+    count."""
     feet, y = down(j), smooth(j[:, PELVIS, 1])
-    single = [feet[:, i] & ~feet[:, 1 - i] for i in TWO]
-    if min(mask.sum() for mask in single) < 3 or not upright(j) or gone(j)[1] < 0.5:
+    stands = sorted((a, b - a, side) for side in TWO for a, b in spans(feet[:, side], 3))[1:-1]
+    ahead = seen(j, j[:, L_ANKLE] - j[:, R_ANKLE])[:, 2]
+    lengths = [[x[t] for t in peaks(x, 0.1)][1:-1] for x in (ahead, -ahead)]
+    longs = [[n for _, n, foot in stands if foot == side] for side in TWO]
+    single = [feet[:, side] & ~feet[:, 1 - side] for side in TWO]
+    if not upright(j) or gone(j)[1] < 0.5 or len(flights(j)) > 1:
         return False
-    stands, heights = [mask.sum() for mask in single], [np.median(y[mask]) for mask in single]
-    return max(stands) > 1.25 * min(stands) or abs(heights[0] - heights[1]) > 0.02
+
+    def ratio(a, b):
+        middles = sorted([np.median(a), np.median(b)]) if len(a) and len(b) else (1, 1)
+        return middles[1] / max(middles[0], 0.02)
+
+    dip = min(mask.sum() for mask in single) > 4 and abs(
+        np.median(y[single[0]]) - np.median(y[single[1]]))
+    found = ratio(*longs) / 1.2, ratio(*lengths) / 1.25, dip / 0.015
+    return sorted(found)[1] > 1 or max(found[0] / 1.5, found[1] / 1.5, found[2] / 2.2) > 1
 
 
 def stumble(j):
     """On the way ahead, the trunk pitches forward by 12 degrees more than it was, or the pelvis
-    dips by 7 cm, within half a second, and comes back."""
+    dips by 9 cm, within half a second, and comes back."""
     bent, y = smooth(lean(j)), smooth(j[:, PELVIS, 1])
-    pitch = [t for t in peaks(bent, 0.2) if bent[t] - bent[max(t - 10, 0)] > 0.15]
-    dip = [t for t in peaks(-y, 0.07) if y[max(t - 10, 0)] - y[t] > 0.06]
-    return gone(j)[1] > 0.4 and bool(pitch or dip) and lean(j).max() < 1.4
+    pitch = [t for t in peaks(bent, 0.15) if bent[t] - bent[max(t - 10, 0)] > 0.2]
+    dip = [t for t in peaks(-y, 0.08) if y[max(t - 10, 0)] - y[t] > 0.09]
+    return (gone(j)[1] > 0.4 and bool(pitch or dip) and len(steps(j)) >= 2 and not jumps(j)
+            and len(flights(j)) <= 1 and speed(j) < 2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,7 +174,7 @@ def stumble(j):
 def sit(j):
     """From standing to a pelvis 25 cm lower, which stays so for half a second, trunk up."""
     y = j[:, PELVIS, 1]
-    low = spans(y < y[:3].mean() - 0.25, 10)
+    low = spans(y < min(y[:3].mean(), 0.95) - 0.25, 10)
     knees = j[:, [L_KNEE, R_KNEE], 1].min(1)
     return any(lean(j)[a:b].min() < 0.8 and y[a:b].min() > 0.2 and knees[a:b].min() > 0.2
                and y[a:b].min() > 0.3 for a, b in low)
@@ -172,14 +189,21 @@ def stand_up(j):
 def get_up(j):
     """From lying or sitting on the floor to standing."""
     low = (j[:, PELVIS, 1] < 0.45) & (j[:, HEAD, 1] < 1)
-    return low[:len(j) // 2].any() and j[-1, PELVIS, 1] > 0.75 and j[-1, HEAD, 1] > 1.3
+    return low[:10].any() and j[-1, PELVIS, 1] > 0.75 and j[-1, HEAD, 1] > 1.3
 
 
 def squat(j):
-    """Down by 20 cm or more over feet that stay where they are, and no lower than a deep squat."""
+    """Down by 20 cm or more over feet that stay where they are: the pelvis is no more than 20 cm
+    behind them, as it would be on a chair, and the hands do not go to the floor. It stays down for
+    half a second, or stands for 0.2 s afterwards; otherwise it is a jump's run-up."""
     moved = [np.ptp(smooth(j[:, t]), axis=0)[[0, 2]].max() for t in (L_TOE, R_TOE)]
-    knees = j[:, [L_KNEE, R_KNEE], 1].min()
-    return len(squats(j)) >= 1 and max(moved) < 0.35 and lean(j).max() < 1.2 and knees > 0.2
+    knees, t = j[:, [L_KNEE, R_KNEE], 1].min(), int(j[:, PELVIS, 1].argmin())
+    behind = seen(j, (j[:, L_ANKLE] + j[:, R_ANKLE]) / 2 - j[:, PELVIS])[t, 2]
+    low, straight = j[:, PELVIS, 1] < 0.75, j[t:, PELVIS, 1] > 0.86
+    settled = len(spans(low, 10)) or len(spans(straight, 4))
+    return bool(len(squats(j)) >= 1 and settled and max(moved) < 0.35 and behind < 0.2
+                and knees > 0.2 and lean(j).max() < 1.2 and not jumps(j)
+                and j[:, [L_WRIST, R_WRIST], 1].min() > 0.35)
 
 
 def kneel(j):
@@ -226,9 +250,10 @@ def backflip(j):
 
 
 def pick_up(j):
-    """A hand down below the knees and up again, without kneeling for good."""
+    """From standing, a hand down below the knees and up again, without going head over heels."""
     low = j[:, [L_WRIST, R_WRIST], 1].min(1)
-    return len([t for t in peaks(-low, 0.25) if low[t] < 0.5]) >= 1 and j[-1, HEAD, 1] > 1.1
+    return (len([t for t in peaks(-low, 0.25) if low[t] < 0.5]) >= 1 and j[-1, HEAD, 1] > 1.1
+            and j[0, HEAD, 1] > 1.1 and lean(j).max() < 2.3 and not jumps(j))
 
 
 def lunge(j):
@@ -292,6 +317,11 @@ def then(first, second):
         return any(first(window(j, 0, t)) and second(window(j, t, len(j)))
                    for t in range(8, len(j) - 7, 4))
     return check
+
+
+def together(legs, arms):
+    """Legs do the one while arms do the other, which is judged as if the body stayed in place."""
+    return lambda j: legs(j) and arms(in_place(j))
 
 
 class shift:

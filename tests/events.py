@@ -86,20 +86,25 @@ def kicks(j):
 
 def strokes(j, side):
     """[(frame, metres a second)] in which a fist is farthest out from over the pelvis, and farther
-    than the other one, or farthest across the body as in a hook; at breast height."""
+    than the other one, or farthest across the body as in a hook; at breast height, and not on
+    a way up or down. Fists that cross the body together clap."""
     hips = (j[:, 1] - j[:, 2])[:, [0, 2]]
     hips = hips / np.linalg.norm(hips, axis=1, keepdims=True).clip(1e-6)
     gaps = j[:, [L_WRIST, R_WRIST]] - j[:, [PELVIS]]
     out, high = np.hypot(gaps[..., 0], gaps[..., 2]), gaps[:, side, 1]
     across = (gaps[:, side][:, [0, 2]] * hips).sum(1) * (2 * side - 1)
     own, other = out[:, side], out[:, 1 - side]
+    mirrored = (gaps[:, 1 - side][:, [0, 2]] * hips).sum(1) * (1 - 2 * side)
+    meeting = peaks(mirrored, 0.1)
 
     def found(x, least):
         fast = np.diff(smooth(x), prepend=x[:1]) * 20
-        return [(t, fast[max(t - 6, 0):t + 1].max()) for t in peaks(x, least) if high[t] > 0.2]
+        return [(t, fast[max(t - 6, 0):t + 1].max()) for t in peaks(x, least)
+                if 0.2 < high[t] < 0.68 and np.ptp(high[max(t - 6, 0):t + 7]) < 0.42]
 
     straight = [(t, v) for t, v in found(own, 0.1) if own[t] > max(0.38, other[t] + 0.04)]
-    hooks = [(t, v) for t, v in found(across, 0.15) if high[t] > 0.25 and own[t] > 0.3]
+    hooks = [(t, v) for t, v in found(across, 0.15) if high[t] > 0.25 and own[t] > 0.3
+             and all(abs(t - other) > 3 for other in meeting)]
     return [(t, v) for t, v in straight + hooks if v > 0.9]
 
 
@@ -130,12 +135,15 @@ def squats(j):
 
 
 def nods(j):
-    return peaks(head_pitch(j), 0.12)
+    """Frames in which the head is bent forward, by 7 degrees or more within half a second."""
+    pitch = smooth(head_pitch(j))
+    return [t for t in peaks(pitch, 0.1) if pitch[t] - pitch[max(t - 10, 0):t + 1].min() > 0.12]
 
 
 def shakes(j):
-    """Frames in which the head is turned the farthest to the left."""
-    return peaks(head_turn(j), 0.2)
+    """Frames in which the head is turned the farthest to the left, and was not a second ago."""
+    turn = smooth(head_turn(j))
+    return [t for t in peaks(turn, 0.2) if turn[t] - turn[max(t - 16, 0):t + 1].min() > 0.2]
 
 
 def arm_raises(j):

@@ -70,8 +70,9 @@ def understood(model, prompt):
     with contextlib.redirect_stderr(said):
         try:
             texts = sample.read_prompts(sample.arguments(["--", prompt]))
-            if hasattr(sample, "understood"):
-                texts = sample.understood(texts, getattr(model.text_encoder, "vocabulary", None))
+            vocabulary = getattr(model.text_encoder, "vocabulary", None)
+            if vocabulary and hasattr(sample, "understood"):
+                texts = sample.understood(texts, vocabulary)
         except ValueError as error:
             return None, str(error)
     return texts[0], said.getvalue().strip()
@@ -101,8 +102,8 @@ def generate(model, texts, seeds, progress=False):
 
 def judge(model, asked, seeds=6, progress=False):
     """[{"half", "group", "call", "prompt", "read", "said", "share", "samples"}] for the prompts:
-    what sample.py reads and says, and, in reach, the samples that do what was asked, as booleans and
-    as a share."""
+    what sample.py reads and says, and, in reach, which samples do what was asked, and their
+    share."""
     detectors = [None if ask.group == "out" else recall.detector(ask.call) for ask in asked]
     plain = sorted({d.plain for d in detectors if isinstance(d, shift)})
     found = [understood(model, ask.prompt) for ask in asked]
@@ -144,10 +145,11 @@ def table(rows):
         if part:
             whole = sum(row["share"] == 1 for row in part)
             yield f"{group:10s}{len(part):8d}{share[group]:9.1%}{whole:6d} of {len(part)}"
-    yield f"out of reach, and told: {share['told']:.1%}; in reach, and warned: {share['warned']:.1%}"
+    yield (f"out of reach, and told: {share['told']:.1%}; "
+           f"in reach, and warned: {share['warned']:.1%}")
     for row in sorted(rows, key=lambda row: row.get("share", 2)):
         if row.get("share", 1) < 1:
-            yield f"  {row['share']:4.0%}  {row['group']:9s}{row['call']:32s}{row['prompt']}"
+            yield f"  {row['share']:4.0%}  {row['group']:9s}{row['prompt']}    [{row['call']}]"
     for row in rows:
         if row["group"] == "out" and not row["said"]:
             yield f"  nothing said: {row['prompt']!r}"

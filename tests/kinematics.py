@@ -2,8 +2,8 @@
 
 Everything takes joints (T, 22, 3) in metres at 20 frames a second, Y up, facing +Z at frame 0, the
 person's left at +X. Who stands straight has the pelvis at 0.94, the head at 1.56, knees at 0.46 and
-ankles at 0.05 to 0.1. Measures are numbers, or one for each frame; events.py has the frames at which
-something happens, detectors.py and gestures.py what is made of both.
+ankles at 0.05 to 0.1. Measures are numbers, or one for each frame; events.py has the frames at
+which something happens, detectors.py and gestures.py what is made of both.
 """
 import numpy as np
 
@@ -149,6 +149,11 @@ def window(j, start, end):
     part = j[start:end] - j[start, PELVIS] * (1, 0, 1)
     x, z = facing(part)[0]
     return part @ np.array([[z, 0, x], [0, 1, 0], [-x, 0, z]])
+
+
+def in_place(j):
+    """The motion as seen by who goes and turns with it: over the origin, facing +Z."""
+    return np.stack([window(j, t, t + 1)[0] for t in range(len(j))])
 
 
 def lean(j):

@@ -32,10 +32,10 @@ WORDS = {  # detector: what its action is called, in labels and captions
     "skip": r"skip|hop|gallop|danc|jump",
     "turn_any": r"turn|spin|twirl|pivot|rotat|face|round|whirl|danc|salsa|circle|twist|swing|revol",
     "spin": r"spin|turn|twirl|rotat|pirouet|whirl|round|danc|salsa|circle|cartwheel|revol",
-    "sit": r"sit|sat\b|seat|chair|squat|crouch|low|kneel|lie|lay|down|roll|stool|climb",
-    "stand_up": r"stand|rise|rising|get|got|up\b|squat|crouch|bend|jump|sit|climb|straight|bow",
+    "sit": r"sit|sat\b|seat|chair|squat|crouch|kneel|lie|lay|roll|stool|climb|low|knee|crawl",
+    "stand_up": r"stand|ris(e|ing)|get|got|squat|crouch|sit|climb|straight|jump|roll",
     "get_up": r"get|got|up\b|ris|stand|roll|feet",
-    "squat": r"squat|crouch|knee|low|sit|seat|chair|duck|down|bend|jump|leap|lunge|pick|scoop|stool",
+    "squat": r"squat|crouch|duck|jump|leap|lunge|scoop|bend|low|knee|sink",
     "kneel": r"kneel|knee|crawl|fours|crouch|get|roll",
     "lie_down": r"lie|lay|lying|down|roll|fall",
     "crawl": r"crawl|fours|hands and knees|creep",
@@ -43,24 +43,23 @@ WORDS = {  # detector: what its action is called, in labels and captions
     "cartwheel": r"cartwheel|wheel|handspring|flip",
     "backflip": r"flip|somersault|cartwheel|wheel",
     "kick": r"kick|leg|danc|salsa|jump|leap|knee|climb|swing|ladder|karate",
-    "punch": r"punch|box|jab|fight|strike|blow|karate|throw|fist|hit|push|swing|swings|danc|sword"
-             r"|block|knife|dribbl|salsa|shot|shoot|reach|kick|run|arm|hand|wash|clap|wipe",
-    "wave": r"wav|greet|hello|goodbye|hand|arm|danc|salsa|swing|wash|wipe|traffic|stretch|reach"
-            r"|signal|jack|laugh|clap|sword",
-    "clap": r"clap|applau|hand|salsa|danc|arm|wash|bottle|dribbl|laugh|jack|jump|box|traffic|sword",
+    "punch": r"punch|box|jab|fight|str[iu]k|blow|karate|fist|hit|sword|block|knife|dribbl|shot"
+             r"|shoot|kick|wash|wip|reach|danc|salsa|traffic|circl|laugh",
+    "wave": r"wav|greet|hello|goodbye|danc|salsa|wash|wip|traffic|circl|sword|karate|laugh",
+    "clap": r"clap|applau|danc|salsa|wash|bottle|sword|laugh|traffic|box",
     "bow": r"bow|bend|bent|lean|greet|pick|reach|wash|scoop|lift|toe|laugh|danc|salsa|down|sit|kick"
            r"|squat|sword|polite|duck|stoop|climb|low",
-    "throw": r"throw|toss|pitch|hurl|fling|ball|punch|box|danc|salsa|karate|swing|sword|wash|wave"
-             r"|waving|arm|hand|jump|kick|fight|strike|run|reach|flip|wheel|spin|laugh",
-    "pick_up": r"pick|lift|grab|reach|scoop|wash|toe|bend|bow|squat|crouch|sit|down|floor|ground"
-               r"|crawl|roll|get|wheel|flip|jump|sword|low|climb|laugh|kick",
-    "raise_arms": r"arm|hand|reach|jack|stretch|danc|salsa|swing|jump|traffic|wheel|flip|sword|roll"
-                  r"|climb|ladder|laugh|shot|wash|up",
+    "throw": r"throw|toss|pitch|hurl|fling|ball|punch|box|danc|salsa|karate|sword|wash|fight|kick"
+             r"|flip|wheel|laugh|traffic|circl",
+    "pick_up": r"pick|lift|grab|scoop|wash|toe|floor|ground|crawl|roll|get|wheel|flip|sword",
+    "raise_arms": r"arm|hand|reach|jack|stretch|danc|salsa|traffic|wheel|flip|sword|roll|climb"
+                  r"|ladder|laugh|shot|wash",
     "jumping_jacks": r"jack|jump",
     "march": r"march|knee|step|danc|salsa|walk|run|jog|climb|stair|ladder|stamp|kick|jump|hop",
     "dance": r"danc|salsa|groov|boogie|jack|swing|spin|karate|box|fight|kick|twist|sword|punch|flip"
              r"|roll|jump|wheel|hop|run|jog|skip|turn|laugh|walk|crawl|wav|throw|clap|traffic|get",
-    "look_around": r"look|turn|head|glanc|watch|spin|danc|salsa|around|round|circle|laugh|twist|swing",
+    "look_around": r"look|turn|head|glanc|watch|spin|danc|salsa|around|round|circle|laugh|twist"
+                   r"|swing",
     "step_aside": r"side|left|right|step|danc|salsa|turn|circle|dribbl|kick|jump|spin|wheel",
     "stand": r"stand|still|wait|idle|motionless|look|nod|head|drink|hand|rest|nothing|place",
 }
@@ -119,9 +118,12 @@ def named(label):
     words = LABELS.get(label, label.replace(" ", "_").replace("-", "_"))
     if "(" in words or words in NAMES:
         return words
-    parts = re.split(r" then | and then |, ", label)
-    parts = [named(part) for part in parts] if len(parts) == 2 else [None]
-    return f"then({parts[0]}, {parts[1]})" if all(parts) else None
+    for between, kind in ((r" and then | then |, ", "then"), (r" while | and ", "together")):
+        parts = re.split(between, label, maxsplit=1)
+        parts = [named(part) for part in parts] if len(parts) == 2 else [None]
+        if all(parts):
+            return f"{kind}({parts[0]}, {parts[1]})"
+    return None
 
 
 def clips_of(path, labels=None):
