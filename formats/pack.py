@@ -4,11 +4,15 @@ prepare.py writes it:
 
     64 bytes  magic, version, size and offset of the index, size of the file, sha256 of the index
     motion    encoding "features": rows of float16 or float32, one per frame, clip after clip
-              encoding "joints": per clip, the compressed steps of its joints on a 0.5 mm grid
-    text      per caption: the sentence, a tab, its part-of-speech tokens (`a/DET man/NOUN ...`)
+              encoding "joints": per clip, its joints as pack_joints.py stores them; a clip that
+              is the mirror image of another stores nothing but which one
+    text      per caption: the sentence, a tab, its part-of-speech tokens (`a/DET man/NOUN ...`);
+              compressed as a whole if the encoding is "joints"
     index     a JSON header (name, skeleton, fps, actions, how it was made, sha256 of motion and
               text), then plain arrays: the items (clip, first frame, frames, split, action,
               captions), checksums of the clips' features, mean and std
+
+Version 2 brought mirror images, smaller joints and compressed text; version 1 is still read.
 
 An item is what training draws: a whole clip, or the part of a clip that a caption describes.
 """
@@ -18,212 +22,18 @@ import lzma
 import mmap
 import os
 import zlib
-from dataclasses import dataclass, field
 from hashlib import sha256
 
 import numpy as np
 
 import motion
-from config import atomic_write
-from formats.pack_index import NFEATS, PREFIX, SPLITS, fault_of
+from formats.pack_index import MAGIC, NFEATS, PREFIX, SPLITS, VERSION, fault_of
+from formats.pack_joints import decode_joints
+from formats.pack_writer import Caption, Clip, write_pack  # noqa: F401, so that one import suffices
 
-MAGIC, VERSION = b"nanoMLD\n", 1
-GRID = 0.0005  # metres; encoding "joints" rounds positions to multiples of this
-LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1, "dict_size": 1 << 16}]
 HASHED = 1 << 22  # bytes; a larger index is not checked when a pack opens, see check_index()
 LARGEST = 1e5  # no number of a frame is as large, in metres or millimetres
 
-
-@dataclass
-class Caption:
-    text: str
-    tokens: str = ""  # "a/DET man/NOUN jump/VERB" for the published evaluator; may be empty
-    start: float = 0.0  # seconds; a caption from 0 to 0 describes the whole clip
-    end: float = 0.0
-
-
-@dataclass
-class Clip:
-    id: str
-    captions: list = field(default_factory=list)
-    split: str = "train"
-    action: str = ""
-    features: np.ndarray | None = None  # (T, F)
-    joints: np.ndarray | None = None  # (T+1, 22, 3) metres, for encoding "joints"
-
-
-# --------------------------------------------------------------------------------------------------
-# Writing a pack
-
-def encode_joints(joints):
-    """(T, J, 3) metres -> bytes: steps between frames on the grid, coordinate by coordinate."""
-    grid = np.rint(np.asarray(joints) / GRID).astype(np.int64)
-    steps = np.diff(grid, axis=0, prepend=np.zeros_like(grid[:1])).astype("<i2")
-    return lzma.compress(steps.transpose(1, 2, 0).tobytes(), lzma.FORMAT_RAW, filters=LZMA)
-
-
-def decode_joints(blob, num_joints, frames):
-    """The inverse of encode_joints: bytes -> (frames, J, 3) float64 metres, on the grid.
-    ValueError if they hold another number of frames, of which no more is unpacked."""
-    size = 2 * 3 * num_joints * frames
-    unpacked = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA).decompress(blob, size + 1)
-    if len(unpacked) != size:
-        raise ValueError(f"its joints are not {frames} frames")
-    steps = np.frombuffer(unpacked, "<i2").reshape(num_joints, 3, frames).transpose(2, 0, 1)
-    return steps.cumsum(0, dtype=np.int64) * GRID
-
-
-def items_of(clip, frames, fps):
-    """The items of a clip as (id, first frame, frames, captions)."""
-    whole = [c for c in clip.captions if not c.start and not c.end]
-    parts = [c for c in clip.captions if c.start or c.end]
-    items = [(clip.id, 0, frames, whole)] if whole or not clip.captions else []
-    for number, caption in enumerate(parts):
-        first, last = (int(min(max(seconds * fps, 0), frames))
-                       for seconds in (caption.start, caption.end))
-        id = f"{chr(65 + number % 26)}{number // 26 or ''}_{clip.id}"  # A_000012, B_000012, ...
-        items.append((id, first, last - first, [caption]))
-    return items
-
-
-def write_pack(path, clips, *, name, skeleton, fps, mean=None, std=None, encoding="features",
-               actions=(), rest=None, command="", sources=(), min_length=1, max_length=10**9):
-    """Write `clips` (any iterable of Clip, read once) as one pack, or leave no file at all.
-
-    skeleton   "t2m", "kit" or "smpl", with 263, 251 or 150 features
-    mean, std  (F,); None computes them from the train clips, averaging std over the numbers of a
-               kind as HumanML3D does
-    encoding   "features" stores Clip.features; "joints" stores Clip.joints on a 0.5 mm grid, in a
-               tenth of the space, and features are computed on first use
-    actions    names of the action labels, of which Clip.action is one or empty
-    rest       (24, 3) rest joints of the "smpl" skeleton, for joint positions
-    command    makes this pack again; sources: files that make the pack stale when they change
-    min_length, max_length   items with fewer frames, or max_length and more, are left out
-
-    Returns {split: number of items}. ValueError names a clip with a wrong shape, numbers that are
-    not finite, an unknown split or action, or an id that came before."""
-    actions, counts = list(actions), dict.fromkeys(SPLITS, 0)
-    sizes, clip_frames, sums_of_clips, texts, table, ids = [0], [], [], [], [], {}
-    sums, total, dtype, digest = np.zeros((2, NFEATS[skeleton])), 0, None, sha256()
-    with atomic_write(path) as file:
-        def put(data):
-            file.write(data)
-            digest.update(data)
-        file.write(bytes(PREFIX.size))
-        for clip in clips:
-            blob, features = _motion_of(clip, skeleton, encoding)
-            own = "<f2" if features.dtype == np.float16 else "<f4"
-            dtype = dtype or own
-            if dtype != own:
-                raise ValueError(f"clip {clip.id}: features are {features.dtype}, those of other "
-                                 "clips are not; a pack has features of one type.")
-            items = [item for item in items_of(clip, len(features), fps)
-                     if max(min_length, 1) <= item[2] < max_length]
-            if not items:
-                continue
-            if clip.split not in SPLITS:
-                raise ValueError(f"clip {clip.id}: split must be one of {', '.join(SPLITS)}, "
-                                 f"found {clip.split!r}.")
-            if clip.action and clip.action not in actions:
-                raise ValueError(f"clip {clip.id}: action {clip.action!r} is not one of the "
-                                 f"{len(actions)} named actions.")
-            split = SPLITS.index(clip.split)
-            label = actions.index(clip.action) if clip.action else -1
-            for id, first, frames, captions in items:
-                if id in ids:
-                    raise ValueError(f"clip {id} is there twice; each clip needs an id of its own.")
-                ids[id] = None
-                table.append((len(clip_frames), first, frames, split, label, len(texts)))
-                for words in ((c.text.split(), c.tokens.split()) for c in captions):
-                    texts.append("\t".join(map(" ".join, words)).encode())
-            counts[clip.split] += len(items)
-            data = blob or np.ascontiguousarray(features, dtype).tobytes()
-            put(data)
-            sums_of_clips.append(zlib.crc32(data))
-            sizes.append(len(blob or features))
-            clip_frames.append(len(features))
-            if clip.split == "train":
-                rows = np.asarray(features, np.float64)
-                sums += rows.sum(0), np.square(rows).sum(0)
-                total += len(rows)
-        if not ids:
-            raise ValueError(f"{path}: no clip to pack; all are missing, broken, short or long.")
-        text_offset = file.tell()
-        put(b"".join(texts))
-        if mean is None:
-            mean, std = _mean_std(sums, total, skeleton, path)
-        clip_of, first, frames, split, label, caption = np.array(table).T
-        arrays = {
-            "clip_start": np.cumsum(sizes).astype("<i8"),
-            "clip_frames": np.array(clip_frames, "<i4"),
-            "text_start": np.cumsum([0, *map(len, texts)]).astype("<i8"),
-            "ids": np.array([id.encode() for id in ids]),
-            "clip": clip_of.astype("<i4"), "first": first.astype("<i4"),
-            "frames": frames.astype("<i4"), "split": split.astype("u1"),
-            "label": label.astype("<i2"), "caption": np.append(caption, len(texts)).astype("<i4"),
-            "mean": np.asarray(mean, "<f4"), "std": np.asarray(std, "<f4")}
-        arrays |= {} if rest is None else {"rest": np.asarray(rest, "<f4")}
-        if encoding == "features":  # of joints, the number of steps is looked at
-            arrays["clip_crc"] = np.array(sums_of_clips, "<u4")
-        stats = [(os.path.abspath(source), os.stat(source)) for source in sources]
-        header = {
-            "name": name, "skeleton": skeleton, "fps": fps, "encoding": encoding, "dtype": dtype,
-            "actions": actions, "text_offset": text_offset, "payload_sha256": digest.hexdigest(),
-            "command": command, "sources": [[s, st.st_size, st.st_mtime_ns] for s, st in stats],
-            "arrays": [[key, a.dtype.str, list(a.shape)] for key, a in arrays.items()]}
-        index = json.dumps(header).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
-        offset = file.tell()
-        file.write(index)
-        file.seek(0)
-        size, digest = offset + len(index), sha256(index).digest()
-        file.write(PREFIX.pack(MAGIC, VERSION, len(index), offset, size, digest))
-    return counts
-
-
-def _motion_of(clip, skeleton, encoding):
-    """A clip -> (compressed joints or None, features (T, F)); ValueError if they cannot be used."""
-    blob, features, nfeats = None, clip.features, NFEATS[skeleton]
-    if encoding == "joints":
-        joints = np.asarray(clip.joints, np.float64)
-        body, finite = motion.SKELETONS[skeleton], np.isfinite(joints).all()
-        # Steps are 16-bit numbers on the grid, the first one from the origin.
-        if (joints.shape[1:] != (body.num_joints, 3) or not joints.size or not finite
-                or np.abs(np.diff(joints, axis=0, prepend=0)).max() > 16):
-            raise ValueError(f"clip {clip.id}: expected finite joint positions (frames, "
-                             f"{body.num_joints}, 3) in metres that start and move less than 16 m "
-                             f"off, found {joints.shape} with {np.abs(joints).max(initial=0):.4g}.")
-        blob = encode_joints(joints)
-        features = _features_of(blob, body, len(joints) - 1, clip.id)
-    if features.ndim != 2 or features.shape[1] != nfeats or not len(features):
-        raise ValueError(f"clip {clip.id}: expected features of shape (frames, {nfeats}) for the "
-                         f"{skeleton} skeleton, found {features.shape}.")
-    if not np.isfinite(features).all():
-        frame = np.argwhere(~np.isfinite(features))[0][0]
-        raise ValueError(f"clip {clip.id}: frame {frame} holds a number that is not finite.")
-    return blob, features
-
-
-def _features_of(blob, skeleton, frames, id):
-    joints = decode_joints(blob, skeleton.num_joints, frames + 1)
-    return motion.joints_to_features(joints, skeleton, clip=id).astype(np.float32)
-
-
-def _mean_std(sums, total, skeleton, path):
-    """Mean and std of all train frames. All numbers of a kind share one std, so that a joint that
-    hardly moves is not blown up."""
-    if skeleton == "smpl":
-        return np.zeros(150), np.ones(150)  # the published action model does not normalise
-    if not total:
-        raise ValueError(f"{path}: there is no train clip to compute mean and std from.")
-    mean = sums[0] / total
-    std = np.sqrt(np.maximum(sums[1] / total - mean**2, 0))
-    for part in motion.FEATURE_SLICES(motion.SKELETONS[skeleton]).values():
-        std[part] = max(std[part].mean(), 1e-4)
-    return mean.round(6), std.round(6)  # the file must not depend on a machine's last bits
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading a pack
 
 class Pack:
     """A packed dataset, memory-mapped: `Pack.open(path)`. Items are numbered from 0 to len - 1.
@@ -248,9 +58,10 @@ class Pack:
             raise self._refused("is not a packed dataset of this program")
         if size < PREFIX.size:
             raise self._refused(f"is cut off ({size} bytes)")
-        _, version, index_size, offset, whole, self._digest = PREFIX.unpack(prefix)
-        if version != VERSION:
-            raise self._refused(f"has format version {version}, this program reads {VERSION}")
+        _, self._version, index_size, offset, whole, self._digest = PREFIX.unpack(prefix)
+        if not 1 <= self._version <= VERSION:
+            raise self._refused(f"has format version {self._version}, this program reads 1 to "
+                                f"{VERSION} (a newer copy of it may read more)")
         if size != whole:
             raise self._refused(f"is cut off or has grown: {size} bytes, expected {whole}")
         self._index, self._checked = slice(offset, offset + index_size), False
@@ -318,10 +129,9 @@ class Pack:
                                         "its checksum)")
         else:
             if clip not in self._made:
-                blob = self._bytes[PREFIX.size + start:PREFIX.size + end].tobytes()
-                body, id = motion.SKELETONS[self.skeleton], self.ids_of([i])[0]
+                id = self.ids_of([i])[0]
                 try:
-                    self._made[clip] = _features_of(blob, body, int(a["clip_frames"][clip]), id)
+                    self._made[clip] = self._features_of(clip, id)
                 except (ValueError, lzma.LZMAError) as error:
                     raise self._refused(f"is damaged (clip {id}: {error})") from None
             whole = self._made[clip]
@@ -333,6 +143,17 @@ class Pack:
             self._seen.add(clip)
         return np.asarray(whole[first:first + frames], np.float32)
 
+    def _features_of(self, clip, id):
+        """The features of a clip that is stored as joints, or as the mirror image of one."""
+        a, body = self._arrays, motion.SKELETONS[self.skeleton]
+        source = int(a["mirror"][clip]) if "mirror" in a else -1
+        place = clip if source < 0 else source
+        start, end = (a["clip_start"][place:place + 2] + PREFIX.size).tolist()
+        joints = decode_joints(self._bytes[start:end].tobytes(), body.parents,
+                               int(a["clip_frames"][clip]) + 1, self._version)
+        joints = joints if source < 0 else motion.mirror_joints(joints, body)
+        return motion.joints_to_features(joints, body, clip=id).astype(np.float32)
+
     def joints(self, i):
         """(T, J, 3) joint positions in metres."""
         return motion.to_metres(self.features(i), self.skeleton, self.rest)
@@ -340,13 +161,24 @@ class Pack:
     def captions(self, i):
         """list[Caption]; empty if the dataset has action labels only."""
         first, last = self._arrays["caption"][i:i + 2].tolist()
-        cuts = self._arrays["text_start"][first:last + 1] + self._header["text_offset"]
+        cuts = self._arrays["text_start"][first:last + 1]
         try:
-            lines = [self._bytes[s:e].tobytes().decode() for s, e in zip(cuts, cuts[1:])]
+            lines = [self._text[s:e].tobytes().decode() for s, e in zip(cuts, cuts[1:])]
             return [Caption(*line.split("\t")) for line in lines]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, lzma.LZMAError):
             raise self._refused(f"is damaged (a caption of {self.ids_of([i])[0]} cannot be "
                                 "read)") from None
+
+    @functools.cached_property
+    def _text(self):
+        text = self._bytes[self._header["text_offset"]:self._index.start]
+        if self._header.get("text") != "lzma":
+            return text
+        size = int(self._arrays["text_start"][-1])
+        text = lzma.LZMADecompressor().decompress(text.tobytes(), size + 1)
+        if len(text) != size:
+            raise ValueError(f"its text is not {size} bytes")
+        return np.frombuffer(text, np.uint8)
 
     def action(self, i):
         """The name of the item's action, or ''."""

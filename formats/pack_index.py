@@ -5,9 +5,11 @@ import struct
 
 import numpy as np
 
+MAGIC, VERSION = b"nanoMLD\n", 2
 PREFIX = struct.Struct("<8sIIQQ32s")  # magic, version, size and offset of the index, size, sha256
 PLAIN_NAME = re.compile(r"\w[\w.-]{0,199}")  # a name, which leads to no other folder
 SPLITS = ("train", "val", "test")
+LONGEST_TEXT = 1 << 28  # bytes that compressed text may have when it is unpacked
 NFEATS = {"t2m": 263, "kit": 251, "smpl": 150}
 TYPES = {"clip_start": "<i8", "clip_frames": "<i4", "text_start": "<i8", "clip": "<i4",
          "first": "<i4", "frames": "<i4", "split": "|u1", "label": "<i2", "caption": "<i4",
@@ -52,6 +54,15 @@ def fault_of(header, a, end):
         return "its mean and std cannot normalise motion"
     if "clip_crc" in a and (a["clip_crc"].shape, a["clip_crc"].dtype.str) != ((clips,), "<u4"):
         return "it has not one checksum for every clip"
+    if "mirror" in a:
+        source = a["mirror"]
+        if (source.shape, source.dtype.str) != ((clips,), "<i4") or encoding != "joints":
+            return "its mirror images are of another type"
+        images = source >= 0
+        if (source < -1).any() or (source >= clips).any() or images[source[images]].any():
+            return "a mirror image is of no clip"
+        if (a["clip_frames"][images] != a["clip_frames"][source[images]]).any():
+            return "a mirror image is longer or shorter than its clip"
     if "rest" in a and (a["rest"].shape != (24, 3) or a["rest"].dtype.str != "<f4"
                         or not np.isfinite(a["rest"]).all()):
         return "its rest pose is not 24 joints"
@@ -64,7 +75,10 @@ def fault_of(header, a, end):
         return "its clips lie outside of one another"
     if encoding == "features" and not (starts[1:] - starts[:-1] == frames).all():
         return "its clips do not have as many frames as it says"
-    if (not rises("text_start", 0, end - text)
+    kind = header.get("text", "plain")  # version 1 does not say
+    if kind not in ("plain", "lzma"):
+        return f"its text is {str(kind)[:40]!r}"
+    if (not rises("text_start", 0, LONGEST_TEXT if kind == "lzma" else end - text)
             or not rises("caption", 0, len(a["text_start"]) - 1)):
         return "its captions lie outside of one another"
     clip, first, length = a["clip"], a["first"], a["frames"]

@@ -13,9 +13,11 @@ import data
 import motion
 from config import Config
 from data import Batches
-from formats import pack as packs
 from formats.pack import Caption, Clip, Pack, write_pack
 from formats.pack_index import PREFIX, TYPES, fault_of
+from formats.pack_joints import decode_joints, encode_joints
+
+PARENTS = motion.T2M.parents
 
 
 def clips_of(lengths, nfeats=263, dtype=np.float32, splits=("train",)):
@@ -135,7 +137,7 @@ def test_joints_are_kept_to_a_quarter_millimetre_and_make_features(tmp_path):
     ]
     pack = save(tmp_path / "a.pack", clips, encoding="joints", actions=["walk"])
     for i, j in enumerate(joints):
-        coarse = packs.decode_joints(packs.encode_joints(j), 22, 50)
+        coarse = decode_joints(encode_joints(j, PARENTS), PARENTS, 50)
         assert np.abs(coarse - j).max() <= 0.00025 + 1e-9
         np.testing.assert_array_equal(
             pack.features(i), motion.joints_to_features(coarse, motion.T2M).astype(np.float32)
@@ -401,7 +403,7 @@ def test_damaged_joints_and_captions_are_refused(tmp_path):
     pack = save(tmp_path / "a.pack", clips, encoding="joints")
     content = bytearray((tmp_path / "a.pack").read_bytes())
     start, end = (PREFIX.size + int(n) for n in pack._arrays["clip_start"][1:3])
-    many = packs.encode_joints(np.zeros((10**6, 22, 3)))  # 132 MB in a few hundred bytes
+    many = encode_joints(np.zeros((10**6, 22, 3)), PARENTS)  # 132 MB in a few hundred bytes
     assert len(many) < 70_000
     for blob in (bytes(end - start), many[:end - start], content[start:end - 40] + bytes(40)):
         harmed = content[:start] + bytes(blob).ljust(end - start, b"\0") + content[end:]
@@ -411,7 +413,7 @@ def test_damaged_joints_and_captions_are_refused(tmp_path):
         with pytest.raises(ValueError, match="b.pack is damaged .*clip 1: .*make it again"):
             damaged.features(1)
     with pytest.raises(ValueError, match="not 50 frames"):
-        packs.decode_joints(many, 22, 50)
+        decode_joints(many, PARENTS, 50)
     at = pack._header["text_offset"]
     for byte in (b"\xff", b"\t"):
         (tmp_path / "b.pack").write_bytes(content[:at] + byte * 4 + content[at + 4:])
