@@ -277,10 +277,12 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128,
     "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }
-TOY = SMALL | {
-    "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 48,
-    "vae.cosine_span": 120, "vae.lambda_acceleration": 5.0,
-    "vae.lambda_velocity": 2.0, "train_vae.steps": 6000, "diffusion.guidance_scale": 2.5,
+TOY = SMALL | {  # sequences of two actions and counts need more latent tokens and more layers
+    "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 40,
+    "vae.cosine_span": 120, "vae.lambda_velocity": 2.0, "vae.lambda_acceleration": 5.0,
+    "vae.sharpen_from": 0.4, "text.layers": 3, "denoiser.num_layers": 7,
+    "train_vae.batch_size": 32, "train_vae.steps": 4400, "train_diffusion.steps": 7000,
+    "diffusion.guidance_scale": 2.5,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
     "vae.arch": "none", "train.cache_latents": 0,
