@@ -61,7 +61,10 @@ def waves_of(j, side):
         part = j[a:b]
         arm = seen(part, part[:, L_WRIST + side] - part[:, L_WRIST + side - 2])
         swing = np.arctan2(arm[:, 0] * (1 - 2 * side), arm[:, 1])
-        found += [a + t for t in peaks(np.unwrap(swing), 0.2)]
+        tops = peaks(np.unwrap(swing), 0.2)
+        if tops and b < len(j) and tops[-1] >= b - a - 2:
+            tops.pop()  # the arm is on its way down
+        found += [a + t for t in tops]
     return found
 
 

@@ -170,10 +170,10 @@ def held(j, side):
 
 
 def pointing(j, side):
-    """(T,) the arm rests straight, at breast height up to 45 degrees above."""
+    """(T,) the arm rests straight, at breast height or above."""
     arm = reach(j, side)
     long = np.linalg.norm(arm, axis=1) > 0.45
-    return long & (arm[:, 1] > -0.25) & (arm[:, 1] < 0.4) & held(j, side)
+    return long & (arm[:, 1] > -0.25) & held(j, side)
 
 
 def point(j):

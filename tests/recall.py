@@ -76,7 +76,12 @@ LABELS = {  # action labels of the toy set, of the CMU windows and of Bandai: a 
     "raise-up-both-hands": "raise_both", "raise-up-left-hand": "raise_left",
     "raise-up-right-hand": "raise_right", "sway side to side": "sway", "shake the head":
     "shake_head", "side step left": "step_left", "side step right": "step_right",
-    "sneak": "tiptoe", "walk on tiptoe": "tiptoe",
+    "walk on tiptoe": "tiptoe", "kneel and stand up": "kneel", "walk and turn around": "turn_any",
+    "jump forward": "jump", "jump backward": "jump", "jump left": "jump", "jump right": "jump",
+    "jump and turn": "jump", "long jump": "jump", "hop forward": "hop", "jog": "run",
+    "march forward": "march", "point left hand": "point_left", "point right hand": "point_right",
+    "raise left arm": "raise_left", "raise right arm": "raise_right", "sneak": "walk",
+    "step forward": "walk",
 }
 COUNTED = {  # labels that begin so: their event
     "jumping jack": "jacks", "jump": "jumps", "hop": "hops", "clap": "claps", "squat": "squats",

@@ -132,7 +132,7 @@ def perform(rng, real, once, into=(), out=(), most=5, fewest=1, fast=1.5, brief=
         count = max(fewest, how_often(rng, min(most, 3) if brief else most))
         count = min(count, max(fewest, 2)) if brief else count
     tempo = rng.uniform(*(pick(rng, EVEN, EVEN, SLOW, (1.28, fast)) if not brief else EVEN))
-    held = bool(holds) and not brief and rng.random() < 0.4
+    held = bool(holds) and not brief and rng.random() < 0.25
     edges = rng.uniform(0.05, 0.1 if brief else 0.35, 2)
     while True:
         keys = list(into)

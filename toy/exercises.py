@@ -29,7 +29,7 @@ def bow(rng, real, brief=False):
     down = lean(0.4 * deep, 0.6 * deep, 0.15 * deep, p=(0, -0.02, -0.0016 * deep), **both(arms))
     hold = 0.1 if brief else rng.uniform(0.15, 0.6)
     return perform(rng, real, [(0.6, down), (hold, down), (0.6, {}), (0.1, {})], most=4, fast=1.4,
-                   brief=brief, holds=down, deep=deep)
+                   brief=brief, holds=pick(rng, down, None, None), deep=deep)
 
 
 HALF_SEATED = lean(28, 18, -25, p=(0, -0.2, -0.24), L='low', R='low')
@@ -71,7 +71,7 @@ def stand(rng, real, brief=False):
 
 def lunge(rng, real, brief=False):
     """With the left leg forward, back to standing after each; or right and left by turns."""
-    depth, far = rng.uniform(0.24, 0.34), rng.uniform(0.54, 0.68)
+    depth, far = rng.uniform(0.24, 0.34), rng.uniform(0.62, 0.74)
     arms, hold = pick(rng, None, 'hips', 'guard'), 0.06 if brief else rng.uniform(0.1, 0.3)
 
     def on(side):
@@ -118,11 +118,12 @@ def touch_toes(rng, real, brief=False):
 def sway(rng, real, brief=False):
     """From side to side, to the left first."""
     period, size = rng.uniform(0.95, 1.2), rng.uniform(0.05, 0.09)
-    arms = pick(rng, None, None, 'hips', 'up')
+    arms = pick(rng, None, None, 'hips')
     a, b = (both(arms, p=(s * size, -0.01, 0), chest=(0, 0, -s * 110 * size),
                  pelvis=(0, 0, -s * 30 * size), head=(0, 0, s * 4)) for s in (1, -1))
     return perform(rng, real, [(period / 2, a), (period / 2, b)], out=[(0.4, {})], fast=1.4,
-                   brief=brief, into=[(0.3, both(arms))] * bool(arms), arms=arms or '')
+                   fewest=2, brief=brief, into=[(0.3, both(arms))] * bool(arms),
+                   arms=arms or '')
 
 
 def _on_one_leg(side, height, back=0.0, heel=35, **more):

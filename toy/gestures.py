@@ -21,7 +21,7 @@ def wave(rng, real, hands='L', lowered=None, most=6, brief=False):
     into, out = ({'head': head, **dict.fromkeys(hands, high + name)} for name in ('in', 'out'))
     return perform(rng, real, [(period / 2, out), (period / 2, into)],
                    [(rng.uniform(0.5, 0.65), into)], [(rng.uniform(0.5, 0.65), {})], most,
-                   brief=brief, holds=None if lowered else into, high=high)
+                   fewest=2, brief=brief, holds=None if lowered else into, high=high)
 
 
 def raise_arms(rng, real, hands='LR', brief=False):
@@ -37,7 +37,8 @@ def raise_arms(rng, real, hands='LR', brief=False):
 def clap(rng, real, brief=False):
     period, apart = rng.uniform(0.4, 0.5), both('open')
     return perform(rng, real, [(period / 2, both('palms')), (period / 2, apart)],
-                   [(0.45, apart)], [(0.45, {})], most=9, fast=1.4, brief=brief)
+                   [(0.45, apart)], [(0.45, {})], most=9, fast=1.4, brief=brief,
+                   fewest=pick(rng, 1, 2, 2, 2, 2, 2))
 
 
 def look_around(rng, real, brief=False):
@@ -72,7 +73,7 @@ def shake_head(rng, real, brief=False):
     size, period = rng.random(), rng.uniform(0.56, 0.68)
     a, b = _head(3, 24 + 16 * size), _head(3, -24 - 16 * size)
     return perform(rng, real, [(period / 2, a), (period / 2, b)], out=[(0.25, {})], fast=1.4,
-                   brief=brief, far=size > 0.6)
+                   fewest=2, brief=brief, far=size > 0.6)
 
 
 def point(rng, real, brief=False):
