@@ -38,10 +38,10 @@ def swings(x, least):
 
 
 def jump_to(side, ahead):
-    """A jump that ends 20 cm or more that way: (1, 0) left, (0, 1) ahead."""
+    """A jump that ends 12 cm or more that way: (1, 0) left, (0, 1) ahead."""
     def check(j):
         way = gone(j)
-        return jump(j) and way @ (side, ahead) > max(0.2, 0.9 * np.abs(way).max())
+        return jump(j) and way @ (side, ahead) > max(0.12, 0.9 * np.abs(way).max())
     return check
 
 
@@ -54,7 +54,7 @@ def long_jump(j):
 
 
 def hop_forward(j):
-    return hop(j) and gone(j)[1] > 0.25
+    return hop(j) and gone(j)[1] > 0.15
 
 
 def jog(j):
