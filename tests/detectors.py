@@ -312,9 +312,11 @@ def times(events, n):
     """Exactly n of them. Where steps are counted, one more will do, as who stops closes up, and to
     the side each may be closed up."""
     def check(j):
+        found = len(events(j))
+        if events is not steps or n <= found <= n + 1:
+            return n <= found <= n + (events is steps)
         side, ahead = np.abs(gone(j))
-        found, closed = len(events(j)), events is steps and side > ahead
-        return n <= found <= n + (events is steps) or closed and 2 * n - 1 <= found <= 2 * n
+        return side > ahead and 2 * n - 1 <= found <= 2 * n
     return check
 
 
