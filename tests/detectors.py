@@ -21,7 +21,7 @@ TWO = (LEFT, RIGHT)
 
 def running(j):
     """Both feet in the air again and again, each time from one foot to the other, on a way."""
-    return speed(j) > 1.1 and len(flights(j)) >= 2 and len(hops(j)) < len(flights(j)) / 2
+    return speed(j) > 1 and len(flights(j)) >= 2 and len(hops(j)) < len(flights(j)) / 2
 
 
 def run(j):
@@ -51,7 +51,8 @@ def jog_in_place(j):
     lifts, legs = foot_lifts(j), [len(peaks(j[:, a, 1], 0.06)) for a in (L_ANKLE, R_ANKLE)]
     hands = np.median(j[:, [L_WRIST, R_WRIST], 1], axis=0).min()
     return (on_the_spot(j) and min(legs) >= 2 and not jacks(j) and np.ptp(heading(j)) < 2
-            and (len(lifts) - 1) * 20 > 2 * (lifts[-1] - lifts[0]) and len(hops(j)) < 2
+            and (len(lifts) - 1) * 20 > 2 * (lifts[-1] - lifts[0])
+            and len(hops(j)) < max(2, len(flights(j)) / 2)
             and (hands > 0.98 or len(flights(j)) >= 2))
 
 
@@ -92,10 +93,10 @@ def skip(j):
 
 
 def sideways(side=None):
-    """0.5 m or more to a side, more than ahead, at a gallop: legs never cross, 0.6 m/s or more."""
+    """0.5 m or more to a side, more than ahead, at a gallop: legs never cross, 0.45 m/s or more."""
     def check(j):
         left, ahead = gone(j)
-        return (upright(j) and abs(left) > max(0.5, 1.5 * abs(ahead)) and speed(j) > 0.5
+        return (upright(j) and abs(left) > max(0.5, 1.5 * abs(ahead)) and speed(j) > 0.45
                 and (side is None or (left > 0) == (side == LEFT)))
     return check
 
@@ -294,6 +295,7 @@ def stand(j):
 
 step_aside, step_left, step_right = step_to(), step_to(LEFT), step_to(RIGHT)
 side_gallop, side_gallop_left, side_gallop_right = sideways(), sideways(LEFT), sideways(RIGHT)
+walk_turn_around = turned(2.2, 4.4, walking=True)
 turn_any, turn_around = turned(0.8, 5), turned(2.2, 4.4)
 turn_left, turn_right = turned(0.8, 5, LEFT), turned(0.8, 5, RIGHT)
 walk_turn_left, walk_turn_right = (turned(0.6, 4.5, side, walking=True) for side in TWO)
@@ -307,8 +309,15 @@ kick_left, kick_right = map(kick_with, TWO)
 
 
 def times(events, n):
-    """Exactly n of them; a foot more or less where steps are counted, as who stops closes up."""
-    return lambda j: n <= len(events(j)) <= n + (events is steps)
+    """Exactly n of them. Where steps are counted, one more will do, as who stops closes up, and to
+    the side each may be closed up."""
+    def check(j):
+        found = len(events(j))
+        if events is not steps or n <= found <= n + 1:
+            return n <= found <= n + (events is steps)
+        side, ahead = np.abs(gone(j))
+        return side > ahead and 2 * n - 1 <= found <= 2 * n
+    return check
 
 
 def then(first, second):

@@ -68,8 +68,8 @@ def clap(j):
 def bow(j):
     """The trunk bends by 17 degrees or more and comes back, over legs that stay straight."""
     return (j[:, PELVIS, 1].min() > 0.62 and np.abs(gone(j)).max() < 0.8
-            and any(j[t, PELVIS, 1] > 0.8 for t in bows(j)) and drop(j) < 0.2
-            and lean(j)[-1] < lean(j).max() - 0.1 and not jumps(j))
+            and any(j[t, PELVIS, 1] > 0.8 and lean(j)[t:].min() < lean(j)[t] - 0.1 for t in bows(j))
+            and drop(j) < 0.2 and not jumps(j))
 
 
 def slight_bow(j):
@@ -142,7 +142,7 @@ def sway(j):
     middle = (j[:, L_ANKLE] + j[:, R_ANKLE]) / 2
     swings = [peaks(smooth(seen(j, j[:, at] - middle)[:, 0]), 0.04) for at in (PELVIS, NECK)]
     return (still(j) and max(map(len, swings)) >= 2 and len(foot_lifts(j)) <= 1
-            and np.ptp(heading(j)) < 1 and calm(j, 2))
+            and np.ptp(heading(j)) < 1 and calm(j, 2.5))
 
 
 def nod(j):
@@ -177,9 +177,9 @@ def pointing(j, side):
 
 
 def point(j):
-    """One arm points for 0.4 s, and the other one does not; nor does it wave."""
+    """One arm points for 0.3 s, and the other one does not; nor does it wave."""
     long = [max([b - a for a, b in spans(pointing(j, side))], default=0) for side in TWO]
-    return still(j) and max(long) >= 8 and min(long) < 8 and len(waves(j)) < 3
+    return still(j) and max(long) >= 6 and min(long) < 6 and len(waves(j)) < 3
 
 
 def point_with(side):

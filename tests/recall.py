@@ -17,8 +17,9 @@ import detectors
 import events
 import gestures
 import kinematics
+import poses
 
-NAMES = {name: value for module in (kinematics, events, gestures, detectors)
+NAMES = {name: value for module in (kinematics, events, gestures, detectors, poses)
          for name, value in vars(module).items() if not name.startswith("_")}
 
 WORDS = {  # detector: what its action is called, in labels and captions
@@ -76,12 +77,10 @@ LABELS = {  # action labels of the toy set, of the CMU windows and of Bandai: a 
     "raise-up-both-hands": "raise_both", "raise-up-left-hand": "raise_left",
     "raise-up-right-hand": "raise_right", "sway side to side": "sway", "shake the head":
     "shake_head", "side step left": "step_left", "side step right": "step_right",
-    "walk on tiptoe": "tiptoe", "kneel and stand up": "kneel", "walk and turn around": "turn_any",
-    "jump forward": "jump", "jump backward": "jump", "jump left": "jump", "jump right": "jump",
-    "jump and turn": "jump", "long jump": "jump", "hop forward": "hop", "jog": "run",
-    "march forward": "march", "point left hand": "point_left", "point right hand": "point_right",
-    "raise left arm": "raise_left", "raise right arm": "raise_right", "sneak": "walk",
-    "step forward": "walk",
+    "walk on tiptoe": "tiptoe", "kneel and stand up": "then(kneel, stand_up)",
+    "walk and turn around": "walk_turn_around", "point left hand": "point_left",
+    "point right hand": "point_right", "raise left arm": "raise_left", "raise right arm":
+    "raise_right", "sneak": "walk",
 }
 COUNTED = {  # labels that begin so: their event
     "jumping jack": "jacks", "jump": "jumps", "hop": "hops", "clap": "claps", "squat": "squats",
@@ -114,7 +113,7 @@ class Clip:
 
 
 def detector(words):
-    """'times(jumps, 2)' -> the detector, of the names in the four files."""
+    """'times(jumps, 2)' -> the detector, of the names in the five files."""
     return eval(words, dict(NAMES))
 
 

@@ -127,7 +127,9 @@ def on_the_spot(rng, real, running=False, stride=0.0):
     cycle = real.walks[0]
     if running:
         cycle, rate, lift = real.run, 0.62 + 0.3 * rate, {'small': 0.6, '': 0.85, 'big': 1.05}[size]
-    n = int(rng.integers(58, 92) + 24 * (tempo == 'slow'))
+    if stride:
+        lift *= 1.3  # a long stride takes from the knee's height
+    n = int(rng.integers(68, 92) + 24 * (tempo == 'slow'))
     weight = _weight(rng, n, True, True)
     segment = gait(cycle, real.stand(rng), weight, 0 * weight, rate, stride, lift, rng.random())
     return segment, dict(tempo=tempo, high=size == 'big', low=size == 'small', ahead=stride > 0)
@@ -169,7 +171,7 @@ def limp(rng, real):
     alone = stands[:, 0] & ~stands[:, 1]  # on the left leg only
     middle = np.angle(np.exp(2j * np.pi * np.flatnonzero(alone) / 400).mean()) / 2 / np.pi
     tempo, base = tempo_of(rng, (0.48, 0.58), (0.72, 0.85), (1.05, 1.2))
-    n = _frames(rng, 0.97 * base * 0.7, start, stop, 1.2, 50, 104)
+    n = _frames(rng, 0.97 * base * 0.7, start, stop, 1.5, 66, 110)
     phase, uneven, seconds = np.zeros(n), rng.uniform(0.55, 0.68), real.walks[0][2]
     phase[0] = first = rng.random()
     rate = np.zeros(n)
@@ -178,9 +180,9 @@ def limp(rng, real):
         phase[i + 1:i + 2] = phase[i] + rate[i] / seconds / FPS
     weight = _weight(rng, n, start, stop)
     v, contact, path = gait(real.walks[0], real.stand(rng), weight, 0 * weight, rate,
-                            rng.uniform(0.62, 0.78), 0.8, first)
+                            rng.uniform(0.7, 0.85), 1.4, first)
     over = weight * np.maximum(0, np.cos(2 * np.pi * (phase - middle))) ** 2
-    v[:, P, 1] -= 0.06 * over
+    v[:, P, 1] -= 0.085 * over
     v[:, P, 0] += 0.03 * over
     tilt(v, 6 * weight + 6 * over, -rng.uniform(9, 14) * over)
     return (v, contact, path), dict(tempo=tempo, start=start, stop=stop)
