@@ -8,6 +8,8 @@
     python prepare.py humanact12 DIR          humanact12poses.pkl
     python prepare.py uestc DIR               vibe_cache_refined.pkl and info/
     python prepare.py bvh DIR --captions FILE --name mine       your own motion capture
+    python prepare.py cmu BVH_DIR --humanml3d DIR       HumanML3D's part of the CMU database
+    python prepare.py join NAME A B ...       one pack of several, such as join toycmu toy cmu
 
     python prepare.py show toy                play the first four clips in a browser
     python prepare.py show toy 000012 000345  play these clips (writes out/toy.html)
@@ -21,6 +23,7 @@ A pack is written to data/NAME/NAME.pack. The options of a command: python prepa
 HumanML3D's layout is new_joint_vecs/, texts/, Mean.npy, Std.npy, train.txt, val.txt and test.txt.
 A captions file for `bvh` has lines `file name: caption` or `file name<TAB>caption`, with the name
 relative to DIR and .bvh optional; a file may have several. Empty lines and # lines are skipped.
+After the name may stand a window in seconds and an action: `take1 0.5-3.2 [jump]: a man jumps`.
 
 Unit, axis that points up, left and right, and pace of your own recordings are found from the body
 in them, and said; --unit, --up and --fps say otherwise. Files that cannot be read and motion that
@@ -45,7 +48,7 @@ from tqdm import tqdm
 import motion
 from config import HERE
 from data import Batches
-from formats import datasets, export, plausible, recordings
+from formats import cmu, datasets, export, joined, plausible, recordings
 from formats.found import Found
 from formats.pack import Pack, write_pack
 from formats.pack_index import NFEATS, PLAIN_NAME
@@ -59,6 +62,7 @@ EXPECTED = {
                   "ids in test.txt": 4_384, "test items": 4_648},
     "kit": {"ids in train.txt": 4_888, "ids in val.txt": 300, "ids in test.txt": 830},
     "humanact12": {"sequences": 1_191, "actions": 12},
+    "cmu": {"windows of CMU in index.csv": 2_913, "recordings they are from": 2_035},
     "uestc": {"sequences": 25_600, "actions": 40, "train subjects": 51, "test subjects": 67},
 }
 MOTIONS = "pybullet_data/data/motions/"  # in the wheel
@@ -111,16 +115,44 @@ def pack_bvh(args):
     datasets.need(args.folder)
     found = Found()
     captions = recordings.read_captions(args.captions, args.folder, found, args.encoding)
+    splits = args.splits and recordings.read_split_table(args.splits, captions, found,
+                                                         args.encoding)
+    actions = {window.action for windows in captions.values() for window in windows} - {""}
+    actions |= {datasets.swap_sides(action) for action in actions if args.mirror}
     lengths = {"min_length": args.min_length, "max_length": args.max_length}
     clips = recordings.read_bvhs(
         captions, args.folder, found, mirror=args.mirror, rig=args.rig, unit=args.unit, up=args.up,
-        fps=args.fps, keep=args.keep, encoding=args.encoding, **lengths)
-    sources = [args.captions, *(os.path.join(args.folder, name) for name in sorted(captions))]
+        fps=args.fps, keep=args.keep, encoding=args.encoding, splits=splits, store=args.store,
+        **lengths)
+    sources = [args.captions, *[args.splits] * bool(args.splits),
+               *(os.path.join(args.folder, name) for name in sorted(captions))]
     rows = {"BVH files": len(captions) + len(found["without caption"]),
             "with captions": len(captions)}
-    write(args, clips, rows, found, skeleton="t2m", fps=20.0, sources=sources, **lengths)
-    if len(captions) < recordings.FEW:
+    write(args, clips, rows, found, skeleton="t2m", fps=20.0, sources=sources,
+          encoding=args.store, actions=sorted(actions), **lengths)
+    if len(captions) < recordings.FEW and not splits:
         print(f"fewer than {recordings.FEW} files: all of them are in the train split")
+
+
+def pack_cmu(args):
+    """Pack what HumanML3D says about a copy of the CMU database as BVH files."""
+    datasets.need(args.folder)
+    found = Found()
+    with tempfile.TemporaryDirectory() as scratch:
+        index = cmu.read_humanml3d(args.humanml3d, scratch, found, args.encoding)
+        lengths = {"min_length": args.min_length, "max_length": args.max_length}
+        clips = cmu.read_cmu(args.folder, index, found, trimmed=args.trimmed, rig=args.rig,
+                             mirror=args.mirror, store=args.store, keep=args.keep, **lengths)
+        write(args, clips, index.rows, found, skeleton="t2m", fps=20.0, sources=index.sources,
+              encoding=args.store, **lengths)
+
+
+def pack_join(args):
+    """Make one pack of several, which must have the same skeleton and frame rate."""
+    packs, found = [open_named(name) for name in args.packs], Found()
+    settings = joined.settings_of(packs)
+    write(args, joined.joined(packs, found), {f"{pack.name} items": len(pack) for pack in packs},
+          found, sources=[pack.path for pack in packs], **settings)
 
 
 def pack_toy(args):
@@ -183,9 +215,11 @@ def screened(clips, found, skeleton, fps, args):
     postures = []
     for clip in clips:
         faults = ()
-        if clip.joints is not None:
+        if args.command in ("bvh", "cmu", "join"):
+            pass  # these have been looked at
+        elif clip.joints is not None:
             faults = plausible.faults(clip.joints, fps)
-        elif args.command != "bvh" and datasets.fits(clip.features, (None, NFEATS[skeleton])):
+        elif datasets.fits(clip.features, (None, NFEATS[skeleton])):
             faults = plausible.feature_faults(clip.features, skeleton, fps)
             if skeleton != "smpl":
                 postures.append(plausible.posture(clip.features, skeleton))
@@ -338,9 +372,19 @@ ARGUMENTS = {
     "--max-length": {"type": int, "help": "leave out clips of this length or more (%(default)s)"},
     "--actions": {"help": "CSV file of action labels: a header line, then id,label (or "
                           "id,content,style, which makes labels like walk/tired)"},
+    "new_name": {"metavar": "NAME", "help": "name of the new dataset"},
+    "packs": {"nargs": "+", "metavar": "PACK", "help": "names of packed datasets, or paths"},
+    "--humanml3d": {"required": True, "metavar": "DIR", "help": "folder with HumanML3D's index.csv,"
+                    " train.txt, val.txt, test.txt, and texts or texts.zip"},
+    "--splits": {"help": "CSV file of lines `file name,split`; default: drawn by name"},
+    "--store": {"choices": ("features", "joints"), "help": "what the pack holds: features, or "
+                "joints on a 0.5 mm grid in a twentieth of the space (%(default)s)"},
+    "--trimmed": {"type": int, "default": 0, "metavar": "FRAMES", "help": "frames that your copy "
+                  "lacks at the beginning of each recording, at CMU's own rate (%(default)s)"},
     "--smpl": {"help": "SMPL body model (.pkl or .npz), the body for joint positions"},
     "--captions": {"required": True, "help": "file of captions, as in python prepare.py --help"},
-    "--mirror": {"action": "store_true", "help": "add a mirrored copy of each clip"},
+    "--mirror": {"action": argparse.BooleanOptionalAction, "help": "add a mirrored copy of each "
+                 "clip (%(default)s)"},
     "--rig": {"help": "cmu, mixamo, lafan1, bandai, or a file with a table of joint names (see "
                       "formats/rigs.py); default: recognised by the joint names"},
     "--unit": {"help": "unit of the files: m, cm, mm, in, cmu; default: found from a leg's length"},
@@ -359,8 +403,11 @@ COMMANDS = {
     "humanml3d": (pack_layout, LAYOUT), "kit": (pack_layout, LAYOUT),
     "humanact12": (pack_actions, f"folder --name --smpl {COMMON}"),
     "uestc": (pack_actions, f"folder --name --smpl {COMMON}"),
-    "bvh": (pack_bvh, "--captions --mirror --rig --unit --up --fps --name --min-length "
-                      f"--max-length {COMMON} folder"),
+    "bvh": (pack_bvh, "--captions --splits --mirror --store --rig --unit --up --fps --name "
+                      f"--min-length --max-length {COMMON} folder"),
+    "cmu": (pack_cmu, "folder --humanml3d --name --mirror --store --rig --trimmed --min-length "
+                      f"--max-length {COMMON}"),
+    "join": (pack_join, "new_name packs --out"),
     "show": (show, "dataset ids --out"),
     "export": (export_clips, "dataset clips --format --lock-feet --out"),
     "check": (check, "dataset"),
@@ -378,9 +425,12 @@ def parse(argv):
         for word in words.split():
             sub.add_argument(word, **ARGUMENTS[word])
         lengths = {"min_length": 24 if name == "kit" else 40, "max_length": 200}
-        sub.set_defaults(run=run, name=name, keep=False, strict=False, **lengths)
+        small = {"mirror": True, "store": "joints"} if name == "cmu" else {
+            "mirror": False, "store": "features"}
+        sub.set_defaults(run=run, name=name, keep=False, strict=False, **lengths, **small)
     args = parser.parse_args(argv)
-    if args.run in (pack_toy, pack_layout, pack_actions, pack_bvh):
+    args.name = getattr(args, "new_name", args.name)
+    if args.run in (pack_toy, pack_layout, pack_actions, pack_bvh, pack_cmu, pack_join):
         args.out = args.out or os.path.join(HERE, "data", args.name, args.name + ".pack")
     args.line = shlex.join(["python", "prepare.py", *argv])
     return args

@@ -40,9 +40,9 @@ class Pack:
 
     ids, splits (N strings each); lengths (N,) frames; labels (N,) action ids, -1 for none; actions:
     their names; mean, std (F,) float32; rest (24, 3) joints of the "smpl" skeleton, else None;
-    name, skeleton, fps, nfeats. FileNotFoundError or ValueError, with the command to run, if the
-    file is missing, of another kind or version, cut off, damaged as far as a quick look tells (see
-    check), or stale because a file that it was made from has changed.
+    name, skeleton, fps, nfeats, encoding. FileNotFoundError or ValueError, with the command to run,
+    if the file is missing, of another kind or version, cut off, damaged as far as a quick look
+    tells (see check), or stale because a file that it was made from has changed.
     """
     _header = {}
 
@@ -86,10 +86,10 @@ class Pack:
                 raise self._refused(f"is stale: {source} has changed since it was made")
         self.name, self.skeleton, self.fps = header["name"], header["skeleton"], header["fps"]
         self.actions, self.nfeats = header["actions"], NFEATS[self.skeleton]
-        self.lengths, self.labels = a["frames"], a["label"]
+        self.lengths, self.labels, self.encoding = a["frames"], a["label"], header["encoding"]
         self.mean, self.std = a["mean"].copy(), a["std"].copy()
         self.rest = a["rest"].copy() if "rest" in a else None
-        if header["encoding"] == "features":
+        if self.encoding == "features":
             rows, dtype = int(a["clip_start"][-1]), np.dtype(header["dtype"])
             end = PREFIX.size + rows * self.nfeats * dtype.itemsize
             self._rows = self._bytes[PREFIX.size:end].view(dtype).reshape(rows, self.nfeats)
@@ -118,22 +118,27 @@ class Pack:
 
     def features(self, i):
         """(T, F) float32, not normalised."""
+        first, frames = int(self._arrays["first"][i]), int(self._arrays["frames"][i])
+        whole = self._whole(int(self._arrays["clip"][i]), i)
+        return np.asarray(whole[first:first + frames], np.float32)
+
+    def _whole(self, clip, i):
+        """The features of a whole clip, of which i is an item; ValueError if it is damaged."""
         a = self._arrays
-        clip, first, frames = int(a["clip"][i]), int(a["first"][i]), int(a["frames"][i])
-        start, end = a["clip_start"][clip:clip + 2].tolist()
-        if self._header["encoding"] == "features":
-            whole = self._rows[start:end]
+        if self.encoding == "features":
+            whole = self._rows[slice(*a["clip_start"][clip:clip + 2].tolist())]
             if clip not in self._seen and "clip_crc" in a:
                 if zlib.crc32(whole) != a["clip_crc"][clip]:
                     raise self._refused(f"is damaged (clip {self.ids_of([i])[0]} does not match "
                                         "its checksum)")
         else:
             if clip not in self._made:
-                id = self.ids_of([i])[0]
+                id, body = self.ids_of([i])[0], motion.SKELETONS[self.skeleton]
                 try:
-                    self._made[clip] = self._features_of(clip, id)
+                    features = motion.joints_to_features(self._joints_of(clip), body, clip=id)
                 except (ValueError, lzma.LZMAError) as error:
                     raise self._refused(f"is damaged (clip {id}: {error})") from None
+                self._made[clip] = features.astype(np.float32)
             whole = self._made[clip]
         if clip not in self._seen:  # once a clip, when it is first read
             # One comparison finds NaN, infinity and numbers that no motion has.
@@ -141,18 +146,32 @@ class Pack:
                 raise self._refused(f"is damaged (clip {self.ids_of([i])[0]} holds a number that "
                                     "is not finite or far too large)")
             self._seen.add(clip)
-        return np.asarray(whole[first:first + frames], np.float32)
+        return whole
 
-    def _features_of(self, clip, id):
-        """The features of a clip that is stored as joints, or as the mirror image of one."""
+    def _joints_of(self, clip):
+        """The joints (T+1, J, 3) of a clip that is stored as such, or as a mirror image."""
         a, body = self._arrays, motion.SKELETONS[self.skeleton]
         source = int(a["mirror"][clip]) if "mirror" in a else -1
         place = clip if source < 0 else source
         start, end = (a["clip_start"][place:place + 2] + PREFIX.size).tolist()
         joints = decode_joints(self._bytes[start:end].tobytes(), body.parents,
                                int(a["clip_frames"][clip]) + 1, self._version)
-        joints = joints if source < 0 else motion.mirror_joints(joints, body)
-        return motion.joints_to_features(joints, body, clip=id).astype(np.float32)
+        return joints if source < 0 else motion.mirror_joints(joints, body)
+
+    def clips(self):
+        """Yield the whole clips, each with its items, as write_pack takes them."""
+        a = self._arrays
+        order = np.argsort(a["clip"], kind="stable")
+        for items in np.split(order, np.flatnonzero(np.diff(a["clip"][order])) + 1):
+            i = int(items[0])
+            clip = int(a["clip"][i])
+            whole, joints = self._whole(clip, i), None
+            if self.encoding == "joints":
+                joints = self._joints_of(clip)
+            parts = [(self.ids[n], int(a["first"][n]), int(a["frames"][n]), self.captions(n))
+                     for n in items.tolist()]
+            yield Clip(self.ids[i], [], self.splits[i], self.action(i), whole, joints,
+                       items=parts)
 
     def joints(self, i):
         """(T, J, 3) joint positions in metres."""

@@ -30,10 +30,13 @@ class Clip:
     action: str = ""
     features: np.ndarray | None = None  # (T, F)
     joints: np.ndarray | None = None  # (T+1, 22, 3) metres, for encoding "joints"
+    items: list | None = None  # as items_of returns, where they are known and not to be made
 
 
 def items_of(clip, frames, fps):
     """The items of a clip as (id, first frame, frames, captions)."""
+    if clip.items is not None:
+        return clip.items
     whole = [c for c in clip.captions if not c.start and not c.end]
     parts = [c for c in clip.captions if c.start or c.end]
     items = [(clip.id, 0, frames, whole)] if whole or not clip.captions else []

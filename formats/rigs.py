@@ -78,6 +78,14 @@ RIGS = {
         """pelvis = Hips; spine1 = Hips, Spine, 0.65; spine2 = Spine, Spine1, 0.4
            spine3 = Spine, Spine1, 0.7; neck = Neck1; head = Head""",
         LIMBS.replace("*Shoulder", "*Shoulder, *Arm, 0.35")),
+    # CMU's recordings as converted for DAZ: the hip is 3 cm below the line through the hips, and
+    # the toe is the end of the foot.
+    "daz": _rig(
+        """pelvis = hip, abdomen, 0.56; spine1 = abdomen, chest, 0.33; spine2 = chest, neck, 0.32
+           spine3 = chest, neck, 0.59; neck = neck; head = head""",
+        """*_hip = *Thigh; *_knee = *Shin; *_ankle = *Foot; *_foot = *Foot_end
+           *_collar = *Collar; *_shoulder = *Shldr; *_elbow = *ForeArm; *_wrist = *Hand""",
+        "l", "r"),
     "bandai": _rig(
         """pelvis = Hips, Spine, 0.44; spine1 = Spine; spine2 = Chest
            spine3 = Chest, Neck, 0.25; neck = Neck; head = Head""",

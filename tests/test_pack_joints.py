@@ -10,7 +10,7 @@ import motion
 from formats.pack import Caption, Clip, Pack, write_pack
 from formats.pack_index import MAGIC, PREFIX
 from formats.pack_joints import GRID, decode_joints, encode_joints, on_grid
-from tests.test_data import put, rewritten, walking
+from test_data import put, rewritten, walking
 
 BODY = motion.T2M
 

@@ -16,7 +16,7 @@ import motion
 import prepare
 from conftest import ROOT
 from formats import bvh, datasets, recordings
-from formats.pack import Clip, Pack
+from formats.pack import Caption, Clip, Pack
 from test_data import walking
 from toy import motions as toy_motions
 from view import render
@@ -748,7 +748,7 @@ def test_bvh_files_become_clips_windows_and_mirrored_copies(tapes, tmp_path, cap
 def test_bvh_splits_are_drawn_by_name_and_keep_mirrored_copies_together(tapes):
     folder = tapes
     found = prepare.Found()
-    captions = {f"{n}.bvh": ["walks"] for n in range(40)}
+    captions = {f"{n}.bvh": [recordings.Window(captions=[Caption("walks")])] for n in range(40)}
     for name in captions:
         (tapes / name).symlink_to(tapes / "walk.bvh")
     splits = {

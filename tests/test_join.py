@@ -1,0 +1,104 @@
+"""Several packs become one that holds what each of them held."""
+import os
+
+import numpy as np
+import pytest
+
+import motion
+from formats.pack import Caption, Clip, Pack, write_pack
+from test_data import walking
+from test_prepare import refused, run
+
+
+def some(name, ids, seed=0, encoding="joints", **more):
+    for n, id in enumerate(ids):
+        joints = walking(61 + n, seed + n)
+        features = motion.joints_to_features(joints, motion.T2M).astype(np.float32)
+        captions = [Caption(f"{name} {id}", "go/VERB"), Caption("part", "", 1.0, 2.5)]
+        split = ("train", "val", "test")[n % 3]
+        yield Clip(id, captions, split, more["actions"][n % 2], features, joints)
+
+
+def write(folder, name, ids, seed=0, encoding="joints", **more):
+    more = {"skeleton": "t2m", "fps": 20.0, "actions": ["walk", "run"]} | more
+    path = str(folder / name / f"{name}.pack")
+    write_pack(path, some(name, ids, seed, **more), name=name, encoding=encoding, **more)
+    return Pack.open(path)
+
+
+def join(capsys, folder, *packs, name="both"):
+    out = folder / "both.pack"
+    code, printed, error = run(capsys, "join", name, *(pack.path for pack in packs), "--out", out)
+    assert code == 0, error
+    return Pack.open(str(out)), printed
+
+
+def test_a_joined_pack_holds_all_items(tmp_path, capsys):
+    a = write(tmp_path, "a", ["000001", "000002", "000003"])
+    b = write(tmp_path, "b", ["x", "y"], 7, actions=["jump", "walk"])
+    both, _ = join(capsys, tmp_path, a, b)
+    assert both.ids == a.ids + b.ids and both.splits == a.splits + b.splits
+    assert both.ids[1] == "A_000001"  # parts are items as before
+    assert both.actions == ["walk", "run", "jump"] and both.name == "both"
+    assert both.encoding == "joints" and (both.fps, both.skeleton) == (20.0, "t2m")
+    for pack, first in ((a, 0), (b, len(a))):
+        for i in range(len(pack)):
+            np.testing.assert_array_equal(both.features(first + i), pack.features(i))
+            assert both.captions(first + i) == pack.captions(i)
+            assert both.action(first + i) == pack.action(i)
+    train = np.concatenate([both.features(i) for i in range(len(both))
+                            if both.splits[i] == "train" and both.ids[i][:2] != "A_"])
+    np.testing.assert_allclose(both.mean, train.mean(0), atol=1e-5)
+    both.check()
+    assert len(both._arrays["clip_frames"]) == 5  # a part takes no space of its own
+
+
+def test_joints_and_features_become_features(tmp_path, capsys):
+    a = write(tmp_path, "a", ["1", "2"])
+    b = write(tmp_path, "b", ["3", "4"], encoding="features")
+    both, _ = join(capsys, tmp_path, a, b)
+    assert both.encoding == "features"
+    for pack, first in ((a, 0), (b, len(a))):
+        for i in range(len(pack)):
+            np.testing.assert_array_equal(both.features(first + i), pack.features(i))
+
+
+def test_ids_that_clash_get_the_name_of_their_set(tmp_path, capsys):
+    a, b = write(tmp_path, "a", ["1", "2"]), write(tmp_path, "b", ["2", "3"], 5)
+    c = write(tmp_path, "c", ["9"], 8)
+    both, printed = join(capsys, tmp_path, a, b, c)
+    assert both.ids == ["a_1", "a_A_1", "a_2", "a_A_2", "b_2", "b_A_2", "b_3", "b_A_3",
+                        "9", "A_9"]
+    assert "ids get a_ in front" in printed and "ids get c_" not in printed
+
+
+def test_a_mirror_image_stays_a_reference(tmp_path, capsys):
+    images = motion.mirror_joints(walking(60, 3), motion.T2M)
+    clips = [Clip("1", joints=walking(60, 3)), Clip("M1", joints=images)]
+    path = str(tmp_path / "m" / "m.pack")
+    write_pack(path, clips, name="m", skeleton="t2m", fps=20.0, encoding="joints")
+    both, _ = join(capsys, tmp_path, write(tmp_path, "a", ["7"]), Pack.open(path))
+    assert both._arrays["mirror"].tolist() == [-1, -1, 1]
+    np.testing.assert_array_equal(both.features(3), Pack.open(path).features(1))
+
+
+def test_a_joined_pack_is_stale_when_one_of_its_sets_changes(tmp_path, capsys):
+    a, b = write(tmp_path, "a", ["1"]), write(tmp_path, "b", ["2"])
+    both, _ = join(capsys, tmp_path, a, b)
+    os.utime(b.path, ns=(1, 1))
+    with pytest.raises(ValueError, match="both.pack is stale: .*b.pack has changed .*join both"):
+        Pack.open(both.path)
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path, capsys):
+    a = write(tmp_path, "a", ["1"])
+    slow = write(tmp_path, "slow", ["2"], fps=12.5)
+    twin = write(tmp_path / "else", "a", ["1"])
+    for other, sentence in ((slow, "the fps of the one is 20.0, that of the other 12.5"),
+                            (a, "is named 2 times; name each pack once"),
+                            (twin, "2 ids are there twice even with the name of their set")):
+        error = refused(capsys, tmp_path, "join", "both", a.path, other.path)
+        assert sentence in error, error
+    assert "does not exist" in refused(capsys, tmp_path, "join", "both", a.path,
+                                       str(tmp_path / "none.pack"))
+    assert "plain word" in refused(capsys, tmp_path, "join", "../both", a.path, slow.path)
