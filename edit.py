@@ -5,177 +5,36 @@
     story(model, ["a man walks", "he turns left", "he sits down"], lengths=[60, 40, 60])
 
 formats/constraints.py says what can be asked. A latent has no time axis, so nothing can be filled
-in frame by frame. Three stages, each cheaper than what it saves the next:
+in frame by frame. Three stages lead to the answer, the first two in guidance.py:
 
-| stage   | what it changes                 | how                                                   |
-| ------- | ------------------------------- | ----------------------------------------------------- |
-| noise   | x_T, with effort "high" alone   | gradient through a sampler of 5 steps and the decoder |
-| guiding | each step's predicted x0        | gradient of the joints' error through the decoder     |
-| exact   | joints                          | smoothest displacement, constant bones, limbs bent    |
+| stage   | what it changes               | how                                                   |
+| ------- | ----------------------------- | ----------------------------------------------------- |
+| noise   | x_T, with effort "high" alone | gradient through a sampler of 5 steps and the decoder |
+| guiding | each step's predicted x0      | gradient of the joints' error through the decoder     |
+| exact   | joints                        | smoothest displacement, constant bones, limbs bent    |
 
 Works with any condition, with and without a VAE. Inside, motions start at the origin and face +Z.
 """
-import dataclasses
 import math
+import os
+import sys
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-import diffusion
-import fast
 import motion
 from conditions import pick
-from diffusion import draw_noise, make_generators, plan, take_step
-from formats import constraints as files, pins, targets as targets_
+from formats import pins, targets as targets_
+from formats.constraints import last_time, read_clip, read_constraints
 from formats.feet import eased, lock_feet
-from formats.rotations import T_POSES, fit_body
-from transformer import length_mask
+from formats.rotations import fit_body
+from guidance import body_of, bones_of, from_within, heading, sampled
+from story import SHARED, interpolate, story, vary
 
-EFFORTS = {"low": (10, 1), "normal": (25, 2), "high": (25, 3)}  # steps, gradients in each
-TRIES, TRIED_STEPS, RATE = 80, 5, 0.1  # of the noise, with effort "high"
-LARGEST = 0.5  # how far one gradient may move a latent's numbers, which have deviation 1
-SHARED = 10  # frames that neighbours of a story have in common
-AT_ONCE = 8  # segments of a story that are made together; memory does not grow with more
-
-
-def body_of(model):
-    """What is known of the model's body: its TPose and the lengths of its bones (J,) in metres."""
-    if model.config.data.skeleton == "t2m":
-        return T_POSES[22], np.linalg.norm(motion.T2M_OFFSETS, axis=1)
-    with torch.no_grad():
-        still = model.to_joints(torch.zeros_like(model.mean)[None])[0].double().cpu().numpy()
-    pose = T_POSES[len(still)]  # the mean pose, whose limbs are a little short
-    parents = np.maximum(pose.parents, 0)
-    return pose, 1.15 * np.linalg.norm(still - still[parents], axis=-1)
-
-
-def bones_of(model, joints):
-    """The lengths (J,) that the bones of a motion (T, J, 3) are to keep."""
-    pose, lengths = body_of(model)
-    if model.config.data.skeleton == "t2m":
-        return lengths
-    parents = np.maximum(pose.parents, 0)
-    return np.median(np.linalg.norm(joints - joints[:, parents], axis=-1), axis=0)
-
-
-# --------------------------------------------------------------------------------------------------
-# Sampling with a loss on the joints
-
-
-def decoded(model, x0, lengths):
-    """x0 as the sampler has it -> joints (B, T, J, 3) in metres, with gradients."""
-    if model.vae is None:
-        return model.to_joints(x0)
-    z = x0 * model.latent_std + model.latent_mean if model.normalize_latents else x0
-    features = model.vae.decode(z.to(model.dtype), fast.needed_lengths(lengths), int(lengths.max()))
-    return model.to_joints(features.float())
-
-
-def pulled(model, x0, lengths, loss_of, share):
-    """x0 (B, ...) moved down the loss's gradient, by `share` of the way to where a line would be 0.
-
-    loss_of(joints) -> (scalar to differentiate, (B,) what each motion's part of it is). For one
-    squared distance r^2, whose gradient is g, that way is 2 r^2 / |g|^2 g (Gauss and Newton)."""
-    with torch.enable_grad():
-        x = x0.detach().requires_grad_()
-        total, own = loss_of(decoded(model, x, lengths))
-        grad, = torch.autograd.grad(total, x)
-    shape = -1, *[1] * (x0.dim() - 1)
-    size = grad.square().flatten(1).sum(1).clamp_min(1e-20)
-    move = (2 * own.detach() / size).view(shape) * grad
-    rms = move.square().flatten(1).mean(1).sqrt()
-    return x0 - share * move * (LARGEST / rms.clamp_min(LARGEST)).view(shape).to(x0.dtype)
-
-
-def guided_walk(model, steps, x, ask, lengths, generators, loss_of, rounds, progress=False):
-    """diffusion.walk from x (B, ...), with each predicted x0 pulled towards a small loss. The pull
-    is quadratic in t: nothing at both ends, all of it in the middle."""
-    x0, frames = None, None if model.vae else lengths.cpu()
-    for i, step in enumerate(tqdm(steps, desc="sampling", disable=not progress, leave=False)):
-        with torch.no_grad():
-            t = torch.full((len(x),), step.t, device=x.device)
-            new = step.p_x * x + step.p_out * ask(x, t)
-        u = (i + 1) / len(steps)
-        for _ in range(rounds if loss_of else 0):
-            new = pulled(model, new, lengths, loss_of, min(1.0, 4.5 * u * (1 - u) + 0.3 * u))
-        noise = draw_noise(x.shape, generators, x.device, x.dtype, frames) if step.c_noise else None
-        clip = model.config.diffusion.clip_sample
-        x, x0 = take_step(step._replace(p_x=0.0), x, new, x0, noise, clip)
-    return x
-
-
-def best_noise(model, x_T, ask, lengths, loss_of, progress=False):
-    """x_T (B, ...) changed until few steps of DPM-Solver++ lead to a small loss (DNO, Karunratanakul
-    et al. 2024); each motion keeps the best that it had. It must stay as long as noise is."""
-    steps = plan(model.schedule, "dpm++", TRIED_STEPS)
-    x, best, least = x_T.clone(), x_T.clone(), torch.full((len(x_T),), math.inf, device=x_T.device)
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
-    for i in tqdm(range(TRIES), desc="noise", disable=not progress, leave=False):
-        with torch.enable_grad():
-            x.requires_grad_()
-            now, x0 = x, None
-            for step in steps:
-                output = ask(now, torch.full((len(x),), step.t, device=x.device))
-                now, x0 = take_step(step, now, output, x0)
-            total, own = loss_of(decoded(model, now, lengths))
-            long = (x.square().flatten(1).mean(1) - 1).square()
-            grad, = torch.autograd.grad(total + 0.02 * long.sum(), x)
-        x, better = x.detach(), own.detach() < least
-        best[better], least = x[better], torch.minimum(least, own.detach())
-        norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
-        first, second = first.lerp(grad / norm, 0.1), second.lerp((grad / norm).square(), 0.01)
-        rate = RATE * min(1, (i + 1) / 10) * (1 + math.cos(math.pi * i / TRIES)) / 2
-        adam = (first / (1 - 0.9 ** (i + 1))) / ((second / (1 - 0.99 ** (i + 1))).sqrt() + 1e-8)
-        x = x - rate * adam
-    return best
-
-
-def sampled(model, given, lengths, seed, loss_of, effort, settings, progress=False):
-    """Joints (B, T, J, 3) own frame, float64, of motions sampled with a loss; settings as in
-    DiffusionConfig, None where the model's own."""
-    if effort not in EFFORTS:
-        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}.")
-    model.check_eval()
-    count, rounds = EFFORTS[effort]
-    if given is None:
-        settings = settings | {"guidance_scale": 1.0}
-    d = model.sampling(**{"num_inference_steps": count} | {
-        key: value for key, value in settings.items() if value is not None})
-    with torch.no_grad():
-        cond, uncond = model.condition.encode(model, given, len(lengths), known_only=True)
-    ask, generators = model.guided(cond, uncond, lengths, d), make_generators(seed, len(lengths))
-    x = model.start(lengths, generators)
-    if effort == "high" and loss_of:
-        x = best_noise(model, x, ask, lengths, loss_of, progress)
-    steps = plan(model.schedule, d.sampler, d.num_inference_steps, d.eta)
-    x = guided_walk(model, steps, x, ask, lengths, generators, loss_of, rounds, progress)
-    with torch.no_grad():
-        return decoded(model, x, lengths).double().cpu().numpy()
-
+MET = 0.01  # metres; a constraint that is off by more is told
 
 # --------------------------------------------------------------------------------------------------
 # Constraints
-
-
-def heading(joints, pose):
-    """targets.heading for torch: joints (..., J, 3) -> radians (...)."""
-    left, right = ([pose.joint_names.index(f"{side}_{part}") for part in ("hip", "shoulder")]
-                   for side in ("left", "right"))
-    across = (joints[..., left, :] - joints[..., right, :]).sum(-2)
-    return torch.atan2(-across[..., 2], across[..., 0])
-
-
-def turned(joints, angle):
-    """motion.turn_about_y for torch: joints (..., J, 3), angle (...)."""
-    c, s, (x, y, z) = angle.cos()[..., None], angle.sin()[..., None], joints.unbind(-1)
-    return torch.stack([c * x + s * z, y, c * z - s * x], -1)
-
-
-def from_within(joints, pose):
-    """Joints (..., J, 3) over the floor from the pelvis, and turned to face +Z."""
-    middle = joints[..., :1, :] * joints.new_tensor([1, 0, 1])
-    return turned(joints - middle, -heading(joints, pose))
 
 
 def loss_on(all_targets, pose, fps, device):
@@ -203,7 +62,8 @@ def loss_on(all_targets, pose, fps, device):
                 gap = (j[:, 0, ::2] - way).square().sum(-1)
                 loss = loss + 0.1 * (gap * on_way).sum() / on_way.sum()
             if faces.any():
-                loss = loss + 0.05 * ((1 - (heading(j, pose) - facing).cos()) * faces).sum() / faces.sum()
+                away = 1 - (heading(j, pose) - facing).cos()
+                loss = loss + 0.05 * (away * faces).sum() / faces.sum()
             for part, clip in kept:
                 m = min(n, len(clip))
                 gap = from_within(j[:m], pose)[:, part] - clip[:m]
@@ -241,7 +101,8 @@ def exact(t, joints, fps, pose, lengths):
         if not pinned[ends, joint].any():
             a, b = joints[ends, joint]
             half = motion.unit_rows(b - a) * speed / fps
-            places[ends, joint], pinned[ends, joint] = [(a + b) / 2 - half, (a + b) / 2 + half], True
+            places[ends, joint] = (a + b) / 2 - half, (a + b) / 2 + half
+            pinned[ends, joint] = True
     return pins.meet(joints, places, pinned, lengths, pose)
 
 
@@ -281,3 +142,101 @@ def edit(model, texts=None, actions=None, *, constraints, lengths, seed=0, effor
         motions.append(targets_.to_world(joints, t.place))
         reports.append(targets_.report(t, motions[-1], fps, pose))
     return motions, reports
+
+
+def continued(model, clip, texts=None, actions=None, *, lengths, **settings):
+    """Joints (n, J, 3) of a clip, and what comes next, B motions of as many frames more; B reports.
+    settings as in `edit`."""
+    fps, n = model.config.data.fps, min(SHARED, len(clip))
+    poses = [{"pose": clip, "frame": len(clip) - n + i, "time": i / fps} for i in range(n)]
+    made, reports = edit(model, texts, actions, constraints=poses,
+                         lengths=[length + n for length in lengths], **settings)
+    return [np.concatenate([clip[:len(clip) - n], joints]) for joints in made], reports
+
+
+# --------------------------------------------------------------------------------------------------
+# For sample.py
+
+
+def wanted(args):
+    """Whether sample.py's flags ask for something that is made here."""
+    return args.loop or any(value is not None for value in (
+        args.constraints, args.start, args.end, args.path, args.goes_on, args.story,
+        args.interpolate, args.vary))
+
+
+def constraints_of(args, model, frames):
+    """The constraints of sample.py's flags for motions of so many frames, and their folder."""
+    found, folder = read_constraints(args.constraints) if args.constraints else ([], "")
+    joints, end = len(body_of(model)[0].joint_names), (frames - 1) / model.config.data.fps
+    for flag, frame, time in (("start", -1, 0), ("end", 0, end)):
+        if getattr(args, flag):
+            clip = read_clip(getattr(args, flag), joints, f"--{flag}: ")
+            found.append({"pose": clip, "frame": frame, "time": time})
+    if args.path:
+        found.append({"path": os.path.abspath(args.path)})
+    return found, folder
+
+
+def long_enough(args, model, lengths):
+    """Lengths that were drawn, made longer where constraints name a later time."""
+    if args.seconds or not (args.constraints or args.path):
+        return lengths
+    last = last_time(*constraints_of(args, model, 1))
+    return [max(n, math.ceil(last * model.config.data.fps) + 1) for n in lengths]
+
+
+def told(reports):
+    """Print what was not met: asked, reached, error."""
+    rows = [row for report in reports for row in report]
+    for row in (row for row in rows if row["error"] > MET):
+        unit = "m/s" if row["kind"] == "speed" else "m"
+        print(f"{row['what']}: asked for {row['asked']}, reached {row['reached']}, "
+              f"{row['error']:.3f} {unit} off", file=sys.stderr)
+    met = sum(row["error"] <= MET for row in rows)
+    print(f"{met} of {len(rows)} constraints met to {100 * MET:g} cm", file=sys.stderr)
+
+
+def made(args, model, texts, labels, lengths, captions):
+    """What sample.py's flags ask -> motions, a list of (T, J, 3), and their captions. Of each
+    prompt there are args.num texts or labels, lengths and captions, one after the other."""
+    kinds = [flag for flag, given in (
+        ("--story", args.story is not None or args.loop), ("--vary", args.vary),
+        ("--interpolate", args.interpolate is not None), ("--continue", args.goes_on),
+        ("--constraints, --start, --end or --path",
+         args.constraints or args.start or args.end or args.path)) if given]
+    if len(kinds) > 1:
+        raise ValueError(f"{kinds[0]} cannot be combined with {kinds[1]}.")
+    settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
+                "num_inference_steps": args.steps}
+    more = settings | {"effort": args.effort, "progress": sys.stderr.isatty()}
+    num, joints = args.num, len(body_of(model)[0].joint_names)
+    each = {"texts": texts and texts[::num], "actions": labels and labels[::num],
+            "lengths": lengths[::num]}
+    if kinds[0] == "--story":
+        title = ", then ".join(captions[::num])
+        count = len(each["lengths"])
+        return [story(model, **each, loop=args.loop, seed=args.seed + i * count, **more)[0]
+                for i in range(num)], [title] * num
+    if kinds[0] == "--interpolate":
+        if len(each["lengths"]) != 2:
+            raise ValueError(f"--interpolate takes two prompts, found {len(each['lengths'])}.")
+        names = [f"{captions[0]} to {captions[-1]}"] * num
+        return interpolate(model, **each, num=num, seed=args.seed, **settings), names
+    if kinds[0] == "--vary":
+        clip, all_made = read_clip(args.vary, joints, "--vary: "), []
+        for i in range(len(each["lengths"])):
+            one = {key: each[key] and each[key][i:i + 1] for key in ("texts", "actions")}
+            all_made += vary(model, clip, **one, num=num, seed=args.seed + i * num,
+                             strength=args.strength, **settings)
+        return all_made, captions
+    whole = {"texts": texts, "actions": labels, "lengths": lengths, "seed": args.seed, **more}
+    if kinds[0] == "--continue":
+        clip = read_clip(args.goes_on, joints, "--continue: ")
+        motions, reports = continued(model, clip, **whole)
+    else:
+        each = [constraints_of(args, model, n) for n in lengths]
+        motions, reports = edit(model, constraints=[one for one, _ in each], folder=each[0][1],
+                                **whole)
+    told(reports)
+    return motions, captions

@@ -10,8 +10,9 @@
     {"floor": true}                           nothing is under the floor, standing feet do not slide
     {"start": [0, 0], "facing": 90}           where the motion begins
 
-Everything is in the world's frame. A motion begins where the first pose, kept body or path row says,
-or else at the origin, facing +Z. "frame" counts from the end if it is negative.
+Everything is in the world's frame. A motion begins where a "start", the first pose, a kept body or
+the first row of a path says, or else at the origin, facing +Z. A "frame" below 0 counts from the
+end.
 """
 import json
 import os
@@ -41,7 +42,8 @@ def parts_of(pose):
     return {"left_arm": (chest, below(l_arm)), "right_arm": (chest, below(r_arm)),
             "arms": (chest, below(l_arm, r_arm)), "head": (chest, below(neck)),
             "left_leg": (pelvis, below(l_hip)), "right_leg": (pelvis, below(r_hip)),
-            "upper_body": (pelvis, below(trunk)), "lower_body": (None, [pelvis, *below(l_hip, r_hip)])}
+            "upper_body": (pelvis, below(trunk)),
+            "lower_body": (None, [pelvis, *below(l_hip, r_hip)])}
 
 
 def read_constraints(source):
@@ -56,9 +58,11 @@ def read_constraints(source):
         with open(source, encoding="utf-8-sig") as file:
             found = json.load(file)
     except UnicodeDecodeError:
-        raise ValueError(f"{source} is not UTF-8 text; expected a JSON list of constraints.") from None
+        raise ValueError(f"{source} is not UTF-8 text; expected a JSON list of "
+                         "constraints.") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source}, line {error.lineno}: this is not JSON ({error.msg}).") from None
+        raise ValueError(f"{source}, line {error.lineno}: this is not JSON "
+                         f"({error.msg}).") from None
     found = [found] if isinstance(found, dict) else found
     if not isinstance(found, list):
         raise ValueError(f"{source} must hold a list of constraints, found {type(found).__name__}.")
@@ -82,7 +86,7 @@ def read_clip(path, joints, where=""):
 
 
 def read_way(path, where=""):
-    """A CSV of seconds, x, z and, if given, degrees -> its rows; a first line of names is skipped."""
+    """A CSV of seconds, x, z and, if given, degrees -> its rows, without a line of names."""
     try:
         lines = [line for line in read_lines(path) if line and not line.startswith("#")]
         if lines and any(c.isalpha() for c in lines[0].replace("e", "")):
@@ -91,7 +95,8 @@ def read_way(path, where=""):
     except FileNotFoundError:
         raise ValueError(f"{where}There is no file {path}.") from None
     except ValueError as error:
-        raise ValueError(f"{where}{path} must have lines of numbers `seconds, x, z` ({error}).") from None
+        raise ValueError(f"{where}{path} must have lines of numbers `seconds, x, z` "
+                         f"({error}).") from None
 
 
 def numbers(value, count, where, name):

@@ -179,7 +179,8 @@ def check_reach(t, fps, pose, lengths):
     reach, and ways that are too long for the time."""
     full = t.pinned.all(-1)  # (T, J)
     names, parents = pose.joint_names, pose.parents
-    known = np.where(t.pinned[:, 0, ::2].all(-1, keepdims=True), t.places[:, 0, ::2], t.way)  # (T, 2)
+    pelvis = t.pinned[:, 0, ::2].all(-1, keepdims=True)
+    known = np.where(pelvis, t.places[:, 0, ::2], t.way)  # (T, 2)
     known[0] = np.where(np.isnan(known[0]), 0.0, known[0])
     for frame in np.flatnonzero(full.any(1)):
         joints = np.flatnonzero(full[frame])
@@ -206,9 +207,9 @@ def check_reach(t, fps, pose, lengths):
         worst = (gaps / times).argmax()
         if gaps[worst] > FASTEST * times[worst]:
             when = frames[0] if worst == len(gaps) - 1 else frames[worst + 1]
-            raise ValueError(f"{names[joint]} would have to move at {gaps[worst] / times[worst]:.0f} "
-                             f"m/s to be where it is asked to be at {when / fps:.2f} s; a person "
-                             f"reaches {FASTEST:g}.")
+            speed = gaps[worst] / times[worst]
+            raise ValueError(f"{names[joint]} would have to move at {speed:.0f} m/s to be where it "
+                             f"is asked to be at {when / fps:.2f} s; a person reaches {FASTEST:g}.")
 
 
 # --------------------------------------------------------------------------------------------------
