@@ -26,7 +26,7 @@ import motion
 from conditions import pick
 from formats import pins, targets as targets_
 from formats.constraints import last_time, read_clip, read_constraints
-from formats.feet import eased, lock_feet
+from formats.feet import eased, lock_feet, stands_of
 from formats.rotations import fit_body
 from guidance import body_of, bones_of, from_within, heading, sampled
 from story import SHARED, interpolate, story, vary
@@ -82,6 +82,7 @@ def loss_on(all_targets, pose, fps, device):
 def exact(t, joints, fps, pose, lengths):
     """Targets and a sampled motion (T, J, 3), own frame -> the nearest one that meets them."""
     joints = motion.keep_bones(joints, lengths, pose.parents)
+    stands = stands_of(joints, pose, fps)
     turns = ~np.isnan(t.facing)
     if turns.any():  # the whole body turns slowly towards where it should face
         gap = np.where(turns, t.facing - targets_.heading(joints, pose), 0.0)
@@ -89,12 +90,6 @@ def exact(t, joints, fps, pose, lengths):
         slowly = pins.smoothest(gap, turns[:, None], stretch=0.0, weight=1e-4)
         pelvis = joints[:, :1]
         joints = pelvis + motion.turn_about_y(slowly, joints - pelvis)
-    for fork, part, clip in t.kept:
-        joints = pins.keep_part(joints, fork, part, clip, pose)
-    if t.floor:
-        joints = lock_feet(fit_body(joints, fps), fps).joints
-        under = np.maximum(-joints[..., 1].min(1), 0)
-        joints = joints + (eased(under, fps) if under.any() else under)[:, None, None] * motion.Y
     places, pinned = t.places.copy(), t.pinned.copy()
     for joint, frame, speed in t.speeds:  # two pins, half a step to each side
         ends = [frame - 1, frame + 1]
@@ -103,7 +98,17 @@ def exact(t, joints, fps, pose, lengths):
             half = motion.unit_rows(b - a) * speed / fps
             places[ends, joint] = (a + b) / 2 - half, (a + b) / 2 + half
             pinned[ends, joint] = True
-    return pins.meet(joints, places, pinned, lengths, pose)
+    # what is moved slides: feet that stood are held, and then the rest is made exact again
+    for last in (False, True):
+        for fork, part, clip in t.kept:
+            joints = pins.keep_part(joints, fork, part, clip, pose)
+        if t.floor:
+            under = np.maximum(-joints[..., 1].min(1), 0)
+            joints[..., 1] += (eased(under, fps) if under.any() else under)[:, None]
+        joints = pins.meet(joints, places, pinned, lengths, pose, rounds=2)
+        if not last and t.rows:
+            joints = lock_feet(fit_body(joints, fps), fps, stands).joints
+    return joints
 
 
 def edit(model, texts=None, actions=None, *, constraints, lengths, seed=0, effort="normal",

@@ -19,7 +19,7 @@ from formats.rotations import T_POSES
 # Steps of the sampler, and gradients in each: five in each of 10 do more than one in each of 50.
 EFFORTS = {"low": (10, 2), "normal": (10, 5), "high": (10, 10)}
 TRIES, TRIED_STEPS, RATE = 80, 5, 0.1  # of the noise, with effort "high"
-LARGEST = 0.5  # how far one gradient may move a latent's numbers, which have deviation 1
+LARGEST = 1.0  # how far one gradient may move a latent's numbers, which have deviation 1
 
 
 def body_of(model):
