@@ -36,14 +36,15 @@ def parts_of(pose):
     """{name of a part of the body: (the fork that it is seen from, or None, its joints)}"""
     (pelvis, (l_hip, r_hip, trunk)), (chest, (l_arm, r_arm, neck)) = pose.forks.items()
 
-    def below(*tops):
+    def below(*bones):  # the fork's own bones are stiff; what moves begins after them
+        tops = {child for bone in bones for child in pose.children[bone] or [bone]}
         return [j for j in range(len(pose.parents))
-                if set(tops) & {j, *ancestors(pose.parents, j)}]
+                if tops & {j, *ancestors(pose.parents, j)}]
     return {"left_arm": (chest, below(l_arm)), "right_arm": (chest, below(r_arm)),
             "arms": (chest, below(l_arm, r_arm)), "head": (chest, below(neck)),
             "left_leg": (pelvis, below(l_hip)), "right_leg": (pelvis, below(r_hip)),
             "upper_body": (pelvis, below(trunk)),
-            "lower_body": (None, [pelvis, *below(l_hip, r_hip)])}
+            "lower_body": (None, [pelvis, l_hip, r_hip, *below(l_hip, r_hip)])}
 
 
 def read_constraints(source):

@@ -67,7 +67,7 @@ def targets_of(constraints, frames, fps, pose, lengths, folder=""):
 
     pose: TPose of formats.rotations; lengths (J,): of its bones, in metres; folder: of the files
     that are named"""
-    names, J = pose.joint_names, len(pose.joint_names)
+    J = len(pose.joint_names)
     t = Targets(np.zeros((frames, J, 3)), np.zeros((frames, J, 3), bool))
     t.facing, t.way = np.full(frames, np.nan), np.full((frames, 2), np.nan)
     read = []
