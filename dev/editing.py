@@ -25,7 +25,7 @@ import story
 from formats import targets
 from formats.pack import Pack
 from judge import metrics
-from tests.kinematics import CHECKS
+from tests.kinematics import CHECKS, window
 
 KINDS = ("1 pin", "2 pins", "5 pins", "20 pins", "first and last pose", "path")
 PINNED = "pelvis head left_wrist right_wrist left_ankle right_ankle".split()
@@ -108,9 +108,10 @@ skating / real: none / guided / exact | jerk / real: none / guided / exact | s e
 # Stories
 
 
-PROMPTS = ("a man walks forward", "a person walks and turns left", "he turns right",
-           "a man sits down", "a person jumps", "someone waves with the left hand", "a man runs",
-           "a person squats", "he kicks", "she bows")
+PROMPTS = {"a man walks forward": "walk", "a person walks and turns left": "walk and turn left",
+           "he turns right": "turn right", "a person jumps": "jump", "she bows": "bow",
+           "someone waves with the left hand": "wave left hand", "a man runs": "run",
+           "a person squats": "squat", "he kicks": "kick", "a man sits down": "sit"}
 
 
 def jerks(joints, fps):
@@ -120,11 +121,19 @@ def jerks(joints, fps):
 
 def joins(model, count, effort, fps=20):
     """-> jerk in the 30 frames around joins, and elsewhere, of `count` stories of three; the same
-    for loops, whose join is between two rounds."""
+    for loops, whose join is between two rounds; whether segments do what was asked, in a story and
+    alone."""
     rng, near, inside, seam, rest = np.random.default_rng(0), [], [], [], []
+    together, alone = [], []
     for k in range(count):
-        texts = rng.choice(PROMPTS, 3, replace=False).tolist()
+        texts = rng.choice(list(PROMPTS), 3, replace=False).tolist()
         whole, at = story.story(model, texts, lengths=[60] * 3, seed=100 * k, effort=effort)
+        free = guidance.sampled(model, texts, model.check_lengths([60] * 3), 100 * k, None, effort,
+                                {})
+        edges = [0, *at, len(whole)]
+        for text, a, b, joints in zip(texts, edges, edges[1:], free):
+            together.append(bool(CHECKS[PROMPTS[text]](window(whole, a, b))))
+            alone.append(bool(CHECKS[PROMPTS[text]](joints)))
         values = jerks(whole, fps)
         close = np.zeros(len(values), bool)
         for join in at:
@@ -132,14 +141,14 @@ def joins(model, count, effort, fps=20):
         near.append(values[close].mean())
         inside.append(values[~close].mean())
     for k in range(count):
-        loop, _ = story.story(model, [PROMPTS[(0, 6)[k % 2]]], lengths=[60], seed=k, loop=True,
+        loop, _ = story.story(model, [("a man walks forward", "a man runs")[k % 2]], lengths=[60], seed=k, loop=True,
                               effort=effort)
         ahead = 2 * loop[-1:] - loop[-2:-1]
         again = targets.to_world(loop, story.align(loop[:1], ahead))
         values = jerks(np.concatenate([loop, again]), fps)
         seam.append(values[len(loop) - 16:len(loop) + 14].mean())
         rest.append(values[:len(loop) - 16].mean())
-    return [np.array(x) for x in (near, inside, seam, rest)]
+    return [np.array(x) for x in (near, inside, seam, rest, together, alone)]
 
 
 def main(argv):
@@ -153,11 +162,13 @@ def main(argv):
     torch.manual_seed(0)
     model = checkpoint.load_model(args.ckpt)
     if args.stories:
-        near, inside, seam, rest = joins(model, args.stories, args.effort)
+        near, inside, seam, rest, together, alone = joins(model, args.stories, args.effort)
         print(f"stories: jerk {near.mean():.1f} m/s3 around joins, {inside.mean():.1f} elsewhere, "
               f"ratio {near.mean() / inside.mean():.2f}")
         print(f"loops: jerk {seam.mean():.1f} m/s3 around joins, {rest.mean():.1f} elsewhere, "
               f"ratio {seam.mean() / rest.mean():.2f}")
+        print(f"segments that do what was asked: {100 * together.mean():.0f}% in stories, "
+              f"{100 * alone.mean():.0f}% alone, of {len(alone)}")
         return
     pack = Pack(args.pack)
     print(HEAD)

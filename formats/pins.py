@@ -12,7 +12,7 @@ import numpy as np
 from formats.rotations import fork_frame
 from motion import keep_bones, unit_rows
 
-FADE = 1e-4  # a limb's displacement fades within about 15 frames of a pin; the pelvis' does not
+FADE = 1e-4  # a limb's displacement falls to half in 15 frames from a pin; the pelvis' stays
 GIVE = {"ankle": 0.3, "foot": 0.3, "toe": 0.3}  # feet give way less than other joints
 STRAIGHT = 0.9995  # of a limb's length: how far apart its ends may be
 
@@ -118,7 +118,7 @@ def bend_limbs(joints, ends, lengths, pose):
         size = np.linalg.norm(line, axis=-1, keepdims=True).clip(1e-9)
         c = a + line / size * size.clip(abs(upper - lower) + 1e-6, STRAIGHT * (upper + lower))
         front = -fronts[chest] if chest in ancestors(pose.parents, top) else fronts[pelvis]
-        pole = joints[:, middle] - (a + joints[:, end]) / 2 + 0.02 * front  # if it is straight
+        pole = joints[:, middle] - (a + joints[:, end]) / 2 + 0.002 * front  # if it is straight
         further = [j for j in range(end + 1, len(lengths)) if end in ancestors(pose.parents, j)]
         shift = (c - joints[:, end])[:, None]
         joints[:, middle] = two_bone(a, c, upper, lower, pole)
