@@ -214,7 +214,7 @@ def made(args, model, texts, labels, lengths, captions):
         raise ValueError(f"{kinds[0]} cannot be combined with {kinds[1]}.")
     settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
                 "num_inference_steps": args.steps}
-    more = settings | {"effort": args.effort, "progress": sys.stderr.isatty()}
+    more = settings | {"progress": sys.stderr.isatty()}
     num, joints = args.num, len(body_of(model)[0].joint_names)
     each = {"texts": texts and texts[::num], "actions": labels and labels[::num],
             "lengths": lengths[::num]}
@@ -235,7 +235,8 @@ def made(args, model, texts, labels, lengths, captions):
             all_made += vary(model, clip, **one, num=num, seed=args.seed + i * num,
                              strength=args.strength, **settings)
         return all_made, captions
-    whole = {"texts": texts, "actions": labels, "lengths": lengths, "seed": args.seed, **more}
+    whole = {"texts": texts, "actions": labels, "lengths": lengths, "seed": args.seed,
+             "effort": args.effort, **more}
     if kinds[0] == "--continue":
         clip = read_clip(args.goes_on, joints, "--continue: ")
         motions, reports = continued(model, clip, **whole)

@@ -68,7 +68,7 @@ def handshake(pairs, pose):
     return loss_of
 
 
-def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effort="normal",
+def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effort="low",
           guidance_scale=None, sampler=None, num_inference_steps=None, progress=False, **others):
     """One motion of several segments without seams: (T, J, 3) metres, float64, from the origin and
     facing +Z, and the frames at which segments are joined.
@@ -78,7 +78,7 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
     be longer than the training's motions, its own time is that much shorter. loop: the last leads
     into the first, so that the motion can be repeated for ever, each time from where it has come
     to. It is cut from the middle of a longer motion, where people walk and do not set off or stop.
-    settings as in edit.edit."""
+    effort: more would make softer joins of less action. Other settings as in edit.edit."""
     c, h = model.config.data, SHARED
     asked = model.check_lengths(lengths).tolist()
     if min(asked) < 2 * h:

@@ -141,8 +141,8 @@ def joins(model, count, effort, fps=20):
         near.append(values[close].mean())
         inside.append(values[~close].mean())
     for k in range(count):
-        loop, _ = story.story(model, [("a man walks forward", "a man runs")[k % 2]], lengths=[60], seed=k, loop=True,
-                              effort=effort)
+        prompt = ("a man walks forward", "a man runs")[k % 2]
+        loop, _ = story.story(model, [prompt], lengths=[60], seed=k, loop=True, effort=effort)
         ahead = 2 * loop[-1:] - loop[-2:-1]
         again = targets.to_world(loop, story.align(loop[:1], ahead))
         values = jerks(np.concatenate([loop, again]), fps)
@@ -155,14 +155,15 @@ def main(argv):
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--ckpt", default="checkpoints/toy.pt")
     parser.add_argument("--pack", default="data/toy/toy.pack")
-    parser.add_argument("--effort", default="normal", choices=guidance.EFFORTS)
+    parser.add_argument("--effort", choices=guidance.EFFORTS,
+                        help="otherwise normal, and low for stories, as sample.py has it")
     parser.add_argument("--each", type=int, default=34, help="sets of constraints of each kind")
     parser.add_argument("--stories", type=int, default=0, help="only stories and loops, so many")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     model = checkpoint.load_model(args.ckpt)
     if args.stories:
-        near, inside, seam, rest, together, alone = joins(model, args.stories, args.effort)
+        near, inside, seam, rest, together, alone = joins(model, args.stories, args.effort or "low")
         print(f"stories: jerk {near.mean():.1f} m/s3 around joins, {inside.mean():.1f} elsewhere, "
               f"ratio {near.mean() / inside.mean():.2f}")
         print(f"loops: jerk {seam.mean():.1f} m/s3 around joins, {rest.mean():.1f} elsewhere, "
@@ -173,7 +174,7 @@ def main(argv):
     pack = Pack(args.pack)
     print(HEAD)
     for kind in KINDS:
-        print(line(kind, measure(model, pack, kind, args.each, args.effort)), flush=True)
+        print(line(kind, measure(model, pack, kind, args.each, args.effort or "normal")), flush=True)
 
 
 if __name__ == "__main__":
