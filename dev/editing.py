@@ -171,10 +171,10 @@ def main(argv):
         print(f"segments that do what was asked: {100 * together.mean():.0f}% in stories, "
               f"{100 * alone.mean():.0f}% alone, of {len(alone)}")
         return
-    pack = Pack(args.pack)
+    pack, effort = Pack(args.pack), args.effort or "normal"
     print(HEAD)
     for kind in KINDS:
-        print(line(kind, measure(model, pack, kind, args.each, args.effort or "normal")), flush=True)
+        print(line(kind, measure(model, pack, kind, args.each, effort)), flush=True)
 
 
 if __name__ == "__main__":
