@@ -9,6 +9,8 @@
     python sample.py --unconditional --ckpt out/free/model.pt
     python sample.py "a person walks" --seconds 5 --seed 3 --steps 20 --sampler dpm++ --guidance 2
     python sample.py "a person does a backflip" --ckpt humanml3d   the published model, fetched once
+    python sample.py "a man walks" --constraints c.json      places, poses, a path: docs/editing.md
+    python sample.py --story "a man walks" "he turns left" "he sits down"   one motion, no seams
     python sample.py --list                         the words for --ckpt, what they need, and the
                                                     actions that the model knows
 
@@ -60,6 +62,17 @@ def arguments(argv):
     add("--steps", type=int, help="denoising steps; otherwise the model's own setting")
     add("--sampler", choices=("ddim", "ddpm", "dpm++"), help="otherwise the model's own")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 = off")
+    add("--constraints", metavar="FILE", help="JSON of what to meet, in the world's frame")
+    add("--start", metavar="NPY", help="begin in the last pose of this motion")
+    add("--end", metavar="NPY", help="end in the first pose of this motion")
+    add("--path", metavar="CSV", help="go this way: lines of seconds, x, z")
+    add("--continue", dest="goes_on", metavar="NPY", help="what comes after this motion")
+    add("--story", nargs="*", metavar="PROMPT", help="prompts in a row, or several --action")
+    add("--loop", action="store_true", help="a motion, or a story, that can be repeated")
+    add("--interpolate", nargs="*", metavar="PROMPT", help="--num motions between two prompts")
+    add("--vary", metavar="NPY", help="--num variations of this motion")
+    add("--strength", type=float, default=0.4, help="of --vary: 0 changes nothing, 1 all")
+    add("--effort", choices=("low", "normal", "high"), default="normal", help="to meet constraints")
     add("--ckpt", default=os.path.join(HERE, "checkpoints", "toy.pt"),
         help="model.pt of train.py, published weights, or a word of --list")
     add("--list", action="store_true",
@@ -101,7 +114,7 @@ def file_name(caption):
 
 def read_prompts(args):
     """The prompts of the command line and of --file. ValueError for flags that cannot be used."""
-    prompts = list(args.prompts)
+    prompts = args.prompts + (args.story or []) + (args.interpolate or [])
     if args.file:
         from formats.text import read_lines
         try:
@@ -304,6 +317,7 @@ def run(args, prompts):
     import torch  # noqa: F401, takes most of the start: not for a wrong flag, nor for --help
 
     import checkpoint
+    import edit
     import kernels
     import motion
     from config import AssetsConfig
@@ -326,15 +340,19 @@ def run(args, prompts):
         read = understood(prompts, vocabulary)
         texts = [text for text in read for _ in range(args.num)]
     lengths = lengths_of(args, model, texts, labels, len(captions))
+    lengths = edit.long_enough(args, model, lengths)
     model.check_lengths(lengths)
     check_trained(args, model.config, lengths)
     make_folder(args.out)
     loaded = time.perf_counter()
 
-    _, joints = model.generate(
-        texts, labels, lengths=lengths, guidance_scale=args.guidance, sampler=args.sampler,
-        num_inference_steps=args.steps, seed=args.seed, progress=sys.stderr.isatty())
-    motions = [j[:n].cpu().numpy() for j, n in zip(joints, lengths)]
+    if edit.wanted(args):
+        motions, captions = edit.made(args, model, texts, labels, lengths, captions)
+    else:
+        _, joints = model.generate(
+            texts, labels, lengths=lengths, guidance_scale=args.guidance, sampler=args.sampler,
+            num_inference_steps=args.steps, seed=args.seed, progress=sys.stderr.isatty())
+        motions = [j[:n].cpu().numpy() for j, n in zip(joints, lengths)]
     if args.fps:
         motions = [rigs.resample(j, fps, args.fps) for j in motions]
         fps = args.fps

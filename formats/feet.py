@@ -9,6 +9,7 @@ softly as the time around it allows, so that no knee snaps.
 """
 import numpy as np
 
+from formats.pins import two_bone
 from formats.rotations import EPS, Z, fit_body
 from motion import T2M, unit_rows
 
@@ -67,10 +68,22 @@ def faded(moves, runs, fps):
     return filled
 
 
-def held_foot(ankle, ball, fps):
-    """Ankle and ball (T, 3) of a foot -> the same, held where they stand."""
+def feet_of(pose):
+    """[(hip, knee, ankle, ball)] of a TPose, left and right."""
+    legs = [[pose.joint_names.index(f"{side}_{part}") for part in ("hip", "knee", "ankle")]
+            for side in ("left", "right")]
+    return [(*leg, pose.children[leg[-1]][0]) for leg in legs]
+
+
+def stands_of(joints, pose, fps):
+    """When feet stand, for `lock_feet`: for each foot the runs of its ankle and of its ball."""
+    return [[standing_runs(joints[:, j], fps) for j in (ankle, ball)]
+            for _, _, ankle, ball in feet_of(pose)]
+
+
+def held_foot(ankle, ball, fps, runs):
+    """Ankle and ball (T, 3) of a foot -> the same, held where they stand, in the runs of each."""
     length = np.linalg.norm(ball[0] - ankle[0])
-    runs = standing_runs(ankle, fps), standing_runs(ball, fps)
     ball_at = [middle_of(ball[start:end]) for start, end in runs[1]]
     moves = np.zeros((2, *ball.shape))
     for (start, end), at in zip(runs[1], ball_at):
@@ -102,16 +115,16 @@ def eased(drops, fps):
     return window(most, 2 * reach + 1) @ (taps / taps.sum())
 
 
-def lock_feet(body, fps=T2M.fps):
-    """A Body -> one whose feet stand still where they stand; all bones keep their lengths."""
+def lock_feet(body, fps=T2M.fps, stands=None):
+    """A Body -> one whose feet stand still where they stand; all bones keep their lengths.
+
+    stands: when they stand, if that is not to be told from this motion (see `stands_of`)"""
     pose, joints = body.pose, body.joints.copy()
     lengths = np.linalg.norm(body.offsets, axis=-1)
     legs, drop = [], np.zeros(len(joints))
-    for side in ("left", "right"):
-        hip, knee, ankle = (pose.joint_names.index(f"{side}_{part}")
-                            for part in ("hip", "knee", "ankle"))
-        ball = pose.children[ankle][0]
-        held, ball_held = held_foot(joints[:, ankle], joints[:, ball], fps)
+    stands = stands_of(joints, pose, fps) if stands is None else stands
+    for (hip, knee, ankle, ball), runs in zip(feet_of(pose), stands):
+        held, ball_held = held_foot(joints[:, ankle], joints[:, ball], fps, runs)
         x, y, z = (held - joints[:, hip]).T
         reach = STRETCH * (lengths[knee] + lengths[ankle])
         drop = np.maximum(drop, -y - np.sqrt(np.maximum(reach**2 - x**2 - z**2, 0)))
@@ -125,12 +138,9 @@ def lock_feet(body, fps=T2M.fps):
         apart = np.linalg.norm(held - start, axis=-1).clip(abs(upper - lower) + EPS, reach)[:, None]
         # The knee stays on the side on which it was; of a straight leg, the thigh's front tells.
         aim = before[:, 1] - before[:, 0] + 0.02 * front
-        aim = unit_rows(aim - (aim * along).sum(-1, keepdims=True) * along)
-        forward = (upper**2 - lower**2 + apart**2) / (2 * np.maximum(apart, EPS))
-        aside = np.sqrt(np.maximum(upper**2 - forward**2, 0))
         moved = start + apart * along - held  # by which a leg is too short all the same
         rest = joints[:, pose.children[ball]] - joints[:, ball, None]
-        joints[:, knee] = start + forward * along + aside * aim
+        joints[:, knee] = two_bone(start, start + apart * along, upper, lower, aim)
         joints[:, ankle], joints[:, ball] = held + moved, ball_held + moved
         joints[:, pose.children[ball]] = joints[:, ball, None] + rest
     return fit_body(joints, fps, body.offsets)

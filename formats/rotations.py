@@ -125,7 +125,7 @@ def t_pose_of(joints, path="this motion"):
 # --------------------------------------------------------------------------------------------------
 # Bones
 
-def _fork_frame(bones):
+def fork_frame(bones):
     """bones (T, 3, 3): rows to left, right, middle -> (T, 3, 3): columns to left, up, forward;
     and in which frames (T,) the bones do define a rotation."""
     across = unit_rows(bones[:, 0] - bones[:, 1])
@@ -143,7 +143,7 @@ def measure_bones(joints, pose):
     offsets = pose.directions * ((lengths + lengths[pose.mirror]) / 2)[:, None]
     for fork, bones in pose.forks.items():  # how these three stand to each other is measured
         vectors = joints[:, bones] - joints[:, fork, None]
-        frame, valid = _fork_frame(vectors)
+        frame, valid = fork_frame(vectors)
         if valid.any():
             left, right, middle = np.median((vectors @ frame)[valid], axis=0)
             side = (left + right * (-1, 1, 1)) / 2

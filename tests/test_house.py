@@ -9,11 +9,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
-    "fast", "conditions", "edit", "lengths", "data", "checkpoint", "published", "published_clip",
-    "train", "stages", "losses", "finetune", "sample", "eval", "prepare", "studio"}
+    "fast", "conditions", "guidance", "story", "edit", "lengths", "data", "checkpoint", "published",
+    "published_clip", "train", "stages", "losses", "finetune", "sample", "eval", "prepare",
+    "studio"}
 FORMATS = {"config", "motion", "formats"}
+EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
-         "conditions", "mld", "edit", "words"}
+         "conditions", "mld", "words"} | EDITS
 STORED = MODEL | {"data", "checkpoint", "published", "published_clip"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
     "config": set(), "kernels": set(), "clip_tokenizer": set(), "lengths": set(), "words": set(),
@@ -24,10 +26,11 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "transformer": {"kernels", "fast"},
     "clip": {"kernels", "fast", "transformer", "clip_tokenizer", "words"},
     "vae": {"kernels", "fast", "transformer"},
-    "mld": FORMATS | MODEL - {"edit"},
+    "mld": FORMATS | MODEL - EDITS,
+    "guidance": FORMATS | MODEL - EDITS, "story": FORMATS | MODEL - {"edit"},
     "edit": FORMATS | MODEL,
-    "checkpoint": STORED - {"edit"}, "published": STORED - {"edit"},
-    "published_clip": FORMATS | MODEL - {"mld", "edit"},
+    "checkpoint": STORED - EDITS, "published": STORED - EDITS,
+    "published_clip": FORMATS | MODEL - EDITS - {"mld"},
     "judge": STORED,
     "view": STORED,
     "finetune": STORED,

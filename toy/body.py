@@ -8,6 +8,7 @@ the left).
 import numpy as np
 
 import motion
+from formats.pins import two_bone
 from motion import turn_about_y as turn, unit_rows as unit
 
 FPS = 20
@@ -132,16 +133,6 @@ SPINE = _bone(3, 0, 1, -.25), _bone(6, 0, 1, .12), _bone(9, 0, 1, .05)
 NECK, HEAD = _bone(12, 0, 1, -.12), _bone(15, 0, .85, .52)
 COLLAR = _bone(13, .53, .84, -.12), _bone(14, -.53, .84, -.12)
 FOOT = _bone(10, .12, -.335, .93), _bone(11, -.12, -.335, .93)
-
-
-def two_bone(a, c, upper, lower, pole):
-    """The middle joint of limbs from a to c, all (T, 3), bent towards `pole`; c is in reach."""
-    line = c - a
-    d = np.maximum(np.linalg.norm(line, axis=-1, keepdims=True), 1e-6)
-    line = line / d
-    along = (upper**2 - lower**2 + d**2) / (2 * d)
-    out = np.sqrt(np.maximum(upper**2 - along**2, 0))
-    return a + along * line + out * unit(pole - (pole * line).sum(-1, keepdims=True) * line)
 
 
 def _too_high(v, contact, pelvis, ankles):

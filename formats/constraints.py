@@ -1,0 +1,204 @@
+"""What a motion must meet, as people write it down: a JSON file, a list of dicts, a CSV of a path.
+
+    {"joint": "left_wrist", "time": 1.2, "position": [0.3, 1.4, 0.2]}    metres; Y is up
+    {"joint": "left_wrist", "time": 1.2, "height": 1.4}                  or "speed", in m/s
+    {"pose": "clip.npy", "frame": 0, "time": 0}                          every joint of a frame
+    {"path": [[0, 0, 0], [2, 1, 1.5]]}        rows of seconds, x, z, and degrees to the left if the
+                                              facing is given; or "path": "way.csv". "facing":
+                                              "follow" is looking ahead, "free" is as it comes
+    {"keep": "left_arm", "from": "clip.npy"}  a part of the body does what it does in a clip
+    {"floor": true}                           nothing is under the floor, standing feet do not slide
+    {"start": [0, 0], "facing": 90}           where the motion begins
+
+Everything is in the world's frame. A motion begins where a "start", the first pose, a kept body or
+the first row of a path says, or else at the origin, facing +Z. A "frame" below 0 counts from the
+end.
+"""
+import json
+import os
+
+import numpy as np
+
+from config import nearest
+from formats.pins import ancestors
+from formats.text import read_lines
+
+KINDS = {"joint": {"joint", "time", "position", "height", "speed"}, "floor": {"floor"},
+         "pose": {"pose", "frame", "time"}, "path": {"path", "facing"}, "keep": {"keep", "from"},
+         "start": {"start", "facing"}}
+FASTEST = 12.0  # metres a second; no joint of a person moves faster, but in a kick or throw
+HIGHEST = 3.2  # metres; a hand in a jump
+
+
+
+
+def parts_of(pose):
+    """{name of a part of the body: (the fork that it is seen from, or None, its joints)}"""
+    (pelvis, (l_hip, r_hip, trunk)), (chest, (l_arm, r_arm, neck)) = pose.forks.items()
+
+    def below(*bones):  # the fork's own bones are stiff; what moves begins after them
+        tops = {child for bone in bones for child in pose.children[bone] or [bone]}
+        return [j for j in range(len(pose.parents))
+                if tops & {j, *ancestors(pose.parents, j)}]
+    return {"left_arm": (chest, below(l_arm)), "right_arm": (chest, below(r_arm)),
+            "arms": (chest, below(l_arm, r_arm)), "head": (chest, below(neck)),
+            "left_leg": (pelvis, below(l_hip)), "right_leg": (pelvis, below(r_hip)),
+            "upper_body": (pelvis, below(trunk)),
+            "lower_body": (None, [pelvis, l_hip, r_hip, *below(l_hip, r_hip)])}
+
+
+def read_constraints(source):
+    """A JSON file, a CSV of a path, or a list of dicts -> (list of dicts, folder of the files that
+    they name). OSError or ValueError in one sentence."""
+    if not isinstance(source, (str, os.PathLike)):
+        return list(source), ""
+    source = os.fspath(source)
+    if source.endswith(".csv"):
+        return [{"path": os.path.basename(source)}], os.path.dirname(source)
+    try:
+        with open(source, encoding="utf-8-sig") as file:
+            found = json.load(file)
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is not UTF-8 text; expected a JSON list of "
+                         "constraints.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}, line {error.lineno}: this is not JSON "
+                         f"({error.msg}).") from None
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list):
+        raise ValueError(f"{source} must hold a list of constraints, found {type(found).__name__}.")
+    return found, os.path.dirname(source)
+
+
+def read_clip(path, joints, where=""):
+    """A .npy file of joints (T, J, 3), or (J, 3) -> (T, J, 3) float64 in metres."""
+    try:
+        clip = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{where}There is no file {path}.") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{where}{path} is not a .npy file of joints ({error}).") from None
+    clip = clip[None] if getattr(clip, "ndim", 0) == 2 else clip
+    right = getattr(clip, "shape", ())[1:] == (joints, 3) and clip.dtype.kind == "f" and len(clip)
+    if not right or not np.isfinite(clip).all():
+        raise ValueError(f"{where}{path} must hold finite joints of shape (frames, {joints}, 3) in "
+                         f"metres, found {getattr(clip, 'shape', 'several arrays')}.")
+    return clip.astype(np.float64)
+
+
+def read_way(path, where=""):
+    """A CSV of seconds, x, z and, if given, degrees -> its rows, without a line of names."""
+    try:
+        lines = [line for line in read_lines(path) if line and not line.startswith("#")]
+        if lines and any(c.isalpha() for c in lines[0].replace("e", "")):
+            lines = lines[1:]
+        return [[float(cell) for cell in line.replace(";", ",").split(",")] for line in lines]
+    except FileNotFoundError:
+        raise ValueError(f"{where}There is no file {path}.") from None
+    except ValueError as error:
+        raise ValueError(f"{where}{path} must have lines of numbers `seconds, x, z` "
+                         f"({error}).") from None
+
+
+def numbers(value, count, where, name):
+    """A number, or `count` of them, as an array; ValueError for anything else."""
+    try:
+        found = np.array(value, np.float64)
+        right = found.shape == ((count,) if count else ()) and np.isfinite(found).all()
+    except (TypeError, ValueError):
+        right = False
+    if not right or isinstance(value, (bool, str)):
+        raise ValueError(f"{where}{name!r} must be {count or 'a'} number{'s' * bool(count)}, found "
+                         f"{value!r}.")
+    return found
+
+
+def last_time(constraints, folder=""):
+    """The last second that constraints name, 0 for none; what is wrong in them is told later."""
+    times = [0.0]
+    for one in constraints:
+        try:
+            rows = one["path"] if "path" in one else [[one.get("time", 0)]]
+            rows = read_way(os.path.join(folder, rows)) if isinstance(rows, str) else rows
+            times += [float(row[0]) for row in rows]
+        except (TypeError, ValueError, LookupError, AttributeError):
+            pass
+    return max(times)
+
+
+# --------------------------------------------------------------------------------------------------
+# Checking
+
+
+def frame_at(time, frames, fps, where):
+    time = float(numbers(time, 0, where, "time"))
+    frame = round(time * fps)
+    if not 0 <= frame <= frames or time < 0:
+        raise ValueError(f"{where}time {time:g} is outside the motion, which has "
+                         f"{frames / fps:g} seconds.")
+    return min(frame, frames - 1)
+
+
+def loaded(one, kind, where, frames, fps, pose, folder):
+    """A constraint with its files read and its numbers checked."""
+    names, one = pose.joint_names, dict(one)
+    if kind == "joint":
+        if one["joint"] not in names:
+            near = nearest(str(one["joint"]), names)
+            raise ValueError(f"{where}there is no joint {one['joint']!r}.{near} The joints are "
+                             f"{', '.join(names)}.")
+        asked = [key for key in ("position", "height", "speed") if key in one]
+        if len(asked) != 1:
+            raise ValueError(f"{where}a joint takes one of position, height and speed, found "
+                             f"{', '.join(asked) or 'none'}.")
+        key, = asked
+        one["value"] = numbers(one[key], 3 if key == "position" else 0, where, key)
+        height = one["value"][1] if key == "position" else one["value"]
+        if key == "speed" and not 0 <= height <= FASTEST:
+            raise ValueError(f"{where}a speed must be 0 to {FASTEST:g} m/s, found {height:g}.")
+        if key != "speed" and not -0.02 <= height <= HIGHEST:
+            raise ValueError(f"{where}{one['joint']} at {height:g} m is "
+                             + ("under the floor." if height < 0 else
+                                f"higher than a person reaches ({HIGHEST:g} m)."))
+    if kind in ("joint", "pose"):
+        if "time" not in one:
+            raise ValueError(f"{where}a {kind} needs a 'time' in seconds.")
+        one["at"] = frame_at(one["time"], frames, fps, where)
+    if kind == "pose":
+        clip = read_clip(os.path.join(folder, str(one["pose"])), len(names), where) \
+            if isinstance(one["pose"], str) else np.asarray(one["pose"], np.float64)
+        frame = one.get("frame", 0)
+        if not isinstance(frame, int) or not -len(clip) <= frame < len(clip):
+            raise ValueError(f"{where}{one['pose']} has the frames 0 to {len(clip) - 1}, found "
+                             f"frame {frame!r}.")
+        one["joints"] = clip[frame]
+    if kind == "keep":
+        parts = parts_of(pose)
+        if one["keep"] not in parts:
+            near = nearest(str(one["keep"]), parts)
+            raise ValueError(f"{where}there is no part {one['keep']!r}.{near} The parts are "
+                             f"{', '.join(parts)}.")
+        if "from" not in one:
+            raise ValueError(f"{where}keep needs 'from', the clip to keep it from.")
+        one["clip"] = read_clip(os.path.join(folder, one["from"]), len(names), where) \
+            if isinstance(one["from"], str) else np.asarray(one["from"], np.float64)
+        one["part"] = parts[one["keep"]]
+    if kind == "path":
+        rows = one["path"]
+        rows = read_way(os.path.join(folder, rows), where) if isinstance(rows, str) else rows
+        if not len(rows):
+            raise ValueError(f"{where}the path has no rows.")
+        width = 4 if len(rows[0]) == 4 else 3
+        one["path"] = np.stack([numbers(row, width, where, "path") for row in rows])
+        one["at"] = [frame_at(row[0], frames, fps, where) for row in one["path"]]
+        if (np.diff(one["path"][:, 0]) <= 0).any():
+            raise ValueError(f"{where}the times of a path must rise from row to row.")
+        if one.setdefault("facing", "follow") not in ("follow", "free"):
+            raise ValueError(f"{where}'facing' of a path must be follow or free, found "
+                             f"{one['facing']!r}; give degrees as a fourth number of each row.")
+    if kind == "start":
+        one["start"] = numbers(one["start"], 2, where, "start")
+        one["turn"] = np.radians(numbers(one.get("facing", 0), 0, where, "facing"))
+    if kind == "floor" and not isinstance(one["floor"], bool):
+        raise ValueError(f"{where}floor must be true or false, found {one['floor']!r}.")
+    return one

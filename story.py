@@ -1,0 +1,188 @@
+"""One motion from several prompts, loops, and what lies between or around motions.
+
+    motion, joins = story(model, ["a man walks", "he turns left", "he sits"], lengths=[60, 40, 60])
+
+All segments are sampled as one batch, and a handshake loss makes the end of each the beginning of
+the next. Then they are laid on each other, and blended in rotations over the frames they share.
+"""
+import numpy as np
+import torch
+
+import diffusion
+import motion
+from conditions import pick
+from diffusion import draw_noise, make_generators, plan
+from formats import targets as targets_
+from guidance import body_of, bones_of, decoded, guided_walk, heading, sampled, turned
+
+SHARED = 10  # frames that neighbours of a story have in common
+AT_ONCE = 8  # segments of a story that are made together; memory does not grow with more
+
+
+def align(joints, to):
+    """Joints (n, J, 3) turned about Y and moved over the floor to lie as near `to` as they can ->
+    (x, z, turn) for targets.to_world."""
+    a, b = to[..., ::2].reshape(-1, 2), joints[..., ::2].reshape(-1, 2)
+    middle_a, middle_b = a.mean(0), b.mean(0)
+    (ax, az), (bx, bz) = (a - middle_a).T, (b - middle_b).T
+    turn = np.arctan2((ax * bz - az * bx).sum(), (ax * bx + az * bz).sum())
+    moved = motion.turn_about_y(turn, np.array([middle_b[0], 0, middle_b[1]]))
+    return middle_a[0] - moved[0], middle_a[1] - moved[2], float(turn)
+
+
+def blended(a, b, parents):
+    """Joints a (h, J, 3) that become b: each bone turns from one to the other, and keeps the length
+    that it has in a."""
+    u = (np.arange(len(a)) + 1) / (len(a) + 1)
+    share = (u * u * (3 - 2 * u))[:, None]
+    placed = [a[:, 0] + share * (b[:, 0] - a[:, 0])]
+    for j, p in enumerate(parents[1:], start=1):
+        one, two = a[:, j] - a[:, p], b[:, j] - b[:, p]
+        way = motion.unit_rows(one) * (1 - share) + motion.unit_rows(two) * share
+        size = np.linalg.norm(one, axis=-1, keepdims=True)
+        placed.append(placed[p] + motion.unit_rows(way) * size)
+    return np.stack(placed, axis=1)
+
+
+def handshake(pairs, pose):
+    """A loss for `pulled`: SHARED frames of one motion do the same as those of another, wherever
+    both are and face. pairs: ((motion, first frame), (motion, first frame)), where joints
+    (SHARED, J, 3) may stand for motions that are made already."""
+    middle = SHARED // 2
+
+    def seen(joints):
+        at = joints[middle, :1] * joints.new_tensor([1, 0, 1])
+        return turned(joints - at, -heading(joints[middle], pose))
+
+    def loss_of(joints):
+        own, total = [joints.sum() * 0] * len(joints), 0.0
+        for pair in pairs:
+            a, b = (seen(k if torch.is_tensor(k) else joints[k[0], k[1]:k[1] + SHARED])
+                    for k in pair)
+            loss = (a - b).square().sum(-1).mean() + 9 * (a - b).diff(dim=0).square().sum(-1).mean()
+            total = total + loss
+            for k in pair:
+                if not torch.is_tensor(k):
+                    own[k[0]] = own[k[0]] + loss
+        return total, torch.stack(own)
+    return loss_of
+
+
+def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effort="low",
+          guidance_scale=None, sampler=None, num_inference_steps=None, progress=False, **others):
+    """One motion of several segments without seams: (T, J, 3) metres, float64, from the origin and
+    facing +Z, and the frames at which segments are joined.
+
+    texts or actions of the S segments, and S lengths in frames; T is their sum. Each segment but
+    the first begins SHARED frames earlier, while the one before it still goes on; where that would
+    be longer than the training's motions, its own time is that much shorter. loop: the last leads
+    into the first, so that the motion can be repeated for ever, each time from where it has come
+    to. It is cut from the middle of a longer motion, where people walk and do not set off or stop.
+    effort: more would make softer joins of less action. Other settings as in edit.edit."""
+    c, h = model.config.data, SHARED
+    asked = model.check_lengths(lengths).tolist()
+    if min(asked) < 2 * h:
+        raise ValueError(f"A segment of a story needs at least {2 * h / c.fps:g} s, found "
+                         f"{min(asked) / c.fps:g} s.")
+    given = pick(model.condition, texts=texts, actions=actions, **others)
+    if given is not None and len(given) != len(asked):
+        raise ValueError(f"A story of {len(given)} {model.condition.keyword} needs as many "
+                         f"lengths, found {len(asked)}.")
+    last, longer = len(asked) - 1, [n + h * (i > 0) for i, n in enumerate(asked)]
+    lead = trail = 0
+    if loop:  # frames before the first segment and after the last, which are cut off
+        lead = h
+        longer[0] += h + lead
+        trail = min(h, max(c.max_frames - longer[last], 0))
+        longer[last] += trail
+    longer = [min(n, max(c.max_frames, own)) for n, own in zip(longer, asked)]
+    pose, _ = body_of(model)
+    settings = {"guidance_scale": guidance_scale, "sampler": sampler,
+                "num_inference_steps": num_inference_steps}
+    parts, device = [], model.mean.device
+    for at in range(0, len(asked), AT_ONCE):
+        part = model.check_lengths(longer[at:at + AT_ONCE])
+        some = None if given is None else given[at:at + AT_ONCE]
+        pairs = [((i, n - h), (i + 1, 0)) for i, n in enumerate(part.tolist()[:-1])]
+        if parts:
+            pairs.append((torch.as_tensor(parts[-1][-h:], device=device).float(), (0, 0)))
+        if loop and at + len(part) > last:
+            first = torch.as_tensor(parts[0][lead:lead + h], device=device).float() if parts \
+                else (0, lead)
+            pairs.append(((len(part) - 1, longer[last] - trail - h), first))
+        loss_of = handshake(pairs, pose) if pairs else None
+        made = sampled(model, some, part, list(range(seed + at, seed + at + len(part))), loss_of,
+                       effort, settings, progress)
+        parts += [joints[:n] for joints, n in zip(made, part.tolist())]
+    bones = bones_of(model, np.concatenate(parts))
+    parts = [motion.keep_bones(joints, bones, pose.parents) for joints in parts]
+    parts[last] = parts[last][:len(parts[last]) - trail]
+    whole, joins = parts[0][lead:], []
+    for joints in parts[1:]:
+        joints = targets_.to_world(joints, align(joints[:h], whole[-h:]))
+        joins.append(len(whole) - h // 2)
+        seam = blended(whole[-h:], joints[:h], pose.parents)
+        whole = np.concatenate([whole[:-h], seam, joints[h:]])
+    if loop:
+        first = targets_.to_world(whole[:h], align(whole[:h], whole[-h:]))
+        whole = np.concatenate([whole[h:-h], blended(whole[-h:], first, pose.parents)])
+        joins = [join - h for join in joins]
+        whole = targets_.to_own(whole, targets_.place_of(whole[0], pose))
+    return whole, joins
+
+
+# --------------------------------------------------------------------------------------------------
+# Through the VAE
+
+
+def interpolate(model, texts=None, actions=None, *, lengths, num, seed=0, **settings):
+    """`num` motions on the line between the latents of two texts or actions, from one noise: a list
+    of (T, J, 3). lengths: of both ends, in frames; settings as in `generate`."""
+    model.need_vae()
+    a, b = model.generate(texts, actions, lengths=lengths, seed=[seed, seed], latents=True,
+                          **settings)
+    between = np.linspace(*lengths, num).round().astype(int).tolist()
+    _, joints = model.decode_latent(model.interpolate(a, b, num), between)
+    return [j[:n].double().cpu().numpy() for j, n in zip(joints, between)]
+
+
+def vary(model, clip, texts=None, actions=None, *, strength=0.4, seed=0, num=1, **settings):
+    """`num` variations of a clip (T, J, 3) in metres: noised to a level and denoised again.
+
+    texts, actions   one, or `num`, or none
+    strength         the level, from 0 (the clip as the VAE has it) to 1 (nothing is left of it)
+    settings         guidance_scale, sampler, num_inference_steps
+
+    Returns a list of (T - 1, J, 3), float64, in the clip's place. ValueError for a clip that the
+    model cannot read."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be from 0 to 1, got {strength}.")
+    name = model.config.data.skeleton
+    if name not in motion.SKELETONS:
+        raise ValueError(f"Only motions of t2m and kit can be varied, not of {name}.")
+    body, (pose, _) = motion.SKELETONS[name], body_of(model)
+    features = torch.as_tensor(motion.joints_to_features(clip / body.unit, body)).float()
+    features = features.to(model.mean.device)[None]
+    lengths = model.check_lengths([features.shape[1]] * num)
+    with torch.no_grad():
+        x0 = (features - model.mean) / model.std if model.vae is None else \
+            model.encode_motion(features, lengths[:1])
+        if model.normalize_latents:
+            x0 = (x0 - model.latent_mean) / model.latent_std
+        given = pick(model.condition, texts=texts, actions=actions)
+        given = given and list(given) * (num // len(given))
+        d = model.sampling(**settings, **{"guidance_scale": 1.0} if given is None else {})
+        cond, uncond = model.condition.encode(model, given, num, known_only=True)
+        steps = [step for step in plan(model.schedule, d.sampler, d.num_inference_steps, d.eta)
+                 if step.t < strength * len(model.schedule)]
+        x0, generators = x0.repeat(num, 1, 1).clone(), make_generators(seed, num)
+        if steps:
+            eps = draw_noise(x0.shape, generators, x0.device, x0.dtype)
+            x0 = diffusion.add_noise(model.schedule, x0, eps, torch.full_like(lengths, steps[0].t))
+            first = steps[0]  # a multistep sampler has nothing to extrapolate from
+            steps[0] = first._replace(c_0=first.c_0 + first.c_last, c_last=0.0)
+            ask = model.guided(cond, uncond, lengths, d)
+            x0 = guided_walk(model, steps, x0, ask, lengths, generators, None, 0)
+        joints = decoded(model, x0, lengths).double().cpu().numpy()
+    place = targets_.place_of(clip[0], pose)
+    return [targets_.to_world(j, place) for j in joints]

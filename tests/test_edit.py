@@ -1,0 +1,435 @@
+"""edit.py and story.py: constraints are met, wrong ones refused, stories have no seams."""
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import edit
+import guidance
+import motion
+import sample
+import story
+from config import PRESETS, Config, set_value
+from formats import constraints, pins, targets
+from formats.pack import Pack
+from formats.rotations import T_POSES
+from mld import MLD
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+POSE, BONES = T_POSES[22], np.linalg.norm(motion.T2M_OFFSETS, axis=1)
+WRIST = motion.T2M.joint_names.index("left_wrist")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoint.load_model(os.path.join(ROOT, "checkpoints", "toy.pt"))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    pack = Pack(os.path.join(ROOT, "data", "toy", "toy.pack"))
+    item = next(i for i in pack.indices("test", 60, 121) if pack.action(i) == "walk")
+    return pack.joints(item).astype(float)[:60]
+
+
+def tiny(condition, vae=True, skeleton="t2m"):
+    config = Config()
+    sizes = {"vae.latent_dim": 16, "vae.ff_size": 32, "vae.num_layers": 3,
+             "denoiser.latent_dim": 16, "denoiser.ff_size": 32, "denoiser.num_layers": 3,
+             "denoiser.condition": condition, "denoiser.num_actions": 2 * (condition == "action"),
+             "data.skeleton": skeleton}
+    if not vae:
+        sizes |= {"vae.arch": "none", "denoiser.normalize_latents": False,
+                  "denoiser.length_token": False}
+    for key, value in {**PRESETS["toy"], **sizes}.items():
+        set_value(config, key, value)
+    torch.manual_seed(0)
+    return MLD(config).eval()
+
+
+# --------------------------------------------------------------------------------------------------
+# The banded solve
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("stretch, rest", [(0.01, 0.0), (0.0, 1e-3), (0.5, 0.1)])
+def test_the_banded_solve_is_the_least_squares_solution(frames, stretch, rest):
+    rng = np.random.default_rng(frames)
+    wanted, pinned = rng.normal(size=(frames, 2)), rng.random((frames, 2)) < 0.4
+    pinned[rng.integers(frames)] = pinned[0] = True
+    found = pins.smoothest(wanted, pinned, stretch, rest, weight=1e3)
+    eye = np.eye(frames)
+    for column in range(2):
+        here = pinned[:, column]
+        rows = [np.diff(eye, 2, axis=0), np.sqrt(stretch) * np.diff(eye, axis=0),
+                np.sqrt(rest + 1e-9) * eye, np.sqrt(1e3) * eye[here]]
+        right = np.concatenate([np.zeros(sum(len(row) for row in rows[:3])),
+                                np.sqrt(1e3) * wanted[here, column]])
+        expected = np.linalg.lstsq(np.concatenate(rows), right, rcond=None)[0]
+        assert np.allclose(found[:, column], expected, atol=1e-6)
+
+
+def test_without_pins_nothing_is_displaced_and_heavy_pins_are_met():
+    none = pins.smoothest(np.ones((9, 1)), np.zeros((9, 1), bool))
+    assert np.abs(none).max() == 0
+    pinned = np.zeros((30, 1), bool)
+    pinned[[3, 20]] = True
+    wanted = np.where(pinned, np.arange(30.0)[:, None], 0)
+    assert np.abs(pins.smoothest(wanted, pinned) - wanted)[pinned].max() < 1e-4
+
+
+def test_two_bones_meet_their_ends_on_the_side_of_the_pole():
+    a, c = np.zeros((1, 3)), np.array([[0.0, -0.6, 0.1]])
+    middle = pins.two_bone(a, c, 0.4, 0.35, np.array([[0, 0, 1.0]]))
+    assert np.allclose(np.linalg.norm(middle - a, axis=-1), 0.4)
+    assert np.allclose(np.linalg.norm(middle - c, axis=-1), 0.35)
+    assert middle[0, 2] > 0.1
+
+
+def test_a_pin_in_reach_is_met_with_constant_bones(clip):
+    """A wrist and the pelvis, 10 and 30 cm from where they were."""
+    joints = motion.keep_bones(clip, BONES, POSE.parents)
+    places, pinned = joints.copy(), np.zeros(joints.shape, bool)
+    places[30, WRIST] += (0.0, 0.1, 0.05)
+    places[50, 0] += (0.3, 0, 0)
+    pinned[30, WRIST] = pinned[50, 0] = True
+    made = pins.meet(joints, places, pinned, BONES, POSE)
+    assert np.linalg.norm((made - places)[pinned].reshape(-1, 3), axis=-1).max() < 0.002
+    sizes = np.linalg.norm(made[:, 1:] - made[:, POSE.parents[1:]], axis=-1)
+    assert np.abs(sizes - BONES[1:]).max() < 1e-4
+    assert np.linalg.norm(np.diff(made - joints, 2, axis=0), axis=-1).max() < 0.02  # smooth
+    assert np.abs(made[0] - joints[0]).max() < 0.03  # it begins where it began, but for the wrist
+    assert np.abs(made[0] - joints[0])[:12].max() < 0.01
+
+
+@pytest.mark.parametrize("joint", range(22), ids=motion.T2M.joint_names)
+def test_any_joint_can_be_pinned(joint, clip):
+    joints = motion.keep_bones(clip, BONES, POSE.parents)
+    places, pinned = joints.copy(), np.zeros(joints.shape, bool)
+    places[30, joint] += (0.05, -0.04, 0.06)
+    pinned[30, joint] = True
+    made = pins.meet(joints, places, pinned, BONES, POSE)
+    assert np.linalg.norm(made[30, joint] - places[30, joint]) < 0.004
+    sizes = np.linalg.norm(made[:, 1:] - made[:, POSE.parents[1:]], axis=-1)
+    assert np.abs(sizes - BONES[1:]).max() < 1e-4
+
+
+def test_without_pins_the_motion_stays(clip):
+    joints = motion.keep_bones(clip, BONES, POSE.parents)
+    same = pins.meet(joints, joints, np.zeros(joints.shape, bool), BONES, POSE)
+    assert np.allclose(same, joints)
+
+
+def test_a_kept_arm_does_what_it_does_in_the_clip(clip):
+    other = targets.to_world(clip, (1.0, 2.0, 0.7))
+    still = np.repeat(clip[:1], 60, axis=0)
+    fork, part = constraints.parts_of(POSE)["left_arm"]
+    assert sorted(POSE.joint_names[j] for j in part) == [
+        "left_elbow", "left_shoulder", "left_wrist"]
+    made = pins.keep_part(still, fork, part, other, POSE)
+    assert pins.kept_apart(still, part, fork, other, POSE).max() > 0.02
+    assert pins.kept_apart(made, part, fork, other, POSE).max() < 1e-9
+    rest = np.setdiff1d(np.arange(22), part)
+    assert np.array_equal(made[:, rest], still[:, rest])
+
+
+# --------------------------------------------------------------------------------------------------
+# Frames, and what is refused
+
+
+def test_the_world_and_back(clip):
+    place = (1.5, -2.0, 0.8)
+    assert np.allclose(targets.to_own(targets.to_world(clip, place), place), clip)
+    moved = targets.to_world(clip, place)
+    assert np.allclose(targets.heading(moved, POSE), targets.heading(clip, POSE) + 0.8)
+    x, z, turn = targets.place_of(moved[0], POSE)
+    assert np.allclose(moved[0, 0, [0, 2]], (x, z))
+    assert abs(targets.heading(targets.to_own(moved, (x, z, turn))[0], POSE)) < 1e-9
+
+
+def test_a_motion_begins_where_its_constraints_say(clip):
+    moved = targets.to_world(clip, (3.0, 4.0, np.pi / 2))
+
+    def place(*given):
+        return targets.targets_of(list(given), 60, 20, POSE, BONES).place
+    wrist = {"joint": "left_wrist", "time": 1, "position": [0, 1, 0]}
+    assert place(wrist) == (0, 0, 0)
+    assert place({"path": [[0, 1, 1], [2, 2, 1]]}) == pytest.approx((1, 1, np.pi / 2))
+    assert place({"path": [[0, 1, 1, 30], [2, 2, 1, 30]]}) == pytest.approx((1, 1, np.pi / 6))
+    first = {"pose": moved, "frame": 0, "time": 0}
+    assert place(first) == pytest.approx(targets.place_of(moved[0], POSE))
+    start = {"start": [5, 6], "facing": 90}
+    assert place(start) == pytest.approx((5, 6, np.pi / 2))
+
+
+WRONG = [
+    ({"joint": "left_wirst", "time": 1, "position": [0, 1, 0]}, "Did you mean left_wrist"),
+    ({"jiont": "left_wrist", "time": 1}, "Did you mean joint"),
+    ({"joint": "head", "time": 1, "positoin": [0, 1, 0]}, "Did you mean position"),
+    ({"joint": "head", "time": 1}, "one of position, height and speed"),
+    ({"joint": "head", "time": 9, "height": 1.5}, "time 9 is outside the motion"),
+    ({"joint": "head", "time": -1, "height": 1.5}, "time -1 is outside"),
+    ({"joint": "head", "position": [0, 1, 0]}, "needs a 'time'"),
+    ({"joint": "head", "time": "soon", "height": 1}, "'time' must be a number"),
+    ({"joint": "head", "time": 1, "position": [0, 1]}, "must be 3 numbers"),
+    ({"joint": "head", "time": 1, "height": float("nan")}, "must be a number"),
+    ({"joint": "left_foot", "time": 1, "height": -0.5}, "under the floor"),
+    ({"joint": "head", "time": 1, "height": 5}, "higher than a person"),
+    ({"joint": "left_wrist", "time": 1, "speed": 90}, "speed must be 0 to 12"),
+    ({"joint": "head", "time": 0.1, "position": [0, 1.5, 30]}, "a person reaches 12"),
+    ({"pose": "no.npy", "frame": 0, "time": 0}, "There is no file"),
+    ({"keep": "left_am", "from": "no.npy"}, "Did you mean left_arm"),
+    ({"path": [[1, 0, 0], [1, 1, 1]]}, "must rise"),
+    ({"path": []}, "no rows"),
+    ({"path": [[0, 0, 0]], "facing": "back"}, "follow or free"),
+    ({"floor": 3}, "true or false"),
+    (7, "expected one of"),
+]
+
+
+@pytest.mark.parametrize("wrong, message", WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_constraint_is_refused_in_one_sentence(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        targets.targets_of([wrong], 60, 20, POSE, BONES)
+    assert "\n" not in str(error.value)
+
+
+def test_contradictions_and_what_is_out_of_reach_are_named():
+    def pin(joint, time, *place):
+        return {"joint": joint, "time": time, "position": list(place)}
+
+    for two, message in (
+            ([pin("head", 1, 0, 1.5, 0), pin("head", 1, 0.5, 1.5, 0)],
+             "Constraint 2: head at 1.00 s contradicts an earlier constraint by 50 cm"),
+            ([pin("pelvis", 1, 0, 0.9, 0), pin("left_wrist", 1, 3, 1, 0)],
+             "left_wrist and pelvis at 1.00 s are 3.00 m apart"),
+            ([{"path": [[0, 0, 0], [2, 0, 2]]}, pin("left_wrist", 1, 0, 1, 3)],
+             "left_wrist and pelvis at 1.00 s are 2.00 m apart"),
+            ([pin("pelvis", 1, 0, 0.9, 0), pin("pelvis", 1.1, 0, 0.9, 3)],
+             "pelvis would have to move at 30 m/s")):
+        with pytest.raises(ValueError, match=message):
+            targets.targets_of(two, 60, 20, POSE, BONES)
+
+
+def test_wrong_files_are_refused(tmp_path):
+    for name, text, message in (
+            ("a.json", "[{", "line 1: this is not JSON"), ("b.json", "3", "must hold a list"),
+            ("c.json", b"\xff\xfe\x00", "not UTF-8")):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError, match=message):
+            constraints.read_constraints(str(tmp_path / name))
+    np.save(tmp_path / "flat.npy", np.zeros(7))
+    with pytest.raises(ValueError, match=r"shape \(frames, 22, 3\)"):
+        constraints.read_clip(str(tmp_path / "flat.npy"), 22)
+    (tmp_path / "way.csv").write_text("t,x,z\n0,1,2\n1,2,three\n")
+    with pytest.raises(ValueError, match="seconds, x, z"):
+        constraints.read_way(str(tmp_path / "way.csv"))
+
+
+# --------------------------------------------------------------------------------------------------
+# Edits
+
+
+def asked(clip):
+    return [{"joint": "left_wrist", "time": 1.5, "position": clip[30, WRIST] + (0.05, 0.1, 0)},
+            {"joint": "head", "time": 2.5, "height": clip[50, 15, 1]},
+            {"joint": "right_wrist", "time": 1, "speed": 2.0}, {"floor": True},
+            {"path": [[t, *clip[int(20 * t), 0, [0, 2]]] for t in (0, 1, 2, 2.9)]}]
+
+
+def test_what_is_asked_is_met_and_the_guiding_alone_comes_near(model, clip):
+    prompt, how = ["a man walks forward"], {"lengths": [60], "seed": 3}
+    wanted = asked(clip)[:1]
+    _, [[free]] = edit.edit(model, prompt, constraints=wanted, exactly=False, effort="low", **how)
+    plain = model.generate(prompt, **how)[1][0, 30, WRIST].numpy()
+    before = np.linalg.norm(plain - wanted[0]["position"])
+    assert free["error"] < before
+    [joints], [report] = edit.edit(model, prompt, constraints=asked(clip), **how)
+    assert [row["kind"] for row in report] == ["position", "height", "speed", "floor", "path"]
+    errors = {row["kind"]: row["error"] for row in report}
+    assert max(errors[kind] for kind in ("position", "height", "path")) < 0.01
+    assert errors["floor"] < 0.03
+    assert joints.shape == (60, 22, 3) and np.isfinite(joints).all()
+    found = np.linalg.norm(joints[30, WRIST] - asked(clip)[0]["position"])
+    assert found == pytest.approx(errors["position"], abs=1e-9)
+
+
+def test_a_seed_repeats_and_a_motion_is_the_same_alone_and_in_a_batch(model, clip):
+    def make(prompts, lengths, each, seed):
+        return edit.edit(model, prompts, constraints=each, lengths=lengths, seed=seed,
+                         effort="low")[0]
+    other = [{"joint": "head", "time": 1, "height": 1.2}]
+    both = make(["a man walks", "a man squats"], [60, 44], [asked(clip), other], 5)
+    alone = make(["a man squats"], [44], other, 6)
+    assert np.abs(both[1] - alone[0]).max() < 2e-3
+    again = make(["a man walks", "a man squats"], [60, 44], [asked(clip), other], 5)
+    assert np.array_equal(both[0], again[0])
+    assert np.abs(make(["a man squats"], [44], other, 7)[0] - alone[0]).max() > 0.01
+
+
+def test_the_world_s_frame_changes_nothing(model, clip):
+    """The same poses, moved and turned: the same motion, moved and turned."""
+    place = (2.0, -1.0, 1.0)
+    moved = targets.to_world(clip, place)
+
+    def make(clip):
+        poses = [{"pose": clip, "frame": i, "time": t} for i, t in ((0, 0), (-1, 2.45))]
+        return edit.edit(model, ["a man walks"], constraints=poses, lengths=[50], effort="low")
+    [here], [report] = make(clip)
+    [there], _ = make(moved)
+    assert np.abs(targets.to_own(there, place) - here).max() < 0.005
+    assert max(row["error"] for row in report) < 0.03  # the clip's bones differ by up to a cm
+    assert np.linalg.norm(here[0] - clip[0], axis=-1).mean() < 0.01
+
+
+@pytest.mark.parametrize("condition", ["action", "none"])
+@pytest.mark.parametrize("vae", [True, False])
+def test_any_kind_of_model_takes_constraints(condition, vae):
+    model = tiny(condition, vae)
+    given = {"actions": [1]} if condition == "action" else {}
+    wanted = [{"joint": "pelvis", "time": 0.5, "position": [0.1, 0.9, 0.3]}]
+    [joints], [report] = edit.edit(model, **given, constraints=wanted, lengths=[20], effort="low")
+    assert report[0]["error"] < 0.01 and np.isfinite(joints).all()
+
+
+def test_the_noise_is_searched_with_high_effort(model, clip, monkeypatch):
+    monkeypatch.setattr(guidance, "TRIES", 12)
+    pose, bones = guidance.body_of(model)
+    t = targets.targets_of(asked(clip)[:1], 60, 20, pose, bones)
+    loss_of = edit.loss_on([t], pose, 20, "cpu")
+    lengths = torch.tensor([60])
+    cond, uncond = model.condition.encode(model, ["a man walks"], 1)
+    ask = model.guided(cond, uncond, lengths, model.config.diffusion)
+    x = model.start(lengths, None, torch.randn(model.start(lengths, None).shape))
+
+    def loss(x):
+        steps = guidance.plan(model.schedule, "dpm++", guidance.TRIED_STEPS)
+        with torch.no_grad():
+            z = guidance.guided_walk(model, steps, x, ask, lengths, None, None, 0)
+            return loss_of(guidance.decoded(model, z, lengths))[0].item()
+    better = guidance.best_noise(model, x, ask, lengths, loss_of)
+    assert loss(better) < 0.8 * loss(x)
+    assert 0.5 < better.square().mean() < 1.6
+
+
+# --------------------------------------------------------------------------------------------------
+# Stories
+
+
+def largest_steps(joints):
+    return np.linalg.norm(np.diff(joints, axis=0), axis=-1).max(1)
+
+
+def test_a_story_has_no_jump_and_the_length_that_was_asked_for(model):
+    prompts = ["a man walks forward", "he turns left", "he sits down"]
+    whole, joins = story.story(model, prompts, lengths=[50, 40, 50], seed=1)
+    assert whole.shape == (140, 22, 3) and joins == [45, 85]
+    steps = largest_steps(whole)
+    near = np.concatenate([steps[j - 8:j + 8] for j in joins])
+    assert near.max() <= 1.2 * np.delete(steps, [k for j in joins
+                                                 for k in range(j - 8, j + 8)]).max()
+    sizes = np.linalg.norm(whole[:, 1:] - whole[:, POSE.parents[1:]], axis=-1)
+    assert np.abs(sizes - BONES[1:]).max() < 1e-6
+    again, _ = story.story(model, prompts, lengths=[50, 40, 50], seed=1)
+    assert np.array_equal(whole, again)
+
+
+def test_a_long_story_is_made_in_parts_without_a_seam_between_them(model, monkeypatch):
+    monkeypatch.setattr(story, "AT_ONCE", 2)
+    whole, joins = story.story(model, ["a man walks"] * 5, lengths=[30] * 5, effort="low")
+    assert len(whole) == 150 and len(joins) == 4
+    assert largest_steps(whole).max() < 0.25
+
+
+def test_a_loop_s_last_frame_leads_into_its_first(model):
+    loop, _ = story.story(model, ["a man walks forward"], lengths=[60], seed=2, loop=True)
+    assert loop.shape == (60, 22, 3)
+    again = targets.to_world(loop, story.align(loop[:1], 2 * loop[-1:] - loop[-2:-1]))
+    twice = np.concatenate([loop, again])
+    steps = largest_steps(twice)
+    assert steps[55:65].max() <= 1.2 * largest_steps(loop).max()
+    assert np.linalg.norm(again[0] - (2 * loop[-1] - loop[-2]), axis=-1).max() < 0.05
+    x, z, turn = targets.place_of(loop[0], POSE)
+    assert max(map(abs, (x, z, turn))) < 1e-9
+
+
+def test_blending_turns_bones_and_keeps_their_lengths(clip):
+    a, b = motion.keep_bones(clip[:10], BONES, POSE.parents), clip[20:30]
+    made = story.blended(a, b, POSE.parents)
+    sizes = np.linalg.norm(made[:, 1:] - made[:, POSE.parents[1:]], axis=-1)
+    assert np.allclose(sizes, BONES[1:])
+    assert np.abs(made[0] - a[0]).max() < np.abs(made[0] - b[0]).max()
+    assert np.allclose(story.blended(a, a, POSE.parents), a)
+
+
+def test_aligning_undoes_a_turn_and_a_move(clip):
+    moved = targets.to_world(clip, (1.0, -2.0, 2.5))
+    assert np.allclose(targets.to_world(clip, story.align(clip, moved)), moved)
+
+
+def test_what_comes_next_begins_where_the_clip_ends(model, clip):
+    moved = targets.to_world(clip, (1.0, 1.0, -1.0))
+    [joints], [report] = edit.continued(model, moved, ["a man walks"], lengths=[40], effort="low")
+    assert len(joints) == 100 and np.array_equal(joints[:50], moved[:50])
+    assert largest_steps(joints)[48:62].max() < 1.3 * largest_steps(joints).max()
+    assert len(report) == 10
+
+
+def test_between_two_prompts_and_around_a_clip(model, clip):
+    made = story.interpolate(model, ["a man walks", "a man runs"], lengths=[60, 40], num=3, seed=4)
+    assert [len(joints) for joints in made] == [60, 50, 40]
+    first = model.generate(["a man walks"], lengths=[60], seed=4)[1][0].numpy()
+    assert np.abs(made[0] - first).max() < 1e-3
+    moved = targets.to_world(clip, (1.0, 2.0, 0.5))
+    same, = story.vary(model, moved, strength=0)
+    assert np.linalg.norm(same - moved[:-1], axis=-1).mean() < 0.1  # as the VAE has it
+    little, much = (np.linalg.norm(story.vary(
+        model, moved, ["a man walks"], strength=s, seed=1)[0] - moved[:-1], axis=-1).mean()
+        for s in (0.3, 1.0))
+    assert little < much
+    with pytest.raises(ValueError, match="strength must be from 0 to 1"):
+        story.vary(model, clip, strength=2)
+
+
+# --------------------------------------------------------------------------------------------------
+# sample.py
+
+
+def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("clip.npy", clip.astype(np.float32))
+    with open("c.json", "w") as file:
+        json.dump([{"joint": "left_wrist", "time": 2.9, "position": [0.3, 1.4, 1.5]},
+                   {"pose": "clip.npy", "frame": 0, "time": 0}], file)
+    with open("way.csv", "w") as file:
+        file.write("seconds,x,z\n0,1,1\n2,2,2\n")
+
+    def run(*flags):
+        sample.main([*flags, "--format", "npy", "--effort", "low", "--out", "o", "--force"])
+        captured = capsys.readouterr()
+        return np.load(captured.out.splitlines()[0]), captured.err
+    joints, said = run("a man walks", "--constraints", "c.json")
+    assert "2 of 2" in said or "asked for" in said
+    assert len(joints) >= 59  # long enough for 2.9 s
+    assert np.linalg.norm(joints[58, WRIST] - (0.3, 1.4, 1.5)) < 0.02
+    joints, said = run("a man walks", "--path", "way.csv")
+    assert "1 of 1 constraints met to 1 cm" in said
+    assert np.abs(joints[[0, 40], 0][:, [0, 2]] - [[1, 1], [2, 2]]).max() < 0.01
+    joints, _ = run("a man jumps", "--start", "clip.npy", "--end", "clip.npy", "--seconds", "3")
+    assert np.linalg.norm(joints[0] - clip[-1], axis=-1).mean() < 0.01
+    assert np.linalg.norm(joints[-1] - clip[0], axis=-1).mean() < 0.02
+    assert len(run("--story", "a man walks", "he sits down", "--seconds", "2")[0]) == 80
+    assert len(run("he sits down", "--continue", "clip.npy", "--seconds", "2")[0]) == 100
+    assert len(run("a man walks", "--loop", "--seconds", "2")[0]) == 40
+    assert len(run("--interpolate", "a man walks", "a man runs", "--seconds", "2")[0]) == 40
+    assert len(run("a man walks", "--vary", "clip.npy")[0]) == 59
+    for flags, message in (
+            (["a man walks", "--loop", "--vary", "clip.npy"], "cannot be combined"),
+            (["--interpolate", "a man walks"], "takes two prompts"),
+            (["a man walks", "--constraints", "no.json"], "no.json"),
+            (["a man walks", "--constraints", "c.json", "--seconds", "1"], "outside the motion")):
+        with pytest.raises(SystemExit, match=message):
+            run(*flags)
