@@ -132,7 +132,8 @@ $("compare").addEventListener("click", () => {
 });
 if (header.models) {
   const fill = (id, names) => $(id).replaceChildren(...names.map(
-    ([value, text]) => Object.assign(document.createElement("option"), {value, textContent: text})));
+    ([value, textContent]) => Object.assign(document.createElement("option"),
+                                            {value, textContent})));
   const kinds = () => fill("kind", chosen.kinds.map(kind => [kind, kind.toUpperCase()]));
   fill("model", header.models.map((one, i) => [i, one.name]));
   $("models").hidden = header.models.length < 2;
