@@ -1,7 +1,7 @@
 """studio.py and view/studio.js: the studio's motions and files are sample.py's, whoever should not
 be answered is not, and every control works in a browser.
 
-    python tests/test_studio.py        how long it takes from Enter to the first frame
+    PYTHONPATH=. python tests/test_studio.py        how long it takes from Enter to the first frame
 """
 import json
 import os
