@@ -39,6 +39,7 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
 }
 # for other files of the hall
 PROGRAMS = STORED | {"lengths", "finetune", "stages", "judge", "view", "toy"}
+MAY_IMPORT["studio"] = PROGRAMS | {"sample"}  # its files are those of sample.py
 # Tables whose rows are read as tables; nothing else is wider than 100 columns.
 WIDE = set()
 

@@ -7,8 +7,9 @@
 The file needs no server and no network: open it from disk, or put it on any web space. It takes
 every model with the small text tower and a VAE; docs/page.md has more.
 
-What is in it: page.html, into which go model.js (MLD.generate in JavaScript) with
-tensors.js and words.js, matmul.c as WebAssembly, player.html, and the weights in base64.
+What is in it: page.html with studio.js, into which go model.js (MLD.generate in JavaScript) with
+tensors.js and words.js, matmul.c as WebAssembly, player.html, and the weights in base64. studio.py
+serves the same page, and makes the motions in Python.
 """
 import argparse
 import base64
@@ -27,6 +28,7 @@ import torch
 
 import checkpoint
 import motion
+import words
 from config import HERE, atomic_write
 from view import matmul, render
 
@@ -115,10 +117,6 @@ def book_of(vocabulary):
 
     rows: a line for each row of the vectors: all forms of a word, then the known ones among them,
     then known words that are like it, with | between the three."""
-    try:
-        import words
-    except ImportError:
-        return None
     known = words.known(tuple(vocabulary))
     held, lines = known.held, []
     table = held.table.astype(np.float32)
@@ -154,10 +152,11 @@ def scripts(text):
     return re.findall(r"<script>(.*?)</script>", text, re.S)
 
 
-def policy(*pages):
-    """A Content-Security-Policy under which these pages' own scripts run, and nothing is loaded."""
+def policy(*pages, connect="'none'"):
+    """A Content-Security-Policy under which these pages' own scripts run, and nothing is loaded.
+    connect: what they may ask."""
     allowed = " ".join(script_hash(text) for page in pages for text in scripts(page))
-    return ("default-src 'none'; connect-src 'none'; base-uri 'none'; form-action 'none'; "
+    return (f"default-src 'none'; connect-src {connect}; base-uri 'none'; form-action 'none'; "
             "worker-src blob:; img-src data:; style-src 'unsafe-inline'; "
             f"script-src {allowed} 'wasm-unsafe-eval'")
 
@@ -167,23 +166,30 @@ def as_data(value):
     return json.dumps(value).replace("<", "\\u003c")
 
 
+def page_text(header, title="nanoMLD", program="", product=b"", weights=b"", connect="'none'"):
+    """The page. header: what studio.js and page.html read; program, product and weights: what its
+    worker runs, or nothing where a server that may be connected to makes the motions."""
+    page, player, script = (FOLDER.joinpath(name).read_text(encoding="utf-8")
+                            for name in ("page.html", "player.html", "studio.js"))
+    page = page.replace("%STUDIO%", script)
+    player = player.replace("%SCRIPT%", render.player_script())
+    parts = {
+        "%TITLE%": html.escape(title), "%POLICY%": policy(page, player, connect=connect),
+        "%HEADER%": as_data(header),
+        "%PLAYER%": as_data(player.replace("%TITLE%", "The motion").split("%DATA%")),
+        "%PROGRAM%": as_data(program),
+        "%PRODUCT%": base64.b64encode(product).decode(),
+        "%WEIGHTS%": base64.b64encode(weights).decode()}
+    return re.sub("|".join(parts), lambda mark: parts[mark[0]], page)  # all in one pass
+
+
 def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
     """Write the page; returns its size in bytes. ValueError for a model that cannot be in it, or
     one that is too large."""
     check_model(model, ckpt or "this model")
     tensors, weights = pack(model, kind)
-    page, player = (FOLDER.joinpath(name).read_text(encoding="utf-8")
-                    for name in ("page.html", "player.html"))
-    if "%SCRIPT%" in player:
-        player = player.replace("%SCRIPT%", render.player_script())
-    parts = {
-        "%TITLE%": html.escape(title), "%POLICY%": policy(page, player),
-        "%HEADER%": as_data(header_of(model, tensors, ckpt and f" --ckpt {ckpt}")),
-        "%PLAYER%": as_data(player.replace("%TITLE%", "The motion").split("%DATA%")),
-        "%PROGRAM%": as_data(program_text()),
-        "%PRODUCT%": base64.b64encode(matmul.kept()[2]).decode(),
-        "%WEIGHTS%": base64.b64encode(weights).decode()}
-    text = re.sub("|".join(parts), lambda mark: parts[mark[0]], page)  # all in one pass
+    header = header_of(model, tensors, ckpt and f" --ckpt {ckpt}")
+    text = page_text(header, title, program_text(), matmul.kept()[2], weights)
     if len(text.encode()) > LARGEST:
         raise ValueError(f"{path} would have {len(text) / 1e6:.0f} MB, and a page has at most "
                          f"{LARGEST / 1e6:.0f}; take --weights int8, or a smaller model.")

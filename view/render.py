@@ -135,13 +135,13 @@ def _pack(motion):
             "scale": scale, "positions": skin.encode(np.rint(joints / scale), "<i2")}
 
 
-def player_data(motions, path="this player"):
-    """What `new Player` of player.js needs to play `motions`, as JSON. ValueError, in a sentence
-    that begins with `path`, for what cannot be shown."""
+def player_data(motions, path="this player", mesh=None):
+    """What `new Player` of player.js needs to play `motions`, as JSON; `mesh`, if the page has one
+    already. ValueError, in a sentence that begins with `path`, for what cannot be shown."""
     if not motions:
         raise ValueError(f"{path}: no motions to show")
     motions = [_check(motion, f"{path}, motion {i}") for i, motion in enumerate(motions)]
-    packed, mesh = [_pack(motion) for motion in motions], None
+    packed = [_pack(motion) for motion in motions]
     for motion, data in zip(motions, packed):
         body = skin.body_of(motion["joints"], motion["parents"], motion["fps"])
         if body:

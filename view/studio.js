@@ -1,0 +1,152 @@
+/* What page.html remembers and hands out: history with stars, two motions side by side, one chosen
+   of several; and, where studio.py serves the page, its models and files. It runs inside the page's
+   script, with its names. */
+
+// ---- The server of studio.py --------------------------------------------------------------------
+
+/** A job as studio.py takes it. */
+function flat({text, seeds, settings, model}) {
+  return {text, seed: seeds[0], num: seeds.length, model, ...settings};
+}
+
+/** The answer to a job; an Error with the server's words if it refuses. */
+async function post(path, job) {
+  const token = new URLSearchParams(location.search).get("token");
+  const answer = await fetch(path, {
+    method: "POST", body: JSON.stringify(job),
+    headers: {"Content-Type": "application/json", ...token && {Authorization: `Bearer ${token}`}},
+  }).catch(() => { throw new Error("The studio does not answer: is studio.py still running?"); });
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  return answer;
+}
+
+/** What is asked as the page's worker is, and asks studio.py. */
+function server() {
+  const worker = {postMessage: async job => {
+    await null;  // the page has yet to say who listens
+    let data = {ready: "Python"};
+    if (job.header) return worker.onmessage({data});
+    try { data = {...await (await post("make", flat(job))).json(), job}; }
+    catch (error) { data = {error: error.message, job}; }
+    worker.onmessage({data});
+  }};
+  return worker;
+}
+
+async function download() {
+  const kind = $("kind").value, {job} = studio;
+  say(`Writing ${kind} …`);
+  try {
+    const blob = await (await post("file", {...flat(job), kind})).blob();
+    const link = document.createElement("a"), url = URL.createObjectURL(blob);
+    link.href = url; studio.file = blob;
+    link.download = (job.text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || ["motion"]).join("-")
+      .slice(0, 60) + `.${kind}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(url), 60000);
+    say(`${link.download}, ${(blob.size / 1000).toFixed(0)} kB.`);
+  } catch (error) { say([error.message, true]); }
+}
+
+// ---- History: an entry is a job, and may have a star --------------------------------------------
+
+const STORE = "nanomld", KEPT = 30;  // entries without a star
+var past = recall(), held = null, last = null;
+
+/** What the browser has kept, as far as it is history. */
+function recall() {
+  try {
+    return JSON.parse(localStorage.getItem(STORE)).filter(
+      one => typeof one.text === "string" && one.seeds.every(Number.isSafeInteger)
+        && ["frames", "guidance", "steps"].every(key => Number.isFinite(one.settings[key])));
+  } catch { return []; }  // nothing, or a browser that keeps nothing
+}
+
+function keep() {
+  let free = 0;
+  past = past.filter(one => one.star || free++ < KEPT);
+  try { localStorage.setItem(STORE, JSON.stringify(past)); } catch { /* it lasts until reload */ }
+  list();
+}
+
+function remember({text, seeds, settings, model, touched}, motions) {
+  [last] = motions;
+  choices(seeds);
+  if (!touched) return;
+  const same = one => JSON.stringify([one.text, one.seeds, one.settings, one.model])
+    === JSON.stringify([text, seeds, settings, model]);
+  const star = past.some(one => same(one) && one.star);
+  past = [{text, seeds, settings, model, star}, ...past.filter(one => !same(one))];
+  keep();
+}
+
+function button(text, more, act) {
+  const made = Object.assign(document.createElement("button"), {type: "button", textContent: text},
+                             more);
+  made.addEventListener("click", act);
+  return made;
+}
+
+function list() {
+  const order = [...past.filter(one => one.star), ...past.filter(one => !one.star)];
+  $("history").hidden = !past.length;
+  $("history").replaceChildren(...order.map(one => {
+    const group = document.createElement("span"), several = one.seeds.length;
+    const name = `${one.text} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
+    group.append(button(name, {title: name}, () => again(one)),
+      button(one.star ? "★" : "☆", {ariaPressed: !!one.star, ariaLabel: `Star: ${name}`}, () => {
+        one.star = !one.star; keep();
+        const at = [...past.filter(x => x.star), ...past.filter(x => !x.star)].indexOf(one);
+        $("history").children[at]?.lastChild.focus();
+      }));
+    return group;
+  }));
+}
+
+/** Make a motion of the history anew: the same settings give the same motion. */
+function again({text, seeds, settings, model}) {
+  if (header.models?.[model] && $("model").value !== String(model)) {
+    $("model").value = model; use(header.models[model]);
+  }
+  $("prompt").value = text; $("seed").value = seeds[0]; $("count").value = seeds.length;
+  $("auto").checked = !settings.frames;
+  if (settings.frames) $("length").value = settings.frames / fps;
+  $("guidance").value = settings.guidance; $("steps").value = settings.steps;
+  tell(); make();
+}
+
+/** A button for each of several motions, which keeps that one alone. */
+function choices(seeds) {
+  $("pick").hidden = seeds.length < 2;
+  $("pick").replaceChildren(...seeds.map(seed => button(`Keep ${seed}`, {}, () => {
+    $("count").value = 1; $("seed").value = seed; make(); $("prompt").focus();
+  })));
+}
+
+// ---- Controls -----------------------------------------------------------------------------------
+
+$("compare").addEventListener("click", () => {
+  held = held ? null : last;
+  $("compare").ariaPressed = !!held;
+  if (held) say("The motion stays on the left; the next one plays beside it."); else make();
+});
+if (header.models) {
+  const fill = (id, names) => $(id).replaceChildren(...names.map(
+    ([value, textContent]) => Object.assign(document.createElement("option"),
+                                            {value, textContent})));
+  const kinds = () => fill("kind", chosen.kinds.map(kind => [kind, kind.toUpperCase()]));
+  fill("model", header.models.map((one, i) => [i, one.name]));
+  $("models").hidden = header.models.length < 2;
+  $("kind").hidden = $("download").hidden = false;
+  kinds();
+  if (chosen.kinds.includes("glb")) $("kind").value = "glb";
+  $("model").addEventListener("change", () => {
+    use(header.models[$("model").value]); kinds(); make();
+  });
+  $("kind").addEventListener("change", () => {
+    const code = $("command"), format = ` --format ${$("kind").value}`;
+    if (studio.job) code.textContent = code.textContent.replace(/ --format \w+$/, format);
+  });
+  $("download").addEventListener("click", () => { if (studio.job) download(); });
+}
+list();
