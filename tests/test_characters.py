@@ -214,7 +214,7 @@ def test_the_skin_follows_the_joints(tmp_path):
     rest, at = file.corners(), file.globals()[:22, :3, 3]
     alone = weights.max(1) == 255
     owner = joints[alone, weights[alone].argmax(1)]
-    for frame in (0, 30, 60):
+    for frame in (0, 20, 40):
         moved = file.corners(0, frame)
         now = np.linalg.norm(moved[alone] - body.joints[frame][owner], axis=1)
         np.testing.assert_allclose(now, np.linalg.norm(rest[alone] - at[owner], axis=1), atol=1e-4)
@@ -401,7 +401,7 @@ def test_prepare_exports_clips(tmp_path):
         "toy-000000-and-1-more.glb", "toy-000000.bvh", "toy-000000.npy", "toy-M000000.bvh",
         "toy-M000000.npy"]
     joints = np.load(tmp_path / "out" / "toy-000000.npy")
-    assert joints.shape == (91, 22, 3) and abs(joints[..., 1].min()) < 1e-6
+    assert joints.shape == (45, 22, 3) and abs(joints[..., 1].min()) < 1e-6
     for words, reason in ((["nobody"], "has no item 'nobody'"),
                           (["000000", "--format", "glb,fbx"], "--format must be of bvh, npy, glb, "
                            "vrma, usda, found 'fbx'")):

@@ -310,7 +310,7 @@ def settings(**changes):
 
 @pytest.mark.parametrize("change, message", [
     (settings(vae__max_positions=60_000_000), "vae.max_positions must be at most 1000000"),
-    (settings(vae__max_positions=1_000_000), "ask for 322 MB, but it holds 0.3 MB"),
+    (settings(vae__max_positions=1_000_000), "ask for 290 MB, but it holds 0.4 MB"),
     (settings(denoiser__num_layers=999_999), "denoiser.num_layers must be at most 1000"),
     (settings(denoiser__num_layers=999), "num_layers is 999, but it has no more than 192 weights"),
     (settings(text__layers=900), "text.layers is 900, but it has no more than"),

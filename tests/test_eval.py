@@ -399,7 +399,7 @@ def test_of_a_single_clip_the_rest_is_measured(root, tmp_path):
 
 def test_flops_are_counted_where_c_does_the_work():
     """A step of the denoiser is 2 flops for each weight and token, whatever runs it."""
-    config = settings(**{"denoiser.latent_dim": 64, "vae.latent_dim": 64})
+    config = settings(**{"denoiser.latent_dim": 64, "vae.latent_dim": 64, "vae.latent_size": 2})
     model = MLD(config, WordEncoder(config.text, ["a", "man"])).eval()
     found = program.sizes(model, ["a man"])["denoiser"]["GFLOPs"] * 1e9
     weights = sum(p.numel() for p in model.denoiser.encoder.parameters() if p.dim() == 2)

@@ -245,7 +245,8 @@ def test_a_judge_names_captions_of_a_pack(monkeypatch):
 
     found = everyday.named_by_judge(checkpoint.load_model(everyday.SHIPPED), os.path.join(
         ROOT, "checkpoints", "toy-evaluator.pt"), everyday.TOY, seeds=1)
-    assert len(found) >= 38 and found["all"][1] > 0.9 and 0.5 < found["all"][0] <= 1
+    assert len(found) >= 38 and found["all"][1] > 0.9
+    assert 0.2 < found["all"][0] <= 1  # the weights know 39 of the 116 actions
     with pytest.raises(ValueError, match="knows none of the actions"):
         everyday.named_by_judge(checkpoint.load_model(everyday.SHIPPED), os.path.join(
             ROOT, "checkpoints", "toy-evaluator.pt"), everyday.TOY, 1, {"000000": "yodel"})
