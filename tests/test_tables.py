@@ -132,8 +132,7 @@ def test_floor_refuses_what_it_cannot_say():
 
 def test_floor_of_the_toy_set(tmp_path):
     done = run("--ckpt", ROOT / "checkpoints" / "toy.pt", program="floor", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0
+    assert done.returncode == 1 and "test clips have no action label" in done.stderr
     assert "error: " in run("--ckpt", "nowhere.pt", program="floor").stderr
 
 

@@ -102,7 +102,7 @@ def test_one_command_ends_in_a_model_that_samples(root, whole):
     assert {"val_error_t0", "val_sampled_std_ratio", "lr", "grad_norm", "error_t3"} <= set(
         entries["diffusion", 12]
     )
-    assert entries["vae", 12]["loss"] < entries["vae", 1]["loss"]
+    assert entries["vae", 12]["features"] < entries["vae", 1]["features"]
     model = checkpoint.load_model(str(whole / "model.pt"))
     lengths = model.draw_lengths(["a man walks"], seed=0)
     features, joints = model.generate(["a man walks"], lengths=lengths, seed=0)
