@@ -231,13 +231,17 @@ def posture(features, name):
 
 def is_mirrored(joints):
     """Whether left and right are exchanged in joints (T, 22, 3), Y up, as in left-handed
-    coordinates: whether people who stand upright have their toes behind them."""
+    coordinates: whether people who stand on straight legs have their toes behind them."""
     left = joints[:, 1] - joints[:, 2] + joints[:, 16] - joints[:, 17]
     ahead = np.cross(left, [0.0, 1.0, 0.0])
     toes = joints[:, 10] - joints[:, 7] + joints[:, 11] - joints[:, 8]
     size = np.linalg.norm(toes, axis=-1)
     flat = np.hypot(toes[:, 0], toes[:, 2])
+    legs = np.diff(joints[:, [[1, 4, 7], [2, 5, 8]]], axis=2)  # (T, 2, 2, 3): thighs and shins
+    whole = np.linalg.norm(legs, axis=-1).sum(2).mean(1)
+    high = -legs[..., 1].sum(2).mean(1)  # of hips over ankles: who kneels has toes that point back
     use = (_standing(joints)[:, 1] > UPRIGHT) & (flat > 0.6 * size)
+    use &= high > 0.75 * whole
     if use.mean() < 0.5:
         return False
     ahead, toes = ahead[use], toes[use] * (1, 0, 1)

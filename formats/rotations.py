@@ -30,6 +30,7 @@ from motion import (
 X, Y, Z = np.eye(3)
 SLOPE = {"foot": -20, "midfoot": -20, "head": 70}  # degrees above +Z at rest, as in HumanML3D
 SPREAD = 0.25  # seconds; how far away a bent frame says how a straight limb is twisted
+EASE = 0.06  # seconds over which the twist of an arm that is nearly straight is averaged
 BENT = np.sin(np.radians([10.0, 35.0]))  # a hinge bent less tells nothing, one bent more everything
 EPS = 1e-9
 
@@ -241,7 +242,8 @@ def _twist_of_hinges(upper, lower, axis, is_leg, fps):
     size = np.linalg.norm(bend, axis=-1)
     x, y = (bend * axis).sum(-1), (bend * np.cross(upper, axis)).sum(-1)  # size * (cos, sin)
     low, high = BENT
-    weight = np.clip((size - low) / (high - low), 0, 1)
+    folding = (upper * lower).sum(-1) < 0  # a hinge bent by more than 90 degrees tells everything
+    weight = np.where(folding, 1, np.clip((size - low) / (high - low), 0, 1))
     # A knee that is a little bent the wrong way is overstretched, not twisted by half a turn.
     folded = (upper * lower).sum(-1) < 0.5
     weight = np.where(is_leg & (x < -0.3 * size) & ~folded, 0, weight)
@@ -253,7 +255,11 @@ def _twist_of_hinges(upper, lower, axis, is_leg, fps):
     told = told * (weight > 0)[..., None]
     near = _average(told, weight, fps)
     x, y = np.moveaxis(told + (1 - weight[..., None]) * near, -1, 0)
-    return np.arctan2(y, x)
+    # An arm that bends one way, is straight for an instant and bends the other way would twist by
+    # half a turn in a frame. Where it is nearly straight, the twist takes its time.
+    angle = np.unwrap(np.arctan2(y, x), axis=0)
+    sums = spread(np.stack([angle, np.ones_like(angle)], axis=-1), EASE, fps)
+    return np.where(is_leg, angle, angle + (1 - weight) * (sums[..., 0] / sums[..., 1] - angle))
 
 
 def _average(told, weight, fps):

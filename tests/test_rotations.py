@@ -77,7 +77,7 @@ def check(clips):
     assert max(error.max() for error in errors) < 0.010
     turned = np.concatenate([turns(body) for body in bodies])
     assert np.percentile(turned, 99) < 25 and np.percentile(turned, 99, axis=0).max() < 60
-    assert (turned > 60).mean() < 5e-4 and turned.max() < 150
+    assert (turned > 60).mean() < 5e-4 and turned.max() < 90
     forward, sideward = (np.concatenate(bend) for bend in zip(*map(knee_bends, bodies)))
     assert (forward > -1).mean() > 0.999 and np.percentile(sideward, 99.9) < 15
 
