@@ -583,11 +583,22 @@ def train_evaluator(run):
     return path
 
 
-def trained_vae(path):
+def trained_vae(path, pack):
+    """The weights of a file with a VAE that learned from this pack, or from one with its norms."""
     if not os.path.exists(path):
         raise SettingError(f"{path} does not exist: train the VAE first (--stage vae) or name one "
                            "with --train.vae_checkpoint=FILE.")
-    return checkpoint.load(path)["model"]
+    data = checkpoint.load(path)
+    state, digest = data["model"], checkpoint.pack_digest(pack)
+    alike = data.get("pack", digest) == digest
+    if "mean" in state:  # of a finished model
+        norms = [torch.as_tensor(x, dtype=torch.float32) for x in (pack.mean, pack.std)]
+        alike = all(map(torch.allclose, (state["mean"], state["std"]), norms))
+    if not alike:
+        raise SettingError(f"The VAE of {path} learned from another pack than {pack.path}, whose "
+                           "features have another mean and std: train one (--stage vae), or go on "
+                           f"from that model with --init_from {path}.")
+    return state
 
 
 def train_model(run):
@@ -603,7 +614,7 @@ def train_model(run):
     if model.vae and c.stage == "diffusion":
         source = checkpoint.vae_of(run)
         if source != c.init_from:  # whose VAE the model has already
-            state = run.from_main(lambda: trained_vae(source))
+            state = run.from_main(lambda: trained_vae(source, run.pack))
             checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
                                         state.items() if name.startswith("vae.")}, source)
     run.vae = checkpoint.weights_digest(model.vae) if model.vae else ""

@@ -47,9 +47,11 @@ def floor(run, draws=20):
         seen[split] = (np.concatenate([run.judged(REAL, *clip[1:])[REAL] for clip in clips]),
                        np.concatenate([clip[0]["actions"].numpy() for clip in clips]))
     (x, labels), (reference, wanted) = seen["train"], seen["test"]
-    if (wanted < 0).any():
-        raise ValueError(f"{run.pack.path}: {(wanted < 0).sum()} test clips have no action label, "
-                         "so no train clip can stand in for them.")
+    labelled = wanted >= 0  # a clip without a label has no other clip that could stand in for it
+    if not labelled.any():
+        raise ValueError(f"{run.pack.path}: no test clip has an action label, so no train clip can "
+                         "stand in for one.")
+    reference, wanted = reference[labelled], wanted[labelled]
     draws = (stand_ins(np.random.default_rng(draw), wanted, labels) for draw in range(draws))
     return metrics.interval([metrics.fid(x[chosen], reference) for chosen in draws])
 

@@ -144,7 +144,9 @@ class EvaluatorStage(nn.Module):
             actions = batch["actions"]
             total = F.cross_entropy(logits, actions, ignore_index=-1, reduction="sum")
             losses["actions"] = total / len(motions)
-            losses["accuracy"] = (logits.argmax(-1) == actions).float().mean()
+            known = actions >= 0  # the mean over a batch is a mean over the labelled clips
+            right = (logits.argmax(-1) == actions) & known
+            losses["accuracy"] = right.float().sum() / known.float().sum().clamp(min=1)
             losses["loss"] = losses["loss"] + losses["actions"]
         return losses
 

@@ -81,6 +81,7 @@ CHECKS = {
     'punch': lambda j: max(top_speed(j, L_WRIST), top_speed(j, R_WRIST)) > 2
     and max(j[:, L_WRIST, 1].max(), j[:, R_WRIST, 1].max()) > 1,
     'squat': lambda j: drop(j) > 0.25
+    and j[-1, 0, 1] > j[0, 0, 1] - 0.06
     and j[:, [L_TOE, R_TOE], 1].max() < 0.05,
     'bow': lambda j: j[0, HEAD, 1] - j[:, HEAD, 1].min() > 0.12 and drop(j) < 0.15,
     'sit': lambda j: drop(j) > 0.3 and (j[:, 0, 1] < j[0, 0, 1] - 0.3).sum() > 8,

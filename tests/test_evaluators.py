@@ -306,7 +306,8 @@ def table(judge, pack, change=lambda x: x, captions=lambda i: i):
         "R@3": precision[2],
         "MM-Dist": distance,
         "FID": metrics.fid(rows, judge.embed(real, n)[0]),
-        "accuracy": float((logits.argmax(1).numpy() == pack.labels[items]).mean()),
+        "accuracy": float((logits.argmax(1).numpy() == pack.labels[items])[
+            pack.labels[items] >= 0].mean()),
     }
 
 
@@ -343,8 +344,7 @@ def test_the_evaluator_that_ships_ranks_real_motion_and_sees_damage():
                     "python train.py --dataset toy --stage evaluator makes it")
     judge, rng = find(config_for(ROOT, "toy"), pack, str(path)), np.random.default_rng(0)
     real = table(judge, pack)
-    # three test clips in ten are sequences without a label, and count as wrong
-    assert real["accuracy"] > 0.65 and real["R@3"] > 0.95
+    assert real["accuracy"] > 0.98 and real["R@3"] > 0.95
     noise = [
         table(judge, pack, lambda x: x + k * rng.normal(size=x.shape) * pack.std)["FID"]
         for k in (0.2, 0.5, 1)

@@ -124,15 +124,16 @@ def test_floor_refuses_what_it_cannot_say():
     with pytest.raises(ValueError, match="a.pack has no test split"):
         floor(run)
     run.pack.splits, run.batches = ["train", "test"], lambda split: range(1)
-    run.clips = lambda *_: ({"actions": torch.tensor([0, -1])}, None, None, None)
+    run.clips = lambda *_: ({"actions": torch.tensor([-1, -1])}, None, None, None)
     run.judged = lambda name, *_: {name: np.zeros((2, 3))}
-    with pytest.raises(ValueError, match="a.pack: 1 test clips have no action label"):
+    with pytest.raises(ValueError, match="a.pack: no test clip has an action label"):
         floor(run)
 
 
 def test_floor_of_the_toy_set(tmp_path):
     done = run("--ckpt", ROOT / "checkpoints" / "toy.pt", program="floor", cwd=tmp_path)
-    assert done.returncode == 1 and "test clips have no action label" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert 0.1 < float(done.stdout.split()[-1].split("+-")[0]) < 1.0
     assert "error: " in run("--ckpt", "nowhere.pt", program="floor").stderr
 
 

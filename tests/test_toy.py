@@ -12,6 +12,7 @@ from toy import captions as toy_captions
 from toy import clips as toy_clips
 from toy import motions as toy
 from formats.pack import Pack
+from detectors import squat
 from kinematics import (CHECKS, L_ANKLE, L_KNEE, L_SHOULDER, L_TOE, PELVIS, R_ANKLE, R_KNEE,
                         R_SHOULDER, R_TOE, airborne, heading, speed)
 
@@ -120,7 +121,8 @@ def test_knees_bend_forward(clips):
 
 @pytest.mark.parametrize('action', sorted(set(CHECKS) - {'walk and jump'}))
 def test_does_what_it_says(clips, action):
-    found = [(id, CHECKS[action](j)) for id, name, j in clips if name == action]
+    check = squat if action == 'squat' else CHECKS[action]  # some clips stay down
+    found = [(id, check(j)) for id, name, j in clips if name == action]
     assert len(found) >= 6
     assert not [id for id, good in found if not good]
 
@@ -310,4 +312,5 @@ def test_the_wheel_gives_the_same_pack_again(pack, texts):
         assert clip.action == pack.action(i)
         if i % 9 == 0:
             # the grid may turn a long path by a hair
-            assert np.abs(pack.joints(i) - clip.joints[:-1]).max() < 2e-2
+            far = np.abs(clip.joints).max()  # metres
+            assert np.abs(pack.joints(i) - clip.joints[:-1]).max() < 4e-3 + 1e-3 * far
