@@ -197,7 +197,7 @@ def test_prompts_are_not_training_captions(clips):
     known = {text.rstrip(".").lower() for clip in clips for text in clip.texts}
     seen = [ask.prompt for ask in everyday.read(held=True)
             if ask.group != "out" and ask.prompt.rstrip(".").lower() in known]
-    assert len(seen) <= 20, seen  # "walk" and the like
+    assert len(seen) <= 15, seen  # "walk" and the like: one in ten at most
 
 
 class Model:

@@ -56,12 +56,13 @@ function canvas2d(player) {
     stroke(0.13 * size / project(target)[2], css([0, 0, 0], 0, colours.shadow / 2),
       motion.bones.map(bone => [fallen[bone[0]], fallen[bone[1]]]), "round");
     if (player.isMannequin(motion)) {
-      if (n === 0 && ++drawn > 45 && player.stats.ms > BUSY) sharp = 1;
+      if (n === 0 && clock.playing && ++drawn > 45 && player.stats.ms > BUSY) sharp = 1;
       mannequin.bend(motion, [colours.middle, colours.left, colours.right, colours.contact]);
-      if (raster.draw(mannequin, width * sharp, height * sharp, camera)) {
+      const fine = clock.playing ? sharp : 2;  // a still picture has the time
+      if (raster.draw(mannequin, width * fine, height * fine, camera)) {
         const {left, top, wide, high} = raster;
         pen.drawImage(raster.canvas, 0, 0, wide, high,
-                      x + left / sharp, y + top / sharp, wide / sharp, high / sharp);
+                      x + left / fine, y + top / fine, wide / fine, high / fine);
       }
       return pen.restore();
     }
