@@ -156,23 +156,25 @@ class Raster {
     const wide = Math.min(Math.ceil(box[2]) + 1, width) - this.left;
     const high = Math.min(Math.ceil(box[3]) + 1, height) - this.top;
     if (!(wide > 0 && high > 0)) return false;
-    if (!this.image || wide > this.image.width || high > this.image.height) {
+    // a rim of 2 pixels is cleared, too: whoever draws the picture smaller looks at neighbours
+    const [across, down] = [wide + 2, high + 2];
+    if (!this.image || across > this.image.width || down > this.image.height) {
       const more = (need, side) => Math.max(need + 32, this.image ? this.image[side] : 0);
-      this.image = new ImageData(more(wide, "width"), more(high, "height"));
+      this.image = new ImageData(more(across, "width"), more(down, "height"));
       this.canvas.width = this.image.width; this.canvas.height = this.image.height;
       this.pixels = new Uint32Array(this.image.data.buffer);
       this.nearest = new Float32Array(this.pixels.length);
     }
     const all = this.image.width;
-    for (let y = 0; y < high; y++) {
-      this.pixels.fill(0, y * all, y * all + wide);
-      this.nearest.fill(0, y * all, y * all + wide);
+    for (let y = 0; y < down; y++) {
+      this.pixels.fill(0, y * all, y * all + across);
+      this.nearest.fill(0, y * all, y * all + across);
     }
     const {faces} = mannequin;
     for (let f = 0; f < faces.length; f += 3)
       this.triangle(6 * faces[f], 6 * faces[f + 1], 6 * faces[f + 2], wide, high);
     this.wide = wide; this.high = high;
-    this.pen.putImageData(this.image, 0, 0, 0, 0, wide, high);
+    this.pen.putImageData(this.image, 0, 0, 0, 0, across, down);
     return true;
   }
 
