@@ -233,6 +233,20 @@ def understood(prompts, vocabulary):
     return [report.text for report in read]
 
 
+def say_what_is_cut_off(encoder, texts):
+    """On standard error, for texts of which the text tower reads the beginning only."""
+    from words import words_of
+
+    for text in texts:
+        own_words = hasattr(encoder, "vocabulary")
+        found = words_of(text) if own_words else encoder.tokenizer.encode(text)
+        most = len(encoder.tower.positional_embedding) - (1 if own_words else 2)  # start and end
+        if len(found) > most:
+            unit = "words" if own_words else "tokens"
+            print(f"This model reads {most} {unit} of a prompt; the last {len(found) - most} of "
+                  f"{text[:40]!r}... are left out.", file=sys.stderr)
+
+
 def actions_of(path):
     """Lines on what our checkpoint at `path` knows: its actions, each with a caption of its dataset
     where that is here; or its words, where the actions have no names."""
@@ -339,6 +353,8 @@ def run(args, prompts):
     if prompts and vocabulary:
         read = understood(prompts, vocabulary)
         texts = [text for text in read for _ in range(args.num)]
+    if prompts and model.text_encoder is not None:
+        say_what_is_cut_off(model.text_encoder, dict.fromkeys(texts))
     lengths = lengths_of(args, model, texts, labels, len(captions))
     lengths = edit.long_enough(args, model, lengths)
     model.check_lengths(lengths)

@@ -4,6 +4,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import checkpoint
 import sample
+from clip_tokenizer import Tokenizer
 from clip import WordEncoder
 from config import PRESETS, Config, set_value
 from mld import MLD
@@ -302,3 +304,16 @@ def test_a_prompt_without_a_word_is_refused(prompt):
     done = subprocess.run([sys.executable, ROOT / "sample.py", "a man jumps", prompt], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode and "says nothing: give it words" in done.stderr
+
+
+def test_what_is_cut_off_is_said(capsys):
+    """The small tower reads 76 words, CLIP's 75 tokens."""
+    tower = types.SimpleNamespace(positional_embedding=torch.zeros(77, 8))
+    own = types.SimpleNamespace(vocabulary=["a"], tower=tower)
+    clip = types.SimpleNamespace(tower=tower, tokenizer=Tokenizer())
+    for encoder, most, unit in ((own, 76, "words"), (clip, 75, "tokens")):
+        sample.say_what_is_cut_off(encoder, ["jump " * most])
+        assert capsys.readouterr().err == ""
+        sample.say_what_is_cut_off(encoder, ["jump " * (most + 3)])
+        said = capsys.readouterr().err
+        assert f"reads {most} {unit}" in said and "the last 3 of 'jump" in said
