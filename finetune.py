@@ -15,6 +15,7 @@ import torch
 
 from checkpoint import load_model, weights_digest
 from config import FIELDS, SettingError, get_value
+from words import extended
 
 SIZES = ("vae", "text", "denoiser", "diffusion")  # sections that carry over whole
 CLIPS = ("data.skeleton", "data.fps", "data.max_frames", "data.unit_length")
@@ -22,7 +23,7 @@ CLIPS = ("data.skeleton", "data.fps", "data.max_frames", "data.unit_length")
 STEPS = {"train_vae.steps": 400, "train_diffusion.steps": 800, "train.eval_every": 100}
 RATE, WARMUP = 0.2, 50
 # tables of one row per word or action, which may grow
-TABLES = ("text_encoder.tower.token_embedding.weight", "denoiser.emb_proj.weight")
+WORDS, ACTIONS = "text_encoder.tower.token_embedding.weight", "denoiser.emb_proj.weight"
 
 
 @functools.lru_cache(1)
@@ -65,26 +66,33 @@ def adopt(pack, path):
 
 def vocabulary(path, words):
     """The model's words in their order, and the new ones of `words` behind them."""
-    known = trained(path).text_encoder.vocabulary
-    return known + sorted(set(words) - set(known))
+    return longer(trained(path), words)[1]
+
+
+def longer(source, words):
+    """The rows of the words that a trained model knows, and its vocabulary, with new `words`."""
+    return extended(source.state_dict()[WORDS], source.text_encoder.vocabulary, words,
+                    source.config.text.vectors)
 
 
 def start(model, path):
-    """Give a new model the trained one's weights; rows of new words and actions stay as they are.
+    """Give a new model the trained one's weights; rows of new actions stay as they are.
     SettingError, naming the setting, if sizes differ."""
     source = trained(path)
     for key in FIELDS:
         section, name = key.split(".")
         if section in ("vae", "text", "denoiser") and "dropout" not in name and not (
-                name == "num_actions" or name.startswith("lambda") or name.endswith("loss")):
+                name in ("num_actions", "sharpen_from") or name.startswith("lambda") or name.endswith("loss")):
             was, now = get_value(source.config, key), get_value(model.config, key)
             if was != now:
                 raise SettingError(f"{path} has {key}={was}, but {now} was asked for: a model "
                                    "keeps its sizes when training goes on from it.")
     own, given = model.state_dict(), source.state_dict()
+    if WORDS in given and hasattr(source.text_encoder, "vocabulary"):
+        given[WORDS] = longer(source, model.text_encoder.vocabulary)[0]
     with torch.no_grad():
         for name, value in given.items():
-            if own[name].shape != value.shape and name not in TABLES:
+            if own[name].shape != value.shape and name != ACTIONS:
                 raise ValueError(f"{path} does not fit: {name} is {tuple(value.shape)}, expected "
                                  f"{tuple(own[name].shape)}.")
             own[name][:len(value)].copy_(value) if value.dim() else own[name].copy_(value)

@@ -14,6 +14,7 @@ Everything is in the world's frame. A motion begins where a "start", the first p
 the first row of a path says, or else at the origin, facing +Z. A "frame" below 0 counts from the
 end.
 """
+import contextlib
 import json
 import os
 
@@ -117,12 +118,11 @@ def last_time(constraints, folder=""):
     """The last second that constraints name, 0 for none; what is wrong in them is told later."""
     times = [0.0]
     for one in constraints:
-        try:
+        # what is wrong here is said in a sentence when it is checked
+        with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
             rows = one["path"] if "path" in one else [[one.get("time", 0)]]
             rows = read_way(os.path.join(folder, rows)) if isinstance(rows, str) else rows
             times += [float(row[0]) for row in rows]
-        except (TypeError, ValueError, LookupError, AttributeError):
-            pass
     return max(times)
 
 
