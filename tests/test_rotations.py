@@ -11,7 +11,8 @@ import torch
 from test_bvh import dancing
 
 from formats.pack import Pack
-from formats.rotations import T_POSES, best_rotation, fit_body, measure_bones, rest_pose
+from formats.rotations import T_POSES, fit_body, measure_bones, rest_pose
+from formats.trunk import best_rotation, place_fork
 from motion import (
     T2M, T2M_OFFSETS, axis_angle_to_matrix, features_to_joints, forward_kinematics, unit_rows)
 
