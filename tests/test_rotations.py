@@ -1,6 +1,7 @@
 """Joints become rotations of a rigid body: how near, how smooth, and which way limbs bend."""
 import functools
 import io
+import itertools
 import pathlib
 import tarfile
 import time
@@ -12,9 +13,10 @@ from test_bvh import dancing
 
 from formats.pack import Pack
 from formats.rotations import T_POSES, fit_body, measure_bones, rest_pose
-from formats.trunk import best_rotation, place_fork
+from formats.trunk import best_rotation, place_fork, reach
 from motion import (
-    T2M, T2M_OFFSETS, axis_angle_to_matrix, features_to_joints, forward_kinematics, unit_rows)
+    T2M, T2M_OFFSETS, axis_angle_to_matrix, features_to_joints, forward_kinematics, keep_bones,
+    unit_rows)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -91,6 +93,70 @@ def test_recordings(shared):
     clips = bandai(shared)
     assert len(clips) == 100
     check(clips)
+
+
+@functools.lru_cache
+def generated(text, count=20):
+    """What the weights that ship make of a text, with the bones that sample.py gives it."""
+    import checkpoint
+    model = checkpoint.load_model(str(ROOT / "checkpoints" / "toy.pt"))
+    _, joints = model.generate([text] * count, lengths=[80] * count, seed=0)
+    bones = np.linalg.norm(T2M_OFFSETS, axis=1)
+    return [keep_bones(j.double().numpy(), bones, T2M.parents) for j in joints]
+
+
+def out_of_shape(joints, body):
+    """By how much distances within pelvis or chest differ from the body's, at most, (T,) metres: no
+    rigid body has all its joints nearer than half of that."""
+    most = np.zeros(len(joints))
+    for fork, bones in body.pose.forks.items():
+        rest = np.concatenate([np.zeros((1, 3)), body.offsets[bones]])
+        seen = joints[:, [fork, *bones]]
+        for a, b in itertools.combinations(range(4), 2):
+            wrong = np.linalg.norm(seen[:, a] - seen[:, b], axis=-1)
+            most = np.maximum(most, np.abs(wrong - np.linalg.norm(rest[a] - rest[b])))
+    return most
+
+
+@pytest.mark.parametrize("text", [
+    "a man does a cartwheel", "a man rolls forward", "a man dances", "a man jumps"])
+def test_generated_motions(text):
+    """A network's pelvis and chest may be no body's. Joints come back within 25 mm, or, where the
+    chest is out of shape by more than 20 mm, within 1.25 times as much."""
+    clips = generated(text)
+    bodies = [fit_body(joints) for joints in clips]
+    errors = [np.linalg.norm(body.joints - j, axis=-1) for j, body in zip(clips, bodies)]
+    wrong = [out_of_shape(joints, body) for joints, body in zip(clips, bodies)]
+    assert max(error.mean() for error in errors) < 0.012
+    worst, wrong_by = np.concatenate(errors).max(1), np.concatenate(wrong)
+    assert (worst < 1.25 * np.maximum(wrong_by, 0.02)).all()
+    turned = np.concatenate([turns(body) for body in bodies])
+    assert np.percentile(turned, 99) < 60
+    possible = np.concatenate([np.maximum(w[1:], w[:-1]) for w in wrong]) < 0.03
+    assert possible.mean() > 0.5 and np.percentile(turned[possible], 99, axis=0).max() < 60
+
+
+def test_a_joint_out_of_place_shares_its_error_with_the_others():
+    """One collarbone 80 mm too far out: no place of the four has less than 40 mm."""
+    offsets = np.array([[0.075, 0.12, 0], [-0.075, 0.12, 0], [0, 0.21, 0.03]])
+    rest = np.concatenate([np.zeros((1, 3)), offsets])
+    turn = axis_angle_to_matrix(np.random.default_rng(0).normal(0, 2, (30, 3)))
+    for out, most in ((0.004, 0.75), (0.08, 0.52)):  # a little: the least squares, 3/4 of it
+        seen = rest + [[0, 0, 0], [out, 0, 0], [0, 0, 0], [0, 0, 0]]
+        seen = seen @ turn.swapaxes(-1, -2) + (1, 2, 3)
+        rotation, place = place_fork(offsets, seen)
+        away = np.linalg.norm(place[:, None] + rest @ rotation.swapaxes(-1, -2) - seen, axis=-1)
+        assert (out / 2 <= away.max(1)).all() and away.max() < most * out
+
+
+def test_a_spine_bends_until_it_meets_the_chest():
+    lengths, start = np.array([0.143, 0.057]), np.array([[1.0, 0, 0], [1, 0, 0]])
+    wanted = start[:, None] + [[[0, 0.15, 0.02], [0, 0.13, 0]], [[0, 0.143, 0], [0, 0.2, 0]]]
+    found = reach(start, wanted, lengths)
+    bones = np.diff(np.concatenate([start[:, None], found], axis=1), axis=1)
+    np.testing.assert_allclose(np.linalg.norm(bones, axis=-1), [lengths] * 2, atol=1e-9)
+    np.testing.assert_allclose(found[:, -1], wanted[:, -1], atol=0.002)
+    np.testing.assert_array_equal(found[1], wanted[1])
 
 
 def test_a_second_takes_about_a_millisecond():
