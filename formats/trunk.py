@@ -1,10 +1,10 @@
 """Pelvis and chest, where three bones meet, and the spine between them.
 
 A rigid body has them turned and placed so that the squared errors of the four joints are least. The
-joints that a network makes can be out of shape, in a roll or a spin: hips or collarbones that are
-nearly in one place, or half as far apart again. No body has all its joints there. Then the largest
-of the four errors is made least, by Lawson's algorithm, and the spine bends until the chest is where
-it belongs. So an error is shared by several joints, and not all at one collarbone.
+joints that a network makes can be out of shape, in a roll or a spin: both hips nearly in one place,
+or collarbones twice as far apart as they should be. No body has all its joints there. Then the
+largest of the four errors is made least, by Lawson's algorithm, and the spine bends until it meets
+the chest: four joints share an error that one collarbone would have alone.
 """
 import numpy as np
 

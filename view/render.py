@@ -11,8 +11,8 @@ A motion is a dict with `joints` (T, J, 3) in metres, Y up, the floor at 0. Opti
                       Found from the joints by default.
     parents           (J,), needed only for a body other than HumanML3D's (22 joints), KIT's (21)
                       or SMPL's (24)
-Several motions play side by side with one clock and one camera. player.html draws them: the 22
-joints of HumanML3D as a mannequin, every other body as a stick figure.
+Several motions play side by side with one clock and one camera. Page and GIF show the 22 joints of
+HumanML3D as a mannequin, every other body as a stick figure.
 """
 import html
 import json

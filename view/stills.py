@@ -1,8 +1,8 @@
 """The mannequin in still pictures: its skin as flat faces, far ones first, for Pillow to draw.
 
-    flesh = flesh_of(joints, parents, fps)           # None: these joints are drawn as a stick figure
-    corners = flesh.corners(t)                       # (V, 3) metres, of frame t
-    for corners, colour in flesh.faces(t, camera, colours): ...
+    flesh = flesh_of(joints, parents, fps)       # None: these joints are drawn as a stick figure
+    corners = flesh.corners(t)                   # (V, 3) metres, of frame t
+    for outline, colour in flesh.faces(t, camera, colours): ...
 
 The mesh, the colours and the light are those of mannequin.js and webgl.js.
 """
