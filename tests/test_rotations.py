@@ -2,6 +2,7 @@
 import functools
 import io
 import itertools
+import os
 import pathlib
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from motion import (
     unit_rows)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+GENERATED = "a man jumps", "a man does a cartwheel", "a man rolls forward", "a man dances"
 
 
 def joints_of(features):
@@ -118,8 +120,7 @@ def out_of_shape(joints, body):
     return most
 
 
-@pytest.mark.parametrize("text", [
-    "a man does a cartwheel", "a man rolls forward", "a man dances", "a man jumps"])
+@pytest.mark.parametrize("text", GENERATED)
 def test_generated_motions(text):
     """A network's pelvis and chest may be no body's. Joints come back within 25 mm, or, where the
     chest is out of shape by more than 20 mm, within 1.25 times as much."""
@@ -298,3 +299,23 @@ def world_of(body):
         if parent >= 0:
             world[:, j] = world[:, parent] @ world[:, j]
     return world
+
+
+def summary(name, clips):
+    """A line of the table in docs/characters.md."""
+    bodies = [fit_body(joints) for joints in clips]
+    errors = np.concatenate([1000 * np.linalg.norm(body.joints - joints, axis=-1)
+                             for joints, body in zip(clips, bodies)])
+    turned = np.percentile(np.concatenate([turns(body) for body in bodies]), 99)
+    over = 100 * (errors.max(1) > 25).mean()
+    return (f"{name}, {len(clips)}: {errors.mean():.1f} mm, at most {errors.max():.0f} mm, "
+            f"{over:.1f}% of frames over 25 mm, {turned:.0f} degrees")
+
+
+if __name__ == "__main__":
+    print(summary("toy pack", toy()))
+    folder = pathlib.Path(os.environ.get("NANOMLD_SHARED", ROOT.parent / "shared"))
+    if folder.is_dir():
+        print(summary("recordings", bandai(folder)))
+    for text in GENERATED:
+        print(summary(text, generated(text)))
