@@ -316,7 +316,7 @@ def learning_rate(s, step):
     return s.lr * warm * (s.min_lr_ratio + (1 - s.min_lr_ratio) * cosine)
 
 
-def make_optimizers(stage):
+def make_optimizers(stage, precision="float32"):
     """AdamW for all of the stage's parameters, or for those that Muon leaves. Muon takes the
     matrices that multiply activations, but not the tables of tokens and positions."""
     s = stage.settings
@@ -332,7 +332,8 @@ def make_optimizers(stage):
     fused = all(p.is_cuda for p in trained.values())
     optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2), fused=fused)]
     if muon:
-        optimizers.append(Muon(muon, s.lr, weight_decay=s.weight_decay))
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        optimizers.append(Muon(muon, s.lr, weight_decay=s.weight_decay, kind=kind))
     return optimizers
 
 
@@ -340,7 +341,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum, for matrices that multiply activations. An update has the size of
     AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so both take the same lr."""
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, kind=torch.float32):
+        self.kind = kind  # of the numbers that it computes with; what it keeps is in the parameters'
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -355,7 +357,8 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(average, momentum)  # Nesterov's look ahead
                 by_shape.setdefault(p.shape, []).append((p, update))
             for shape, pairs in by_shape.items():
-                updates = in_blocks(torch.stack([update for _, update in pairs]))
+                updates = torch.stack([update for _, update in pairs])
+                updates = in_blocks(updates.to(self.kind)).to(updates.dtype)
                 for (p, _), update in zip(pairs, updates):
                     p.mul_(1 - lr * group["weight_decay"])
                     p.add_(update, alpha=-0.2 * lr * max(shape) ** 0.5)
