@@ -46,4 +46,4 @@ def test_steps_are_those_of_torch(kind):
     moved = max((a - b).abs().max() for a, b in zip(ours, first))
     assert moved > 0.02
     for a, b in zip(ours, theirs):  # torch's orthogonalises in bfloat16
-        assert (a - b).abs().max() < 0.02 * moved
+        assert (a - b).abs().max() < (0.02 if kind == torch.float32 else 0.04) * moved
