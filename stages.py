@@ -383,10 +383,16 @@ def orthogonalize(x):
 
     Step k multiplies x from the left by a polynomial p_k of the Gram matrix x x^T, which it turns
     into p_k x x^T p_k. So the steps are made on small square matrices, and the product of all p_k
-    meets the wide x once."""
+    meets the wide x once. In bfloat16 the rounded Gram matrix of a nearly singular x would have
+    negative eigenvalues, which grow with each step, so there each step is made on x itself."""
     if x.shape[1] > x.shape[2]:
         return orthogonalize(x.mT).mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if x.dtype == torch.bfloat16:
+        for _ in range(5):
+            gram = x @ x.mT
+            x = 3.4445 * x + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315) @ x
+        return x
     gram, product, one = x @ x.mT, None, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     for k in range(5):
         p = 3.4445 * one + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)

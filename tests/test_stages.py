@@ -15,6 +15,18 @@ def test_orthogonalize_keeps_directions_and_evens_out_sizes(shape):
     assert values[:, :-2].min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(128, 128), (128, 512), (384, 128), (30, 128)])
+def test_gradients_of_low_rank_stay_bounded(kind, shape):
+    """Most gradients of the first steps are nearly of rank 1."""
+    g = torch.Generator().manual_seed(0)
+    for rank in (1, 2, 10):
+        x = torch.randn(3, shape[0], rank, generator=g) @ torch.randn(3, rank, shape[1], generator=g)
+        x = x + 1e-4 * torch.randn(3, *shape, generator=g)
+        values = torch.linalg.svdvals(in_blocks(x.to(kind)).float())
+        assert values.max() < 1.3 and values[:, :rank].min() > 0.6
+
+
 def test_long_matrices_go_in_blocks():
     """Each block of rows is orthogonal; narrow matrices are not cut."""
     x = torch.randn(1, 2 * LARGEST, 3 * LARGEST, generator=torch.Generator().manual_seed(0))
