@@ -22,6 +22,7 @@ from conftest import ROOT
 
 import studio
 from view import page
+from view import server as serving
 
 needs_browser = pytest.mark.skipif(
     browser.find() is None, reason="NOT TESTED: the studio in a browser; Chromium is not installed")
@@ -32,7 +33,7 @@ READY = ("!!window.studio && !!studio.made && stage.contentWindow?.player?.stats
 
 
 def started(maker, token=""):
-    server = studio.Server(("127.0.0.1", 0), maker, token)
+    server = serving.Server(("127.0.0.1", 0), maker, token)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -219,20 +220,20 @@ def test_50_clients_at_once(server):
         client.join(60)
     assert len(found) == 50 and {status for _, status, _ in found} <= {200, 429}
     served = [(i, json.loads(body)) for i, status, body in found if status == 200]
-    assert len(served) >= studio.WAITING
+    assert len(served) >= serving.WAITING
     assert all(body["made"][0]["seed"] == i for i, body in served)
     assert post(server, JOB)[0] == 200
 
 
 def test_the_queue_is_bounded(maker, server):
     go = threading.Event()
-    held = [threading.Thread(target=lambda: maker.do(go.wait, 60))
-            for _ in range(studio.WAITING + 1)]
+    held = [threading.Thread(target=lambda: maker.queue.do(go.wait, 60))
+            for _ in range(serving.WAITING + 1)]
     for one in held:
         one.start()
     deadline = time.monotonic() + 10
-    while maker.waiting.acquire(blocking=False):
-        maker.waiting.release()
+    while maker.queue.waiting.acquire(blocking=False):
+        maker.queue.waiting.release()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     status, body = post(server, JOB)
@@ -245,7 +246,7 @@ def test_the_queue_is_bounded(maker, server):
 
 def test_slow_clients_do_not_hold_the_others(maker, monkeypatch):
     """Some send a byte now and then, some never read their answer; all are sent away in the end."""
-    monkeypatch.setattr(studio, "PATIENCE", 1.5)
+    monkeypatch.setattr(serving, "PATIENCE", 1.5)
     server, lines = started(maker), []
     address = "127.0.0.1", server.server_port
     body = json.dumps(JOB | {"num": 6, "frames": 120, "steps": 1}).encode()
@@ -275,7 +276,7 @@ def test_slow_clients_do_not_hold_the_others(maker, monkeypatch):
 
 
 def test_connections_are_bounded(maker, monkeypatch):
-    monkeypatch.setattr(studio, "CONNECTIONS", 5)
+    monkeypatch.setattr(serving, "CONNECTIONS", 5)
     server = started(maker)
     lines = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(6)]
     try:
