@@ -139,6 +139,7 @@ class Maker:
             model.check_lengths(lengths)
             sample.check_trained(args, model.config, lengths)
             made, told["missed"] = self.generated(args, model, texts, lengths)
+            told["parts"] = lengths[::num] if job["then"] else [len(made[0])]
         except ValueError as error:
             raise Refused(400, str(error)) from None
         return told, self.as_shown(made, title, model.config.data)

@@ -33,6 +33,7 @@ from config import HERE, atomic_write
 from view import matmul, render
 
 FOLDER = Path(__file__).resolve().parent
+SCRIPTS = "studio.js", "floor.js", "timeline.js"  # of page.html, in this order
 LARGEST = 24 * 10**6  # bytes of a page
 KINDS = "float16", "int8", "float32"
 SECTIONS = "data", "vae", "text", "denoiser", "diffusion"
@@ -169,9 +170,9 @@ def as_data(value):
 def page_text(header, title="nanoMLD", program="", product=b"", weights=b"", connect="'none'"):
     """The page. header: what studio.js and page.html read; program, product and weights: what its
     worker runs, or nothing where a server that may be connected to makes the motions."""
-    page, player, script = (FOLDER.joinpath(name).read_text(encoding="utf-8")
-                            for name in ("page.html", "player.html", "studio.js"))
-    page = page.replace("%STUDIO%", script)
+    page, player, *parts = (FOLDER.joinpath(name).read_text(encoding="utf-8")
+                            for name in ("page.html", "player.html", *SCRIPTS))
+    page = page.replace("%STUDIO%", "".join(parts))
     player = player.replace("%SCRIPT%", render.player_script())
     parts = {
         "%TITLE%": html.escape(title), "%POLICY%": policy(page, player, connect=connect),

@@ -5,8 +5,28 @@
 // ---- The server of studio.py --------------------------------------------------------------------
 
 /** A job as studio.py takes it. */
-function flat({text, seeds, settings, model}) {
-  return {text, seed: seeds[0], num: seeds.length, model, ...settings};
+function flat({text, seeds, settings, model, then, loop, constraints}) {
+  return {text, seed: seeds[0], num: seeds.length, model, ...settings, then, loop, constraints};
+}
+
+/** The sample.py line that makes the very same file as a job. */
+function commandOf({text, seeds, settings: {frames, guidance, steps}, then, loop, constraints}) {
+  const texts = [text, ...then.map(one => one.text)];
+  const all = [frames, ...then.map(one => one.frames)].map(n => n / fps);
+  const flags = [
+    then.length && "--story", loop && "--loop", seeds.length > 1 && `--num ${seeds.length}`,
+    frames && `--seconds ${all}`, `--seed ${seeds[0]}`, `--guidance ${guidance}`,
+    `--sampler dpm++ --steps ${steps}${chosen.ckpt}`,
+    constraints.length && "--constraints constraints.json",
+    $("kind").value && `--format ${$("kind").value}`].filter(Boolean).join(" ");
+  const quoted = texts.map(one => one.includes("!") ? `'${one.replace(/'/g, "'\\''")}'`
+    : `"${one.replace(/["\\$`]/g, "\\$&")}"`).join(" ");
+  const written = constraints.length
+    ? `echo '${JSON.stringify(constraints)}' > constraints.json && ` : "";
+  // after --story or --, whatever begins with a hyphen is a prompt, too
+  const line = then.length || texts.some(one => one.startsWith("-")) ? `${flags} -- ${quoted}`
+    : `${quoted} ${flags}`;
+  return `${written}python sample.py ${line}`;
 }
 
 /** The answer to a job; an Error with the server's words if it refuses. */
@@ -58,7 +78,10 @@ function recall() {
   try {
     return JSON.parse(localStorage.getItem(STORE)).filter(
       one => typeof one.text === "string" && one.seeds.every(Number.isSafeInteger)
-        && ["frames", "guidance", "steps"].every(key => Number.isFinite(one.settings[key])));
+        && ["frames", "guidance", "steps"].every(key => Number.isFinite(one.settings[key]))
+        && (one.then ?? []).every(next => typeof next.text === "string")
+    ).map(one => ({...one, then: one.then ?? [], loop: !!one.loop,
+                   constraints: one.constraints ?? []}));
   } catch { return []; }  // nothing, or a browser that keeps nothing
 }
 
@@ -69,14 +92,13 @@ function keep() {
   list();
 }
 
-function remember({text, seeds, settings, model, touched}, motions) {
+function remember({touched, ...job}, motions) {
   [last] = motions;
-  choices(seeds);
+  choices(job.seeds);
   if (!touched) return;
-  const same = one => JSON.stringify([one.text, one.seeds, one.settings, one.model])
-    === JSON.stringify([text, seeds, settings, model]);
+  const same = ({star, ...one}) => JSON.stringify(one) === JSON.stringify(job);
   const star = past.some(one => same(one) && one.star);
-  past = [{text, seeds, settings, model, star}, ...past.filter(one => !same(one))];
+  past = [{...job, star}, ...past.filter(one => !same(one))];
   keep();
 }
 
@@ -92,7 +114,9 @@ function list() {
   $("history").hidden = !past.length;
   $("history").replaceChildren(...order.map(one => {
     const group = document.createElement("span"), several = one.seeds.length;
-    const name = `${one.text} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
+    const texts = [one.text, ...one.then.map(next => next.text)].join(", then ");
+    const asks = one.constraints.length ? " ◇" : "";
+    const name = `${texts}${asks} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
     group.append(button(name, {title: name}, () => again(one)),
       button(one.star ? "★" : "☆", {ariaPressed: !!one.star, ariaLabel: `Star: ${name}`}, () => {
         one.star = !one.star; keep();
@@ -104,7 +128,8 @@ function list() {
 }
 
 /** Make a motion of the history anew: the same settings give the same motion. */
-function again({text, seeds, settings, model}) {
+function again(job) {
+  const {text, seeds, settings, model} = job;
   if (header.models?.[model] && $("model").value !== String(model)) {
     $("model").value = model; use(header.models[model]);
   }
@@ -112,7 +137,7 @@ function again({text, seeds, settings, model}) {
   $("auto").checked = !settings.frames;
   if (settings.frames) $("length").value = settings.frames / fps;
   $("guidance").value = settings.guidance; $("steps").value = settings.steps;
-  tell(); make();
+  tell(); askAgain(job); make();
 }
 
 /** A button for each of several motions, which keeps that one alone. */
@@ -144,8 +169,7 @@ if (header.models) {
     use(header.models[$("model").value]); kinds(); make();
   });
   $("kind").addEventListener("change", () => {
-    const code = $("command"), format = ` --format ${$("kind").value}`;
-    if (studio.job) code.textContent = code.textContent.replace(/ --format \w+$/, format);
+    if (studio.job) $("command").textContent = commandOf(studio.job);
   });
   $("download").addEventListener("click", () => { if (studio.job) download(); });
 }
