@@ -118,7 +118,7 @@ function list() {
     const asks = one.constraints.length ? " ◇" : "";
     const name = `${texts}${asks} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
     group.append(button(name, {title: name}, () => again(one)),
-      button(one.star ? "★" : "☆", {ariaPressed: !!one.star, ariaLabel: `Star: ${name}`}, () => {
+      button(one.star ? "★" : "☆", {ariaPressed: !!one.star, ariaLabel: "Star: " + name}, () => {
         one.star = !one.star; keep();
         const at = [...past.filter(x => x.star), ...past.filter(x => !x.star)].indexOf(one);
         $("history").children[at]?.lastChild.focus();

@@ -56,8 +56,8 @@ function constraints(frames) {
   return found;
 }
 
-/** Constraints are for a motion whose length is known. If the model has chosen it so far, it becomes
-    that of a walk along the path, or of the motion that is shown. */
+/** Constraints are for a motion whose length is known. If the model has chosen it, it
+    becomes that of a walk along the path, or of the motion that is shown. */
 function fixLength() {
   if (!$("auto").checked) return;
   $("auto").checked = false;
