@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import sample
 import studio
 from view import page
 from view import server as serving
@@ -97,6 +98,36 @@ def test_a_file_is_the_one_that_sample_py_writes(server, tmp_path, kind, num):
     assert status == 200
     assert data == sampled(tmp_path, "a man jumps", "--num", str(num), "--seed", "5", "--guidance",
                            "2.5", "--sampler", "dpm++", "--steps", "4", "--format", kind)
+
+
+def test_files_to_look_at_and_usd_are_those_of_sample_py(server, tmp_path):
+    """Each can be read, too: the player has its motion, the GIF its frames, USD its joints."""
+    from PIL import Image
+    job, files = JOB | {"frames": 40, "text": "-jumps"}, {}
+    for kind in ("html", "gif", "usda"):
+        status, files[kind] = post(server, job | {"kind": kind}, "/file")
+        assert status == 200
+    done = subprocess.run(
+        [sys.executable, "sample.py", "--seconds", "2", "--seed", "5", "--guidance", "2.5",
+         "--sampler", "dpm++", "--steps", "4", "--format", "html,gif,usda", "--out",
+         str(tmp_path), "--", "-jumps"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == files.pop(path.suffix[1:])
+        if path.suffix == ".gif":
+            with Image.open(path) as image:
+                assert image.n_frames == 40 and image.size[0] >= 200
+                assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+        elif path.suffix == ".html":
+            data = re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"))[1]
+            shown, = json.loads(data)["motions"]
+            assert shown["frames"] == 40 and shown["caption"] == "-jumps"
+        else:
+            text = path.read_text(encoding="utf-8")
+            assert text.startswith("#usda 1.0") and text.count("{") == text.count("}")
+            joints = re.search(r"joints = \[(.*?)\]", text, re.S)[1]
+            assert joints.count(",") + 1 == 22 and "rotations.timeSamples" in text
+    assert not files
 
 
 def test_what_the_page_is_told(server):
@@ -370,6 +401,18 @@ def test_type_press_enter_and_look(tab, server):
     assert tab.js("document.querySelectorAll('img').length") == 0
     tab.errors = [one for one in tab.errors if "400" not in one]  # what was refused above
     assert not tab.errors
+
+
+@needs_browser
+@pytest.mark.parametrize("text", ["-jumps", "--num", "jump! it's \"$HOME\" `ls` \\n"])
+def test_the_command_takes_any_prompt(tab, server, text):
+    opened(tab, server)
+    line = tab.js(f"commandOf({{...studio.job, text: {json.dumps(text)}}})")
+    shell = line.replace("python sample.py", f"{sys.executable} -c "
+                         "'import json, sys; print(json.dumps(sys.argv[1:]))'")
+    found = json.loads(subprocess.run(["sh", "-c", shell], capture_output=True, text=True).stdout)
+    args = sample.arguments(found)
+    assert args.prompts == [text] and args.seed == 1234 and args.num == 1
 
 
 @needs_browser

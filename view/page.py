@@ -19,6 +19,7 @@ import html
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,9 @@ import checkpoint
 import motion
 import words
 from config import HERE, atomic_write
-from view import matmul, render
+from formats.bvh_writer import names_of
+from formats.rotations import T_POSES
+from view import matmul, render, skin
 
 FOLDER = Path(__file__).resolve().parent
 SCRIPTS = "studio.js", "floor.js", "timeline.js"  # of page.html, in this order
@@ -109,6 +112,8 @@ def header_of(model, tensors, ckpt=""):
         "unit": skeleton.unit, "parents": skeleton.parents, "most": model.max_frames,
         "bones": None if lengths is None else lengths.tolist(),
         "camera": render.CAMERA, "body": body_of(skeleton), "ckpt": ckpt,
+        "kinds": ["bvh", "npy"] if same_body else ["npy"],
+        "pose": pose_of(T_POSES[skeleton.num_joints]) if same_body else None,
         "examples": known or model.actions[:6]}
 
 
@@ -141,6 +146,32 @@ def body_of(skeleton):
         ((skeleton.joint_names.index(name), name) for name in render.TIPS
          if name in skeleton.joint_names), key=lambda tip: list(render.TIPS).index(tip[1]))]
     return {"bones": one["bones"], "feet": one["feet"], "tips": tips}
+
+
+def pose_of(pose):
+    """What turns.js and files.js have to know of a TPose of formats/rotations.py."""
+    ends = pose.directions * 0.1
+    for j, name in enumerate(pose.joint_names):
+        ends[j, 1] *= not name.endswith("foot")
+    return {"names": pose.joint_names, "parents": pose.parents, "children": pose.children,
+            "directions": pose.directions.tolist(), "mirror": pose.mirror, "spine": pose.spine,
+            "hinges": {j: axis.tolist() for j, axis in pose.hinges.items()},
+            "forks": [[fork, *bones] for fork, bones in pose.forks.items()],
+            "levels": pose.levels, "mixamo": names_of(pose), "ends": ends.tolist()}
+
+
+def mesh_of(model, text):
+    """The mannequin's mesh for the body of a motion that the model makes of a text; None for bodies
+    that are drawn as stick figures."""
+    c, skeleton = model.config, motion.SKELETONS[model.config.data.skeleton]
+    length = min(3 * round(c.data.fps), model.max_frames)
+    _, joints = model.generate([text], lengths=[length], seed=0)
+    joints = joints[0].cpu().numpy()
+    if skeleton.name == "t2m":
+        joints = motion.keep_bones(joints, np.linalg.norm(motion.T2M_OFFSETS, axis=1),
+                                   skeleton.parents)
+    body = skin.body_of(joints, skeleton.parents, c.data.fps)
+    return body and skin.mesh_of(body.offsets, render.COARSE)
 
 
 def script_hash(text):
@@ -189,7 +220,8 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
     one that is too large."""
     check_model(model, ckpt or "this model")
     tensors, weights = pack(model, kind)
-    header = header_of(model, tensors, ckpt and f" --ckpt {ckpt}")
+    header = header_of(model, tensors, ckpt and f" --ckpt {shlex.quote(ckpt)}")
+    header["mesh"] = mesh_of(model, (header["examples"] or [""])[0])
     text = page_text(header, title, program_text(), matmul.kept()[2], weights)
     if len(text.encode()) > LARGEST:
         raise ValueError(f"{path} would have {len(text) / 1e6:.0f} MB, and a page has at most "
@@ -202,7 +234,7 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
 def program_text():
     """What runs in the page's worker."""
     return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8")
-                   for name in ("tensors.js", "words.js", "model.js"))
+                   for name in ("tensors.js", "words.js", "model.js", "turns.js", "files.js"))
 
 
 def main(argv=None):

@@ -53,19 +53,26 @@ function server() {
   return worker;
 }
 
+/** The last motions as a file, from studio.py or from the page's own worker. */
 async function download() {
   const kind = $("kind").value, {job} = studio;
+  if (!header.models && job.seeds.length > 1)
+    return say([`A ${kind} file holds one motion: choose one of them first.`, true]);
   say(`Writing ${kind} …`);
-  try {
-    const blob = await (await post("file", {...flat(job), kind})).blob();
-    const link = document.createElement("a"), url = URL.createObjectURL(blob);
-    link.href = url; studio.file = blob;
-    link.download = (job.text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || ["motion"]).join("-")
-      .slice(0, 60) + `.${kind}`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(url), 60000);
-    say(`${link.download}, ${(blob.size / 1000).toFixed(0)} kB.`);
-  } catch (error) { say([error.message, true]); }
+  if (!header.models) return ask({...job, kind});
+  try { save(await (await post("file", {...flat(job), kind})).blob(), {...job, kind}); }
+  catch (error) { say([error.message, true]); }
+}
+
+/** Hand a file to the browser, with a name of the motion's words. */
+function save(blob, {text, kind}) {
+  const link = document.createElement("a"), url = URL.createObjectURL(blob);
+  const words = text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || ["motion"];
+  link.href = url; studio.file = blob;
+  link.download = `${words.join("-").slice(0, 60)}.${kind}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  say(`${link.download}, ${(blob.size / 1000).toFixed(0)} kB.`);
 }
 
 // ---- History: an entry is a job, and may have a star --------------------------------------------
@@ -117,8 +124,9 @@ function list() {
     const texts = [one.text, ...one.then.map(next => next.text)].join(", then ");
     const asks = one.constraints.length ? " ◇" : "";
     const name = `${texts}${asks} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
+    const star = {ariaPressed: !!one.star, ariaLabel: `Star: ${name}`};
     group.append(button(name, {title: name}, () => again(one)),
-      button(one.star ? "★" : "☆", {ariaPressed: !!one.star, ariaLabel: "Star: " + name}, () => {
+      button(one.star ? "★" : "☆", star, () => {
         one.star = !one.star; keep();
         const at = [...past.filter(x => x.star), ...past.filter(x => !x.star)].indexOf(one);
         $("history").children[at]?.lastChild.focus();
@@ -131,7 +139,7 @@ function list() {
 function again(job) {
   const {text, seeds, settings, model} = job;
   if (header.models?.[model] && $("model").value !== String(model)) {
-    $("model").value = model; use(header.models[model]);
+    $("model").value = model; use(header.models[model]); offerKinds();
   }
   $("prompt").value = text; $("seed").value = seeds[0]; $("count").value = seeds.length;
   $("auto").checked = !settings.frames;
@@ -155,22 +163,24 @@ $("compare").addEventListener("click", () => {
   $("compare").ariaPressed = !!held;
   if (held) say("The motion stays on the left; the next one plays beside it."); else make();
 });
+const fill = (id, names) => $(id).replaceChildren(...names.map(
+  ([value, textContent]) => Object.assign(document.createElement("option"),
+                                          {value, textContent})));
+function offerKinds() {
+  const {kinds} = chosen;
+  fill("kind", kinds.map(kind => [kind, kind.toUpperCase()]));
+  if (kinds.includes("glb")) $("kind").value = "glb";
+}
+offerKinds();
 if (header.models) {
-  const fill = (id, names) => $(id).replaceChildren(...names.map(
-    ([value, textContent]) => Object.assign(document.createElement("option"),
-                                            {value, textContent})));
-  const kinds = () => fill("kind", chosen.kinds.map(kind => [kind, kind.toUpperCase()]));
   fill("model", header.models.map((one, i) => [i, one.name]));
   $("models").hidden = header.models.length < 2;
-  $("kind").hidden = $("download").hidden = false;
-  kinds();
-  if (chosen.kinds.includes("glb")) $("kind").value = "glb";
   $("model").addEventListener("change", () => {
-    use(header.models[$("model").value]); kinds(); make();
+    use(header.models[$("model").value]); offerKinds(); make();
   });
-  $("kind").addEventListener("change", () => {
-    if (studio.job) $("command").textContent = commandOf(studio.job);
-  });
-  $("download").addEventListener("click", () => { if (studio.job) download(); });
 }
+$("kind").addEventListener("change", () => {
+  if (studio.job) $("command").textContent = commandOf(studio.job);
+});
+$("download").addEventListener("click", () => { if (studio.job) download(); });
 list();
