@@ -478,7 +478,8 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
     told = tab.js("said.querySelector('b').textContent")
     assert "robot" in told and ("is taken for" in told or "has never seen" in told)
     assert tab.js("command.textContent") == (
-        'python sample.py "a robot jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10')
+        'python sample.py "a robot jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10 '
+        '--format bvh')
     assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a robot jumps"
     assert not tab.errors
 

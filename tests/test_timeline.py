@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from test_studio import (  # fixtures, too
-    JOB, address, choose, enter, made_by, maker, needs_browser, opened, post, ready, sampled, server,
-    tab, typed)
+    JOB, choose, enter, made_by, maker, needs_browser, opened, post, sampled, server, tab, typed)
 
 __all__ = ["maker", "server", "tab"]
 WALK = JOB | {"text": "a person walks forward", "frames": 60}
