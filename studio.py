@@ -14,6 +14,8 @@ Only programs on this computer can reach the server unless --host is given. It t
 time, opens no file that a request names, and runs until Ctrl+C. The traffic is not encrypted.
 """
 import argparse
+import contextlib
+import io
 import json
 import secrets
 import shlex
@@ -99,11 +101,11 @@ class Maker:
         return args
 
     def understood(self, texts, vocabulary):
-        """Prompts -> what the model reads, and what the page says about words that it does not know;
+        """Prompts -> what the model reads, and what the page says about words it does not know;
         vocabulary: None for a model that takes any. ValueError if nothing is left of a prompt."""
         import words
 
-        told = {"spelled": {}, "taken": {}, "unknown": [], "missed": []}
+        told = {"spelled": {}, "taken": {}, "unknown": [], "notes": []}
         if not vocabulary:
             return texts, told
         read = []
@@ -128,20 +130,23 @@ class Maker:
         try:
             if job["model"] >= len(self.names):
                 raise ValueError("There is no such model.")
-            args, model = self.arguments(job), self.model(job["model"])
-            texts, num = sample.read_prompts(args), args.num
-            title = ", then ".join(texts)
+            args, model, num = self.arguments(job), self.model(job["model"]), job["num"]
             vocabulary = getattr(model.text_encoder, "vocabulary", None)
-            texts, told = self.understood(texts, vocabulary)
-            texts = [text for text in texts for _ in range(num)]
-            lengths = sample.lengths_of(args, model, texts, None, len(texts))
-            lengths = edit.long_enough(args, model, lengths)
-            model.check_lengths(lengths)
-            sample.check_trained(args, model.config, lengths)
-            made, told["missed"] = self.generated(args, model, texts, lengths)
-            told["parts"] = lengths[::num] if job["then"] else [len(made[0])]
+            with contextlib.redirect_stderr(io.StringIO()) as said:  # what sample.py says there
+                texts = sample.read_prompts(args)
+                title = ", then ".join(texts)
+                texts, told = self.understood(texts, vocabulary)
+                sample.say_what_is_cut_off(model.text_encoder, dict.fromkeys(texts))
+                texts = [text for text in texts for _ in range(num)]
+                lengths = sample.lengths_of(args, model, texts, None, len(texts))
+                lengths = edit.long_enough(args, model, lengths)
+                model.check_lengths(lengths)
+                sample.check_trained(args, model.config, lengths)
+            made, missed = self.generated(args, model, texts, lengths)
         except ValueError as error:
             raise Refused(400, str(error)) from None
+        told["notes"] = said.getvalue().splitlines() + missed
+        told["parts"] = lengths[::num] if job["then"] else [len(made[0])]
         return told, self.as_shown(made, title, model.config.data)
 
     def generated(self, args, model, texts, lengths):

@@ -143,6 +143,12 @@ def test_what_the_page_is_told(server):
     assert found["motions"][0]["positions"] != found["motions"][1]["positions"]
 
 
+def test_what_sample_py_says_on_the_side_stands_in_the_page(server):
+    status, body = post(server, JOB | {"text": "a man jumps " * 30, "frames": 20})
+    notes = json.loads(body)["made"][0]["report"]["notes"]
+    assert status == 200 and "words of a prompt" in notes[0] and "shorter than any" in notes[1]
+
+
 @pytest.mark.parametrize("change, says", [
     ({"text": "qwertyuiop"}, "qwertyuiop"), ({"text": "?!"}, "says nothing"),
     ({"frames": 121}, "longer than any motion"), ({"model": 1}, "no such model"),

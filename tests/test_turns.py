@@ -1,10 +1,11 @@
-"""view/turns.js and view/files.js: the page turns joints as formats/rotations.py does, and its files
-hold what Python's hold."""
+"""view/turns.js and view/files.js: the page turns joints as formats/rotations.py does, and its
+files hold what Python's hold."""
 import base64
 
 import browser
 import numpy as np
 import pytest
+from test_characters import NODE, Glb, validated
 from test_page import (  # fixtures, too
     READY, in_python, made_by, needs_browser, needs_node, node, site, toy)
 
@@ -34,7 +35,8 @@ def world_of(body):
 
 def fitted(folder, motions):
     """What turns.js makes of motions (T, 22, 3)."""
-    found = node(folder, FIT, pose=page.pose_of(POSE), motions=[m.ravel().tolist() for m in motions])
+    given = [joints.ravel().tolist() for joints in motions]
+    found = node(folder, FIT, pose=page.pose_of(POSE), motions=given)
     return [{key: np.array(value) for key, value in one.items()} for one in found]
 
 
@@ -102,7 +104,7 @@ def test_the_page_shows_the_mannequin_and_keeps_files(site, toy, tmp_path):
     player = "stage.contentWindow.player"
     assert tab.js(f"{player}.isMannequin({player}.motions[0])")
     joints = np.reshape(tab.js("Array.from(studio.made[0].joints)"), (-1, 22, 3))
-    for kind in ("npy", "bvh"):
+    for kind in ("npy", "bvh", "glb"):
         tab.js(f"kind.value = '{kind}'; studio.file = null")
         tab.click("#download")
         tab.wait("!!studio.file")
@@ -121,6 +123,18 @@ def test_the_page_shows_the_mannequin_and_keeps_files(site, toy, tmp_path):
         )) for name in ("page", "python")]
     assert np.abs(np.diff(turns[0][:, 3:], axis=0)).max() < 180  # no angle jumps by a full turn
     assert np.abs(turns[0] - turns[1]).max() < 0.2
+    file, body = Glb(tmp_path / "page.glb"), fit_body(joints, 20)
+    assert file.json["animations"][0]["name"] == "a man does a cartwheel"
+    for frame in range(0, len(joints), 9):
+        placed = file.globals(0, frame)[:22, :3, 3]
+        assert np.abs(placed - body.joints[frame]).max() < 1e-3
+        assert np.abs(file.corners(0, frame) - body.joints[frame, 0]).max() < 1.5
+    at_rest = file.array(file.json["meshes"][0]["primitives"][0]["attributes"]["POSITION"])
+    assert np.abs(file.corners() - at_rest).max() < 1e-5 and abs(at_rest[:, 1].min()) < 0.01
+    assert sum(file.json["accessors"][one["indices"]]["count"]
+               for one in file.json["meshes"][0]["primitives"]) > 3000
+    if (NODE / "node_modules" / "gltf-validator").is_dir():
+        assert not validated(tmp_path / "page.glb")["issues"]["messages"]
     tab.js("count.value = '2'")
     made_by(tab, lambda: tab.js("studio.make('a man jumps')"))
     tab.click("#download")

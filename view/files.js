@@ -121,4 +121,73 @@ function bvh({joints, frames}, {pose, fps}) {
   return new Blob([lines.join("\n"), "\n"]);
 }
 
-const FILES = {bvh, npy};
+/** As write_glb of formats/glb.py: the mannequin, and the motion as its animation. Feet are not
+    locked, and the mesh is the player's, which is coarser. */
+function glb({joints, frames}, {pose, fps, mesh}, name) {
+  const {offsets, world, placed} = fitBody(joints, pose, fps), {children, parents} = pose;
+  const decoded = (text, Kind = Uint8Array) =>
+    new Kind(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
+  const json = {asset: {version: "2.0", generator: "nanoMLD"}, scene: 0, accessors: [],
+                bufferViews: []};
+  const parts = [], kinds = {Float32Array: 5126, Uint16Array: 5123, Uint8Array: 5121};
+  let size = 0;
+  const array = (numbers, type, {target, limits, ...more} = {}) => {  // the number of its accessor
+    const width = {SCALAR: 1, VEC3: 3, VEC4: 4, MAT4: 16}[type], rest = -numbers.byteLength & 3;
+    const view = {buffer: 0, byteOffset: size, byteLength: numbers.byteLength};
+    if (target) view.target = target;
+    const found = most => Array.from({length: width}, (_, k) => numbers.reduce(
+      (best, v, i) => i % width === k ? most(best, v) : best, most()));
+    if (limits) Object.assign(more, {min: found(Math.min), max: found(Math.max)});
+    parts.push(numbers, new Uint8Array(rest)); size += numbers.byteLength + rest;
+    return json.accessors.push({bufferView: json.bufferViews.push(view) - 1, type,
+      count: numbers.length / width, componentType: kinds[numbers.constructor.name], ...more}) - 1;
+  };
+  const floats = (rows, type, more) => array(Float32Array.from(rows.flat()), type, more);
+  const own = restPose(offsets, pose), vertex = {target: 34962};
+
+  const moves = decoded(mesh.joints), weights = decoded(mesh.weights);
+  const points = Float32Array.from(decoded(mesh.points, Int16Array), v => v * mesh.scale);
+  for (let i = 0; i < weights.length; i++) {  // the skin of a body whose bones are these
+    const j = moves[i], v = 3 * (i >> 2), share = weights[i] / 255;
+    for (let k = 0; k < 3; k++) points[v + k] += share * (own[j][k] - mesh.rest[j][k]);
+  }
+  const normals = decoded(mesh.normals, Int8Array), accent = decoded(mesh.accent);
+  const attributes = {
+    POSITION: array(points, "VEC3", {...vertex, limits: true}),
+    NORMAL: floats(Array.from({length: accent.length},
+      (_, v) => unitOf(Array.from(normals.subarray(3 * v, 3 * v + 3)))), "VEC3", vertex),
+    JOINTS_0: array(moves.map((j, i) => weights[i] ? j : 0), "VEC4", vertex),
+    WEIGHTS_0: array(weights, "VEC4", {...vertex, normalized: true})};
+  const faces = [[], []], quads = decoded(mesh.quads, Uint16Array);
+  for (let q = 0; q < quads.length; q += 4) {
+    const [a, b, c, d] = quads.subarray(q, q + 4);
+    faces[accent[a] && accent[b] && accent[c] && accent[d] ? 1 : 0].push(a, b, c, a, c, d);
+  }
+  json.materials = [["Body", [0.60, 0.64, 0.70, 1]], ["Accent", [0.10, 0.22, 0.42, 1]]].map(
+    ([name, baseColorFactor]) => ({name, pbrMetallicRoughness: {
+      baseColorFactor, metallicFactor: 0, roughnessFactor: 0.6}}));
+  json.meshes = [{name: "Mannequin", primitives: faces.map((corners, material) => ({attributes,
+    material, indices: array(Uint16Array.from(corners), "SCALAR", {target: 34963})}))}];
+  json.nodes = offsets.map((translation, j) => ({name: pose.mixamo[j], translation,
+    ...children[j].length && {children: children[j]}}));
+  json.scenes = [{nodes: [0, json.nodes.push({name: "Mannequin", mesh: 0, skin: 0}) - 1]}];
+  json.skins = [{skeleton: 0, joints: offsets.map((_, j) => j), inverseBindMatrices: floats(
+    own.map(([x, y, z]) => [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, -x, -y, -z, 1]), "MAT4")}];
+
+  const input = floats(world.map((_, t) => [t / fps]), "SCALAR", {limits: true});
+  const animation = {name, channels: [], samplers: []};
+  const track = (node, path, output) => animation.channels.push({target: {node, path},
+    sampler: animation.samplers.push({input, output, interpolation: "LINEAR"}) - 1});
+  track(0, "translation", floats(placed.map(row => row[0]), "VEC3"));
+  offsets.forEach((_, j) => track(j, "rotation", floats(continuous(world.map(turned => j
+    ? composed(transposed(turned[parents[j]]), turned[j]) : turned[j])
+  ).map(([w, ...v]) => [...v, w]), "VEC4")));
+  json.animations = [animation];
+  json.buffers = [{byteLength: size}];
+  const text = new TextEncoder().encode(JSON.stringify(json)), gap = -text.length & 3;
+  const head = (...numbers) => Uint32Array.from(numbers), long = text.length + gap;
+  return new Blob([head(0x46546c67, 2, 28 + long + size, long, 0x4e4f534a), text, " ".repeat(gap),
+                   head(size, 0x004e4942), ...parts]);  // "glTF", "JSON", "BIN"
+}
+
+const FILES = {glb, bvh, npy};

@@ -7,9 +7,10 @@
 The file needs no server and no network: open it from disk, or put it on any web space. It takes
 every model with the small text tower and a VAE; docs/page.md has more.
 
-What is in it: page.html with studio.js, into which go model.js (MLD.generate in JavaScript) with
-tensors.js and words.js, matmul.c as WebAssembly, player.html, and the weights in base64. studio.py
-serves the same page, and makes the motions in Python.
+What is in it: page.html with studio.js, player.html, the weights in base64, and what runs in the
+page's worker: model.js (MLD.generate in JavaScript) with tensors.js and words.js, matmul.c as
+WebAssembly, turns.js (the mannequin's rotations) and files.js. studio.py serves the same page, and
+makes the motions in Python.
 """
 import argparse
 import base64
@@ -36,6 +37,7 @@ from formats.rotations import T_POSES
 from view import matmul, render, skin
 
 FOLDER = Path(__file__).resolve().parent
+PROGRAM = "tensors.js", "words.js", "model.js", "turns.js", "files.js", "worker.js"
 SCRIPTS = "studio.js", "floor.js", "timeline.js"  # of page.html, in this order
 LARGEST = 24 * 10**6  # bytes of a page
 KINDS = "float16", "int8", "float32"
@@ -112,7 +114,7 @@ def header_of(model, tensors, ckpt=""):
         "unit": skeleton.unit, "parents": skeleton.parents, "most": model.max_frames,
         "bones": None if lengths is None else lengths.tolist(),
         "camera": render.CAMERA, "body": body_of(skeleton), "ckpt": ckpt,
-        "kinds": ["bvh", "npy"] if same_body else ["npy"],
+        "kinds": ["bvh", "npy"] if same_body else ["npy"],  # of files
         "pose": pose_of(T_POSES[skeleton.num_joints]) if same_body else None,
         "examples": known or model.actions[:6]}
 
@@ -222,6 +224,8 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
     tensors, weights = pack(model, kind)
     header = header_of(model, tensors, ckpt and f" --ckpt {shlex.quote(ckpt)}")
     header["mesh"] = mesh_of(model, (header["examples"] or [""])[0])
+    if header["mesh"]:
+        header["kinds"].insert(0, "glb")
     text = page_text(header, title, program_text(), matmul.kept()[2], weights)
     if len(text.encode()) > LARGEST:
         raise ValueError(f"{path} would have {len(text) / 1e6:.0f} MB, and a page has at most "
@@ -233,8 +237,7 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
 
 def program_text():
     """What runs in the page's worker."""
-    return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8")
-                   for name in ("tensors.js", "words.js", "model.js", "turns.js", "files.js"))
+    return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8") for name in PROGRAM)
 
 
 def main(argv=None):

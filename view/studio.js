@@ -18,7 +18,8 @@ function commandOf({text, seeds, settings: {frames, guidance, steps}, then, loop
     frames && `--seconds ${all}`, `--seed ${seeds[0]}`, `--guidance ${guidance}`,
     `--sampler dpm++ --steps ${steps}${chosen.ckpt}`,
     constraints.length && "--constraints constraints.json",
-    $("kind").value && `--format ${$("kind").value}`].filter(Boolean).join(" ");
+    $("kind").value && `--format ${$("kind").value}`,
+    $("kind").value === "glb" && !header.models && "--no-lock-feet"].filter(Boolean).join(" ");
   const quoted = texts.map(one => one.includes("!") ? `'${one.replace(/'/g, "'\\''")}'`
     : `"${one.replace(/["\\$`]/g, "\\$&")}"`).join(" ");
   const written = constraints.length
