@@ -434,6 +434,36 @@ def test_six_at_once_and_one_is_kept(tab, server):
 
 
 @needs_browser
+@pytest.mark.parametrize("size", [(390, 844), (1280, 720)])
+@pytest.mark.parametrize("dark, still", [(False, True), (True, False)])
+def test_six_small_cells_on_any_screen(tab, server, size, dark, still):
+    opened(tab, server, width=size[0], height=size[1], dark=dark, touch=size[0] < 500)
+    tab("Emulation.setEmulatedMedia", features=[
+        {"name": "prefers-reduced-motion", "value": "reduce" if still else ""},
+        {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+    tab("Page.reload")
+    tab.wait(ready())
+    made_by(tab, lambda: choose(tab, "count", "6"), 6)
+    assert tab.js("stage.contentWindow.player.clock.playing") is not still
+    cells = tab.js("""[...stage.contentDocument.querySelectorAll(".cell")].map(cell => {
+      const box = cell.getBoundingClientRect(), text = cell.querySelector("small");
+      return [box.left, box.top, box.right, box.bottom, text.textContent]; })""")
+    wide, high = tab.js("[stage.clientWidth, stage.contentDocument.getElementById('stage')"
+                        ".clientHeight]")
+    assert [cell[4] for cell in cells] == [f"seed {1234 + i}" for i in range(6)]
+    for left, top, right, bottom, _ in cells:  # all of it can be seen, and a person in it
+        assert 0 <= left and right <= wide + 1 and 0 <= top and bottom <= high + 1
+        assert right - left > 110 and bottom - top > 140
+    assert tab.js("[...pick.children].every(e => e.getBoundingClientRect().right <= innerWidth)")
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        with open(f"{folder}/six-{size[0]}-{'dark' if dark else 'light'}.png", "wb") as file:
+            file.write(tab.screenshot())
+    tab("Emulation.setEmulatedMedia", features=[])
+    tab.resize(1280, 720)
+
+
+@needs_browser
 def test_history_stars_and_two_side_by_side(tab, server):
     opened(tab, server)
     assert tab.js("document.getElementById('history').hidden")
