@@ -8,10 +8,12 @@
 
 The page is view/page.html, which `python -m view.page` writes as one file. Here Python makes the
 motions, with any model that takes sentences, and writes every format of sample.py; the line under
-the motion is the sample.py command that makes the very same file.
+the motion is the sample.py command that makes the very same file. Its timeline has several prompts
+in a row, a path drawn on the floor, pins on joints, a first and a last pose (docs/page.md).
 
-Only programs on this computer can reach the server unless --host is given. It takes one job at a
-time, opens no file that a request names, and runs until Ctrl+C. The traffic is not encrypted.
+Only programs on this computer can reach the server (view/server.py) unless --host is given. It takes
+one job at a time, opens no file that a request names, and runs until Ctrl+C. The traffic is not
+encrypted.
 """
 import argparse
 import contextlib

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from test_studio import (  # fixtures, too
-    JOB, choose, enter, made_by, maker, needs_browser, opened, post, sampled, server, tab, typed)
+    JOB, choose, enter, made_by, maker, needs_browser, opened, post, ready, sampled, server, tab,
+    typed)
 
 __all__ = ["maker", "server", "tab"]
 WALK = JOB | {"text": "a person walks forward", "frames": 60}
@@ -32,9 +33,12 @@ def joints_of(data):
     ({"then": [{"text": "a man sits down", "frames": 40}], "num": 2},
      ["--story", "a person walks forward", "a man sits down", "--seconds", "3,2", "--num", "2",
       "--format", "glb"]),
+    ({"then": [{"text": "a man sits down", "frames": 0}], "frames": 0},
+     ["--story", "a person walks forward", "a man sits down", "--format", "bvh"]),
     ({"loop": True}, ["a person walks forward", "--loop", "--seconds", "3", "--format", "npy"]),
     ({"constraints": [WAY, PIN]}, ["a person walks forward", "--seconds", "3", "--format", "npy",
-                                   "--constraints", "c.json"])], ids=["story", "loop", "pins"])
+                                   "--constraints", "c.json"])], ids=["story", "auto", "loop",
+                                                                         "pins"])
 def test_a_file_is_the_one_that_sample_py_writes(server, tmp_path, more, flags):
     kind = flags[flags.index("--format") + 1]
     status, data = post(server, WALK | more | {"kind": kind}, "/file")
@@ -147,6 +151,51 @@ def test_prompts_in_a_row(tab, server, tmp_path):
     made_by(tab, lambda: tab.click("#again"))
     assert tab.js("seed.value") == "1236"
     assert len(same_file(tab, tmp_path)) == 120
+
+
+@needs_browser
+@pytest.mark.parametrize("repeats", [False, True])
+def test_one_of_several_stories_is_kept(tab, server, repeats):
+    began(tab, server)
+    if repeats:
+        made_by(tab, lambda: tab.js("loop.click()"))
+    else:
+        tab.click("#add")
+        for letter in "a man waves":
+            tab.key(letter)
+        made_by(tab, lambda: enter(tab))
+    made_by(tab, lambda: choose(tab, "count", "2"), 2)
+    shown = "(i => Array.from(stage.contentWindow.player.motions[i].joints))"
+    second = tab.js(f"{shown}(1)")
+    made_by(tab, lambda: tab.click("#pick button:nth-child(2)"))
+    assert tab.js("seed.value") == ("1235" if repeats else "1236")
+    assert tab.js(f"{shown}(0)") == second
+
+
+@needs_browser
+def test_one_types_on_while_motions_are_made(tab, server):
+    """Six variations with a path take seconds, in which the page answers and the box takes keys."""
+    began(tab, server)
+    tab.js("path = [[0, 0], [0, 1], [0.5, 2]]; fixLength(); drawPath(); count.value = '6'")
+    made_by(tab, lambda: tab.js("studio.made = null; make()"), 6)
+    tab.js("studio.made = null; make(); document.getElementById('prompt').select()")
+    assert "Making" in tab.js("said.textContent")
+    for letter in "he runs":
+        tab.key(letter)
+    assert tab.js("[document.getElementById('prompt').value, studio.made]") == ["he runs", None]
+    tab.wait(ready(6))
+
+
+@needs_browser
+def test_a_path_is_drawn_with_a_finger(tab, server):
+    began(tab, server, width=390, height=844, touch=True)
+    tab.js("document.getElementById('floor').scrollIntoView()")
+    x, y = tab.js("(r => [r.x + r.width / 2, r.y + r.height * 3 / 4])"
+                  "(document.getElementById('floor').getBoundingClientRect())")
+    made_by(tab, lambda: tab.touch(((x, y), (x + 30, y - 75)), steps=8))
+    way = tab.js("studio.job.constraints[0].path")
+    assert np.allclose(way[-1][1:], [-1, 2.5], atol=0.05) and len(way) > 4
+    tab.resize(1280, 720)
 
 
 @needs_browser

@@ -167,7 +167,8 @@ def mesh_of(model, text):
     that are drawn as stick figures."""
     c, skeleton = model.config, motion.SKELETONS[model.config.data.skeleton]
     length = min(3 * round(c.data.fps), model.max_frames)
-    _, joints = model.generate([text], lengths=[length], seed=0)
+    _, joints = model.generate([text], lengths=[length], seed=0, sampler="dpm++",
+                               num_inference_steps=10)
     joints = joints[0].cpu().numpy()
     if skeleton.name == "t2m":
         joints = motion.keep_bones(joints, np.linalg.norm(motion.T2M_OFFSETS, axis=1),

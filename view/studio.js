@@ -153,6 +153,7 @@ function again(job) {
 function choices(seeds) {
   $("pick").hidden = seeds.length < 2;
   $("pick").replaceChildren(...seeds.map(seed => button(`Keep ${seed}`, {}, () => {
+    keepLengths();
     $("count").value = 1; $("seed").value = seed; make(); $("prompt").focus();
   })));
 }

@@ -7,6 +7,7 @@
 const NAMES = {seconds: "Seconds", time: "Time in seconds", x: "x, metres to the left",
                y: "y, metres of height", z: "z, metres ahead"};
 let poses = [], ends = {begin: null, end: null};
+let parts = [];  // frames of each prompt of the last motion
 
 const timelineIsOpen = () => $("timeline").ariaPressed === "true";
 const round = (v, unit = 1000) => Math.round(v * unit) / unit;
@@ -81,11 +82,24 @@ function addPrompt({text = "", frames = 0} = {}) {
   return row;
 }
 
+/** One of several stories or loops is to be kept: its own seed would draw other lengths than those
+    that all of them have, so these are set. */
+function keepLengths() {
+  const {job} = studio;
+  if (job.settings.frames || !(job.then.length || job.loop)) return;
+  $("auto").checked = false;
+  $("length").value = parts[0] / fps;
+  [...$("then").children].forEach((row, i) => {
+    row.querySelector(".seconds").value = parts[i + 1] / fps;
+  });
+  tell(); arrange();
+}
+
 /** What cannot be asked for is switched off: a story or a motion that repeats takes no
     constraints, and the model chooses the seconds of all prompts or of none. */
 function arrange() {
   const row = $("then").children.length > 0, {checked: auto} = $("auto");
-  $("asked").disabled = row || $("loop").checked;
+  $("asked").disabled = row || $("loop").checked || !chosen.joints.length;
   for (const field of $("then").querySelectorAll(".seconds")) field.disabled = auto;
   $("place").hidden = !ends.end || path.length > 1;
   $("only").hidden = !$("asked").disabled;
@@ -93,8 +107,9 @@ function arrange() {
 
 /** The prompts, as long as they last, with a mark for each pin; the line follows the player. */
 function drawStrip(job, made) {
-  const story = [job, ...job.then ?? []], parts = made[0].report.parts ?? [made[0].frames];
+  const story = [job, ...job.then];
   let from = 0;
+  ({parts} = made[0].report);
   $("strip").replaceChildren(...story.map(({text}, i) => {
     const start = from / fps, seconds = parts[i] / fps;
     from += parts[i];
@@ -102,7 +117,7 @@ function drawStrip(job, made) {
                               style: `flex: ${parts[i]} 1 0`, ariaLabel: `${text}, from ${
                                 start.toFixed(1)} to ${(start + seconds).toFixed(1)} s`,
                               onclick: () => $("stage").contentWindow.player.seek(start)});
-  }), ...(job.constraints ?? []).filter(one => one.joint).map(({time}) =>
+  }), ...job.constraints.filter(one => one.joint).map(({time}) =>
     element("i", {style: `left: ${100 * time * fps / Math.max(from - 1, 1)}%`})), element("hr"));
 }
 
@@ -225,6 +240,7 @@ function choosePose(id) {
 /** A motion was made: its prompts are drawn, and its ends can be asked for. */
 function drawTimeline(job, found, [motion]) {
   drawStrip(job, found);
+  arrange();
   const name = `“${job.text}${job.then?.length ? " …" : ""}” · ${job.seeds[0]}`;
   poses = [{name, start: jointsAt(motion, 0), end: jointsAt(motion, motion.frames - 1)},
            ...poses.filter(one => one.name !== name)].slice(0, 8);
