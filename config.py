@@ -101,11 +101,12 @@ class VAEConfig(StackConfig):
     lambda_rec: float = 1.0  # weight of the loss on features
     lambda_joint: float = 1.0  # weight of the loss on the joints recovered from them
     lambda_velocity: float = 0.0  # weight of the loss on joint velocities: still feet, no jitter
-    lambda_acceleration: float = 0.0  # of joint accelerations; this and the next three: losses.py
+    lambda_acceleration: float = 0.0  # of joint accelerations; this and the next four: losses.py
     lambda_energy: float = 0.0  # of each joint's mean speed, acceleration and jerk over a clip
     lambda_spectrum: float = 0.0  # of velocities' amplitudes by joint, moment and frequency
     lambda_power: float = 0.0  # of the power of a clip's velocities by frequency
-    sharpen_from: float = 0.0  # share of the steps after which these four count
+    lambda_bones: float = 0.0  # of the bones' directions, in which a nod counts like a kick
+    sharpen_from: float = 0.0  # share of the steps after which these five count
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
 
 
@@ -133,6 +134,7 @@ class DenoiserConfig(StackConfig):
     flip_sin_to_cos: bool = True  # order of the timestep embedding's halves
     freq_shift: float = 0.0  # shift of the timestep embedding's frequencies
     normalize_latents: bool = False  # diffuse latents normalised by the training set's mean and std
+    principal: int = 0  # > 0: diffuse so many tokens of the latents' main directions (latents.py)
     final_linear: bool = False  # a Linear after the last layer norm, so that outputs can be scaled
     length_token: bool = False  # a token tells the motion's length; the paper has none
     mask_padding: bool = True  # without a VAE: mask padded frames (the published code did not)
@@ -278,10 +280,12 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
 }
 TOY = SMALL | {  # sequences of two actions and counts need more latent tokens and more layers
-    "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 40,
+    "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 36,
     "vae.cosine_span": 120, "vae.lambda_velocity": 2.0, "vae.lambda_acceleration": 5.0,
-    "vae.sharpen_from": 0.4, "text.layers": 3, "denoiser.num_layers": 7,
-    "train_vae.batch_size": 32, "train_vae.steps": 4400, "train_diffusion.steps": 7000,
+    "vae.lambda_bones": 0.2, "vae.sharpen_from": 0.4, "text.layers": 3, "text.word_dropout": 0.03,
+    "text.row_dropout": 0.1, "denoiser.num_layers": 7, "denoiser.principal": 2,
+    "train_vae.batch_size": 32, "train_vae.steps": 4600, "train_diffusion.steps": 20_000,
+    "train_diffusion.optimizer": "muon", "train_diffusion.lr": 4e-3, "train.cache_latents": 1,
     "diffusion.guidance_scale": 2.5,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
@@ -322,8 +326,8 @@ RECIPES = {"ours": {}, "paper": PAPER}
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-MAY_BE_ZERO = ("workers", "cosines", "num_actions", "warmup", "seed", "threads", "cache_latents",
-               "sample_every")  # all other whole numbers are positive
+MAY_BE_ZERO = ("workers", "cosines", "num_actions", "principal", "warmup", "seed", "threads",
+               "cache_latents", "sample_every")  # all other whole numbers are positive
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
 BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "row_dropout", "ema", "beta2")
 MOST = {  # what a network, a machine or float32 can take; others: a billion, and a million
@@ -417,7 +421,8 @@ def rules(config):
     tokens = 2 + denoiser.length_token  # beside the latent: noise level, condition, length
     if text.last_hidden_state and denoiser.condition == "text":
         tokens += (77 if text.kind == "clip" else text.context_length) - 1
-    sequence = "vae.latent_size" if vae.arch != "none" else "data.max_frames"
+    sequence = "denoiser.principal" if denoiser.principal else "vae.latent_size"
+    sequence = sequence if vae.arch != "none" else "data.max_frames"
     rows = tokens + get_value(c, sequence)
     yield rows <= denoiser.max_positions, (f"denoiser.max_positions must hold {tokens} tokens and "
                                            f"{sequence}: {rows} or more")
@@ -441,8 +446,13 @@ def rules(config):
         yield c.train.stage != "vae", "train.stage=vae needs a VAE to train, and vae.arch is none"
         yield c.train.cache_latents == 0, "train.cache_latents needs a VAE; set it to 0"
     else:
-        yield (denoiser.latent_dim == vae.latent_dim or c.train.stage == "vae",
+        kept, held = denoiser.principal * denoiser.latent_dim, vae.latent_size * vae.latent_dim
+        yield (denoiser.latent_dim == vae.latent_dim or c.train.stage == "vae" or kept,
                "denoiser.latent_dim and vae.latent_dim differ; they must be equal")
+        yield kept <= held, (f"denoiser.principal x denoiser.latent_dim, {kept}, must be at most "
+                             f"vae.latent_size x vae.latent_dim, {held}")
+        yield (denoiser.normalize_latents or not denoiser.principal,
+               "denoiser.principal needs denoiser.normalize_latents")
         yield vae.latent_size <= 10, "vae.latent_size must be 1 to 10"
         yield (vae.arch != "actor" or vae.latent_size == 1,
                "The ACTOR-style VAE has one latent token; set vae.latent_size=1")

@@ -15,6 +15,7 @@ import fast
 import motion
 from diffusion import draw_noise, make_generators, plan, take_step
 from formats.rotations import T_POSES
+from latents import from_diffused
 
 # Steps of the sampler, and gradients in each: five in each of 10 do more than one in each of 50.
 EFFORTS = {"low": (10, 2), "normal": (10, 5), "high": (10, 10)}
@@ -50,8 +51,8 @@ def decoded(model, x0, lengths):
     """x0 as the sampler has it -> joints (B, T, J, 3) in metres, with gradients."""
     if model.vae is None:
         return model.to_joints(x0)
-    z = x0 * model.latent_std + model.latent_mean if model.normalize_latents else x0
-    features = model.vae.decode(z.to(model.dtype), fast.needed_lengths(lengths), int(lengths.max()))
+    z = from_diffused(model, x0).to(model.dtype)
+    features = model.vae.decode(z, fast.needed_lengths(lengths), int(lengths.max()))
     return model.to_joints(features.float())
 
 

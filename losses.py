@@ -2,7 +2,7 @@
 
 vae.vae_loss compares frame by frame. Of the quick part of a movement a latent knows little, and
 what is right on average, over all that the movement could have been, is to move less: distances
-reward motion that is slow where it should be quick. Here are four terms on the joints J (true) and
+reward motion that is slow where it should be quick. Here are five terms on the joints J (true) and
 J' (reconstructed), in metres, that do not:
 
     lambda_acceleration  mean |d2 J' - d2 J|, in metres a frame^2
@@ -22,6 +22,10 @@ J' (reconstructed), in metres, that do not:
         slowest would count. Magnitudes of short spectra are how networks learn to make crisp
         sound, too (Yamamoto et al. 2020, Parallel WaveGAN).
 
+    lambda_bones         mean |u' - u| of the unit vectors along the bones
+        A nod moves the head by a few centimetres, and counts for little in distances; as a bone's
+        direction it counts as much as the swing of an arm.
+
     lambda_power         mean over k of log(P_k(J') / P_k(J))^2, P_k = the sum of A_k^2 over the
                          clip's windows and joints
         The clip as a whole moves as strongly at each frequency as the real one.
@@ -31,12 +35,15 @@ All are means over a clip's own frames, and then over clips, as in vae_loss.
 import math
 
 import torch
+import torch.nn.functional as F
 
+from motion import SKELETONS, SMPL_PARENTS
 from transformer import length_mask
 from vae import clip_mean
 
 WINDOW, HOP = 16, 8  # frames
 STILL = 1e-4  # metres a frame^k: less counts as this much, so that logarithms are finite
+PARENTS = {len(p): list(p) for p in (*(s.parents for s in SKELETONS.values()), SMPL_PARENTS)}
 TYPICAL = 0.05  # metres a frame: A_1, and k^2 times A_k
 
 
@@ -50,7 +57,7 @@ def sharpness_losses(recon, features, lengths, cfg, to_joints):
 
     Too few frames for a term, such as two for an acceleration, give 0. {} if all weights are 0."""
     terms = {"acceleration": acceleration_loss, "energy": energy_loss, "spectrum": spectrum_loss,
-             "power": power_loss}
+             "power": power_loss, "bones": bones_loss}
     weights = {name: getattr(cfg, f"lambda_{name}") for name in terms}
     if not any(weights.values()):
         return {}
@@ -91,6 +98,13 @@ def power_loss(a, b, lengths):
     share = window_share(a, lengths)[:, :, None]
     made, real = ((amplitudes(x).square().mean(3) * share).sum(1) for x in (a, b))  # (B, K)
     return ((made + STILL**2) / (real + STILL**2)).log().square().mean()
+
+
+def bones_loss(a, b, lengths):
+    """a, b (B, T, J, 3) -> mean distance of the unit vectors along the bones, 0 to 2."""
+    parents = PARENTS[a.shape[2]][1:]
+    made, real = (F.normalize(x[:, :, 1:] - x[:, :, parents], dim=-1) for x in (a, b))
+    return clip_mean((made - real).norm(dim=-1), lengths)
 
 
 def window_share(joints, lengths):

@@ -28,6 +28,7 @@ import motion
 from conditions import CONDITIONS, drop, pick
 from diffusion import (add_noise, draw_noise, guide, make_generators, make_schedule, plan,
                        training_target)
+from latents import diffused_shape, from_diffused, identity, to_diffused
 from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
@@ -168,9 +169,8 @@ class MLD(nn.Module):
         buffer("rest", rest, torch.zeros(24, 3) if config.data.skeleton == "smpl" else None)
         self.normalize_latents = c.normalize_latents and self.vae is not None
         if self.normalize_latents:  # set by train.py, from the training set's latents
-            shape = config.vae.latent_size, config.vae.latent_dim
-            buffer("latent_mean", None, torch.zeros(shape))
-            buffer("latent_std", None, torch.ones(shape))
+            for name, default in identity(config).items():
+                buffer(name, None, default)
 
     @property
     def dtype(self):
@@ -197,7 +197,7 @@ class MLD(nn.Module):
                   denoiser.mask_padding is off, as with the published weights without a VAE: there
                   frames attend to the padding up to the longest motion of the batch); or a list
                   of B seeds; or None for torch's global generator
-        x_T       noise to start from, (B, N, D), or (B, T, F) without a VAE
+        x_T       noise to start from: (B, N, D), (B, principal, D) or, without a VAE, (B, T, F)
         callback, progress   see diffusion.walk
         latents   stop before the VAE's decoder and return z (B, N, D)
         others    B values of another kind of condition, under its keyword (conditions.py)
@@ -219,8 +219,7 @@ class MLD(nn.Module):
         z = fast.walk(self, steps, x_T, cond, uncond, lengths, d, generator, callback, progress)
         if self.vae is None:
             return self.finish(z, fast.needed_lengths(lengths))
-        if self.normalize_latents:
-            z = z * self.latent_std + self.latent_mean
+        z = from_diffused(self, z)
         return z if latents else fast.decode(self, z.to(self.dtype), lengths)
 
     def sampling(self, **changes):
@@ -244,8 +243,8 @@ class MLD(nn.Module):
 
     def start(self, lengths, generator, x_T=None):
         """The given x_T, its shape checked, or one from N(0, I): (B, N, D), or (B, T, F)."""
-        B, T, v = len(lengths), int(lengths.max()), self.config.vae
-        shape = (B, v.latent_size, v.latent_dim) if self.vae else (B, T, len(self.mean))
+        B, T = len(lengths), int(lengths.max())
+        shape = (B, *diffused_shape(self.config)) if self.vae else (B, T, len(self.mean))
         if x_T is None:
             frames = None if self.vae else lengths.cpu()  # how many rows each sample draws
             return draw_noise(shape, generator, self.mean.device, self.mean.dtype, frames)
@@ -271,14 +270,14 @@ class MLD(nn.Module):
         x0        (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F)
         lengths   (B,) of frames, None = all T; padded frames do not count
         texts, actions, others   the condition, as in `generate`; an action of -1 is unknown
-        t, eps, dropped   (B,) int64, like x0, (B,) bool; None: drawn from torch's global generator
+        t, eps, dropped   (B,) int64, like x_T of `generate`, (B,) bool; None: drawn from torch's
+                  global generator
 
         Returns {"loss": scalar, "error": (B,), each sample's loss, without gradient}."""
         B, device = len(x0), x0.device
         padded = None if self.vae else lengths
         x0 = zero_padding(x0, padded)
-        if self.normalize_latents:
-            x0 = (x0 - self.latent_mean) / self.latent_std
+        x0 = to_diffused(self, x0)
         t = torch.randint(len(self.schedule), (B,), device=device) if t is None else t
         eps = torch.randn_like(x0) if eps is None else eps
         given = pick(self.condition, texts=texts, actions=actions, **others)

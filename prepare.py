@@ -9,7 +9,8 @@
     python prepare.py uestc DIR               vibe_cache_refined.pkl and info/
     python prepare.py bvh DIR --captions FILE --name mine       your own motion capture
     python prepare.py cmu BVH_DIR --humanml3d DIR       HumanML3D's part of the CMU database
-    python prepare.py join NAME A B ...       one pack of several, such as join toycmu toy cmu
+    python prepare.py toy --times 7 --name toy7      seven times as many clips, by the same rules
+    python prepare.py join NAME A B:5 ...     one pack of several, B's train clips five times
 
     python prepare.py show toy                play the first four clips in a browser
     python prepare.py show toy 000012 000345  play these clips (writes out/toy.html)
@@ -148,19 +149,27 @@ def pack_cmu(args):
 
 
 def pack_join(args):
-    """Make one pack of several, which must have the same skeleton and frame rate."""
-    packs, found = [open_named(name) for name in args.packs], Found()
+    """Make one pack of several, which must have the same skeleton and frame rate. NAME:5 takes the
+    train clips of a set five times, so that a small one counts beside a large one."""
+    asked = [re.fullmatch(r"(.+?)(?::(\d+))?", name).groups() for name in args.packs]
+    packs, found = [open_named(name) for name, _ in asked], Found()
+    times = [1 if count is None else int(count) for _, count in asked]
+    if 0 in times:
+        raise ValueError("NAME:0 would leave a set out: give 1 or more, found "
+                         f"{args.packs[times.index(0)]}.")
     settings = joined.settings_of(packs)
-    write(args, joined.joined(packs, found), {f"{pack.name} items": len(pack) for pack in packs},
-          found, sources=[pack.path for pack in packs], **settings)
+    rows = {f"{pack.name} items": len(pack) for pack in packs}
+    write(args, joined.joined(packs, found, times), rows, found,
+          sources=[pack.path for pack in packs], **settings)
 
 
 def pack_toy(args):
     """Rebuild the set that ships, from DeepMimic's motions in the pybullet wheel."""
     from toy import motions as toy
     with tempfile.TemporaryDirectory() as scratch:
-        clips = toy.build(find_motions(args.source, scratch))
+        clips = toy.build(find_motions(args.source, scratch), args.times)
     args.line = "python prepare.py toy"  # the file must not depend on where the wheel was
+    args.line += f" --times {args.times} --name {args.name}" * (args.times > 1)
     write(args, clips, {}, Found(), skeleton="t2m", fps=20.0, encoding="joints",
           actions=sorted({clip.action for clip in clips} - {""}))
 
@@ -394,12 +403,14 @@ ARGUMENTS = {
     "--keep": {"action": "store_true", "help": "pack rest poses and motion that no person can have "
                                                "made, too"},
     "--strict": {"action": "store_true", "help": "refuse the set if a single clip cannot be used"},
+    "--times": {"type": int, "default": 1, "metavar": "N",
+                "help": "N times as many clips: the others are for training; wants a --name"},
     "--encoding": {"help": "of text files that are neither UTF-8 nor UTF-16, such as gbk"},
 }
 COMMON = "--keep --strict --encoding --out"
 LAYOUT = f"folder --name --min-length --max-length --actions {COMMON}"
 COMMANDS = {
-    "toy": (pack_toy, "source --out"),
+    "toy": (pack_toy, "source --times --name --out"),
     "humanml3d": (pack_layout, LAYOUT), "kit": (pack_layout, LAYOUT),
     "humanact12": (pack_actions, f"folder --name --smpl {COMMON}"),
     "uestc": (pack_actions, f"folder --name --smpl {COMMON}"),

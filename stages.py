@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data import to_device
 from formats.pack import Caption
+from latents import diffused_shape, principal_axes
 from losses import sharpness_losses
 from vae import clip_mean, vae_loss
 from words import drop_words
@@ -144,15 +145,28 @@ class DiffusionStage(nn.Module):
             model.vae.requires_grad_(False).eval()
             mu, logvar, lengths = self.encode(max(1, c.train.cache_latents))
             if c.denoiser.normalize_latents and not run.init:  # fine-tuning keeps the old ones
-                spread = mu.flatten(0, 1).var(0) + logvar.exp().flatten(0, 1).mean(0)
-                model.latent_mean.copy_(mu.flatten(0, 1).mean(0))
-                model.latent_std.copy_(spread.sqrt())
+                self.normalize(model, mu.flatten(0, 1), logvar.flatten(0, 1), lengths.flatten())
             self.posteriors = (mu, logvar, lengths) if c.train.cache_latents else None
         self.batches = run.batches(
             "train", self.settings.batch_size, motion=self.posteriors is None,
             balanced=self.kind == "action" and c.data.balance_actions)
         if c.train.compile:
             self.denoiser.compile(dynamic=True)
+
+    def normalize(self, model, mu, logvar, lengths):
+        """Set what the diffusion sees of the latents, from those of all train clips."""
+        model.latent_mean.copy_(mu.mean(0))
+        if model.config.denoiser.principal:
+            def decode(z, lengths):
+                device = self.run.device
+                return model.vae.decode(z.to(device), lengths.to(device), int(lengths.max()))
+
+            into, back = principal_axes(decode, mu, logvar, lengths, model.latent_in.shape[1],
+                                        self.run.main)
+            model.latent_in.copy_(into)
+            model.latent_out.copy_(back)
+        else:
+            model.latent_std.copy_((mu.var(0) + logvar.exp().mean(0)).sqrt())
 
     @torch.no_grad()
     def encode(self, crops):
@@ -194,9 +208,9 @@ class DiffusionStage(nn.Module):
         t = torch.randint(len(model.schedule), (n,), generator=g)[share]
         dropped = (torch.rand(n, generator=g) < c.denoiser.condition_dropout)[share]
         if model.vae:
-            shape = (n, model.vae.latent_size, model.vae.latent_dim)
-            noise = torch.randn(shape, generator=g)[share]
-            eps = torch.randn(shape, generator=g)[share]
+            shape = model.vae.latent_size, model.vae.latent_dim
+            noise = torch.randn(n, *shape, generator=g)[share]
+            eps = torch.randn(n, *diffused_shape(c), generator=g)[share]
             crop = step // len(self.batches) if training else None
             x0, lengths = self.latents(batch, noise, crop)
         else:
@@ -302,7 +316,7 @@ def learning_rate(s, step):
     return s.lr * warm * (s.min_lr_ratio + (1 - s.min_lr_ratio) * cosine)
 
 
-def make_optimizers(stage):
+def make_optimizers(stage, precision="float32"):
     """AdamW for all of the stage's parameters, or for those that Muon leaves. Muon takes the
     matrices that multiply activations, but not the tables of tokens and positions."""
     s = stage.settings
@@ -318,7 +332,8 @@ def make_optimizers(stage):
     fused = all(p.is_cuda for p in trained.values())
     optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2), fused=fused)]
     if muon:
-        optimizers.append(Muon(muon, s.lr, weight_decay=s.weight_decay))
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        optimizers.append(Muon(muon, s.lr, weight_decay=s.weight_decay, kind=kind))
     return optimizers
 
 
@@ -326,7 +341,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum, for matrices that multiply activations. An update has the size of
     AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so both take the same lr."""
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, kind=torch.float32):
+        self.kind = kind  # of the numbers that it computes with; what it keeps is in the parameters'
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -341,7 +357,8 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(average, momentum)  # Nesterov's look ahead
                 by_shape.setdefault(p.shape, []).append((p, update))
             for shape, pairs in by_shape.items():
-                updates = in_blocks(torch.stack([update for _, update in pairs]))
+                updates = torch.stack([update for _, update in pairs])
+                updates = in_blocks(updates.to(self.kind)).to(updates.dtype)
                 for (p, _), update in zip(pairs, updates):
                     p.mul_(1 - lr * group["weight_decay"])
                     p.add_(update, alpha=-0.2 * lr * max(shape) ** 0.5)

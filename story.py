@@ -14,6 +14,7 @@ from conditions import pick
 from diffusion import draw_noise, make_generators, plan
 from formats import targets as targets_
 from guidance import body_of, bones_of, decoded, guided_walk, heading, sampled, turned
+from latents import to_diffused
 
 SHARED = 10  # frames that neighbours of a story have in common
 AT_ONCE = 8  # segments of a story that are made together; memory does not grow with more
@@ -166,9 +167,7 @@ def vary(model, clip, texts=None, actions=None, *, strength=0.4, seed=0, num=1, 
     lengths = model.check_lengths([features.shape[1]] * num)
     with torch.no_grad():
         x0 = (features - model.mean) / model.std if model.vae is None else \
-            model.encode_motion(features, lengths[:1])
-        if model.normalize_latents:
-            x0 = (x0 - model.latent_mean) / model.latent_std
+            to_diffused(model, model.encode_motion(features, lengths[:1]))
         given = pick(model.condition, texts=texts, actions=actions)
         given = given and list(given) * (num // len(given))
         d = model.sampling(**settings, **{"guidance_scale": 1.0} if given is None else {})

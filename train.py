@@ -310,7 +310,7 @@ class Loop:
         self.run, self.stage, self.name, self.s = run, stage, stage.name, stage.settings
         self.last, self.best_file = (run.path(f"{self.name}{end}.pt") for end in ("", "_best"))
         self.params = [p for p in stage.parameters() if p.requires_grad]
-        self.optimizers = make_optimizers(stage)
+        self.optimizers = make_optimizers(stage, run.config.train.precision)
         self.scaler = torch.amp.GradScaler(enabled=run.config.train.precision == "fp16")
         self.ema = [p.detach().clone() for p in self.params] if self.s.ema else []
         self.step, self.best = 0, math.inf

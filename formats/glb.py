@@ -28,14 +28,27 @@ SHAPES = {(): "SCALAR", (3,): "VEC3", (4,): "VEC4", (4, 4): "MAT4"}
 MATERIALS = (("Body", (0.60, 0.64, 0.70)), ("Accent", (0.10, 0.22, 0.42)))  # linear RGB
 
 
+def refuse_padding(joints, name, path):
+    """ValueError for joints (T, J, 3) that are a body in some frames and one point in others: those
+    which `MLD.generate` adds after the end of a motion that is shorter than others."""
+    size = np.ptp(joints, axis=1).max(-1)
+    empty = size < 1e-3 * size.max()
+    if empty.any():
+        raise ValueError(f"{path}: all joints of {name!r} are in one point in {empty.sum()} of "
+                         f"{len(empty)} frames, the first of them frame {np.argmax(empty)}; cut "
+                         "the motion off at its own length.")
+
+
 def fit_bodies(motions, fps=T2M.fps, lock=True, path="this motion"):
     """Motions {name: joints (T, J, 3)} -> {name: Body}, all with the same bones.
 
-    ValueError for frames that are not finite, other skeletons, or none at all."""
+    ValueError for frames that are not finite or without a body, other skeletons, or none at all."""
     if not motions or not 0 < fps <= 1000:
         raise ValueError(f"{path}: a character needs at least one motion and up to 1000 frames a "
                          f"second, found {len(motions)} and {fps:g}.")
     known = {name: t_pose_of(joints, path) for name, joints in motions.items()}
+    for name, (_, joints) in known.items():
+        refuse_padding(joints, name, path)
     poses = {id(pose): pose for pose, _ in known.values()}
     if len(poses) > 1:
         raise ValueError(f"{path}: all motions of a file need the same skeleton, found "

@@ -29,20 +29,25 @@ def settings_of(packs):
             "actions": list(dict.fromkeys(action for pack in packs for action in pack.actions))}
 
 
-def joined(packs, found):
+def joined(packs, found, times=None):
     """Yield the clips of all packs. The ids of a set that shares one with another set become
-    `set_id`, and that is said. ValueError if that is no help."""
-    times = Counter(id for pack in packs for id in pack.ids)
-    prefixes = [f"{pack.name}_" if any(times[id] > 1 for id in pack.ids) else "" for pack in packs]
+    `set_id`, and that is said. ValueError if that is no help.
+
+    times   how often the train items of each pack are to be there, so that a small set is not lost
+            in a large one; they become id.1, id.2, ... A copy takes the room of a line."""
+    seen = Counter(id for pack in packs for id in pack.ids)
+    prefixes = [f"{pack.name}_" if any(seen[id] > 1 for id in pack.ids) else "" for pack in packs]
     after = Counter(prefix + id for pack, prefix in zip(packs, prefixes) for id in pack.ids)
     twice = [id for id, count in after.items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} ids are there twice even with the name of their set in "
                          f"front, such as {twice[0]}; give the sets names of their own (--name).")
-    for pack, prefix in zip(packs, prefixes):
+    for pack, prefix, count in zip(packs, prefixes, times or [1] * len(packs)):
         if prefix:
             found.say(f"ids get {prefix} in front, because another set has some of them", pack.name)
         for clip in pack.clips():
             items = [(prefix + id, *rest) for id, *rest in clip.items]
+            if clip.split == "train":
+                items += [(f"{id}.{n}", *rest) for n in range(1, count) for id, *rest in items]
             features = np.asarray(clip.features, np.float32)
             yield replace(clip, id=prefix + clip.id, items=items, features=features)

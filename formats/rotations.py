@@ -7,7 +7,7 @@
 Positions say less than rotations do, and a recorded body is not quite rigid. What is decided here:
 - Bones are constant and the same on both sides: each has its median length over the motion.
 - At rest the body stands on the floor in a T-pose, facing +Z. Joint j turns the bones after it.
-- Pelvis and chest, where three bones meet, turn by the best common rotation (Kabsch's algorithm).
+- Pelvis and chest, where three bones meet, turn by the best common rotation (formats/trunk.py).
   What they turn about the spine is spread evenly over the joints between them.
 - A bent knee or elbow is a hinge, and shows how far thigh or upper arm is twisted. A straight one
   shows nothing: there the twist of the frames before and after is kept.
@@ -23,9 +23,9 @@ from functools import cached_property
 import numpy as np
 
 from formats.ends import lay_toes, roll_foot, spread, standing, steady_head
+from formats.trunk import place_fork, reach, spine_turns
 from motion import (
-    KIT, SMPL_PARENTS, T2M, axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_quaternion,
-    rotation_between, unit_rows)
+    KIT, SMPL_PARENTS, T2M, matrix_to_quaternion, rotation_between, unit_rows)
 
 X, Y, Z = np.eye(3)
 SLOPE = {"foot": -20, "midfoot": -20, "head": 70}  # degrees above +Z at rest, as in HumanML3D
@@ -198,26 +198,6 @@ def _share_misfits(joints, lengths, pose):
     return targets
 
 
-def _place_fork(offsets, seen):
-    """The best place for a joint and three bones that meet in it: offsets (3, 3) at rest, and the
-    four joints seen (T, 4, 3), the fork first -> its rotations (T, 3, 3) and positions (T, 3)."""
-    rest = np.concatenate([np.zeros((1, 3)), offsets])
-    rest_centre, centre = rest.mean(0), seen.mean(1)
-    rotation = best_rotation(rest - rest_centre, seen - centre[:, None])
-    return rotation, centre - rotation @ rest_centre
-
-
-def best_rotation(rest, seen):
-    """The rotation R (T, 3, 3) with the least squared error of R rest (N, 3) against seen
-    (T, N, 3), by Kabsch's algorithm; frames that define none take that of the last which did."""
-    u, size, vt = np.linalg.svd(seen.swapaxes(-1, -2) @ rest)
-    u[..., 2] *= np.linalg.det(u @ vt)[:, None]
-    rotation = u @ vt
-    valid = size[:, 1] > 1e-6 * np.square(rest).sum() + 1e-12
-    last = np.maximum.accumulate(np.where(valid, np.arange(len(seen)), -1))
-    return np.where((last < 0)[:, None, None], np.eye(3), rotation[np.maximum(last, 0)])
-
-
 def _swing(before, direction, bone):
     """Turn `before` (T, K, 3, 3) the shortest way so that its `direction` (K, 3) points along
     bone (T, K, 3); a bone of length 0 turns nothing."""
@@ -268,12 +248,6 @@ def _average(told, weight, fps):
     return (sums[..., :2] + (0.02, 0)) / (sums[..., 2:] + 0.02)  # far from any bend: no twist
 
 
-def _spine_turns(pelvis, chest, joints):
-    """World rotations (T, 3, 3) on the way from the pelvis's to the chest's, `joints` of them."""
-    turn = matrix_to_axis_angle(pelvis.swapaxes(-1, -2) @ chest)
-    return [pelvis @ axis_angle_to_matrix(turn * (i + 1) / (joints + 1)) for i in range(joints)]
-
-
 def fit_body(joints, fps=T2M.fps, offsets=None):
     """Joints (T, J, 3) in metres, Y up, of one of the T_POSES -> Body.
 
@@ -287,9 +261,12 @@ def fit_body(joints, fps=T2M.fps, offsets=None):
     pelvis, chest = pose.forks
     targets = _share_misfits(joints, lengths, pose)
     for fork, bones in pose.forks.items():
-        world[:, fork], targets[:, fork] = _place_fork(offsets[bones], targets[:, [fork, *bones]])
+        world[:, fork], targets[:, fork] = place_fork(offsets[bones], targets[:, [fork, *bones]])
     placed[:, pelvis] = targets[:, pelvis]
-    turns = dict(zip(pose.spine, _spine_turns(world[:, pelvis], world[:, chest], len(pose.spine))))
+    first, *spine = *pose.spine, chest
+    start = targets[:, pelvis] + world[:, pelvis] @ offsets[first]
+    targets[:, spine] = reach(start, targets[:, spine], lengths[spine, 0])
+    turns = dict(zip(pose.spine, spine_turns(world[:, pelvis], world[:, chest], len(pose.spine))))
     for level in pose.levels[1:]:
         before = world[:, parents[level]]  # (T, K, 3, 3)
         placed[:, level] = (placed[:, parents[level]]

@@ -131,7 +131,8 @@ def test_paper_recipe():
         (["--vae.num_layers=4"], "vae.num_layers must be odd"),
         (["--denoiser.num_layers=4"], "denoiser.num_layers must be odd"),
         (["--vae.num_heads=5"], "must divide vae.latent_dim"),
-        (["--vae.latent_dim=64"], "must be equal; found denoiser.latent_dim=128, vae"),
+        (["--vae.latent_dim=64", "--denoiser.principal=0"],
+         "must be equal; found denoiser.latent_dim=128, vae"),
         (["--vae.latent_size=11"], "1 to 10"),
         (["--vae.max_positions=100"], "must hold data.max_frames"),
         (["--modules", "novae", "--stage", "vae"], "needs a VAE to train"),
@@ -148,7 +149,7 @@ def test_paper_recipe():
         (["--train_vae.lr=0"], "train_vae.lr must be positive"),
         (
             ["--text.last_hidden_state", "1", "--denoiser.max_positions=50"],
-            "must hold 79 tokens and vae.latent_size",
+            "must hold 79 tokens and denoiser.principal",
         ),
         (
             ["--modules", "novae", "--denoiser.max_positions=122"],
@@ -267,7 +268,7 @@ def test_help_is_short_and_shows_the_values_at_hand(capsys):
     assert values["--train_diffusion.steps"] == "550000" and values["--train_vae.lr"] == "0.0003"
     settings = lines[lines.index("Settings, with the values of the preset mld_humanml3d:"):]
     assert 10 <= len(settings) - 3 <= 14 and "--help all" in lines[-1]
-    assert printed(capsys, "--help")[0]["--train_vae.steps"] == "4400"
+    assert printed(capsys, "--help")[0]["--train_vae.steps"] == "4600"
     # a dataset that is not packed yet has help, too
     assert printed(capsys, "--dataset", "mine", "--help")[0]["--train_vae.steps"] == "4000"
 

@@ -9,17 +9,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
-    "fast", "conditions", "guidance", "story", "edit", "lengths", "data", "checkpoint", "published",
-    "published_clip", "train", "stages", "losses", "finetune", "sample", "eval", "prepare",
+    "fast", "conditions", "latents", "guidance", "story", "edit", "lengths", "data", "checkpoint",
+    "published", "published_clip", "train", "stages", "losses", "finetune", "sample", "eval", "prepare",
     "studio"}
 FORMATS = {"config", "motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
-         "conditions", "mld", "words"} | EDITS
+         "conditions", "latents", "mld", "words"} | EDITS
 STORED = MODEL | {"data", "checkpoint", "published", "published_clip"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
     "config": set(), "kernels": set(), "clip_tokenizer": set(), "lengths": set(), "words": set(),
-    "diffusion": set(), "conditions": set(),
+    "diffusion": set(), "conditions": set(), "latents": set(),
     "motion": {"config"},
     "formats": FORMATS, "toy": FORMATS | {"words"}, "data": FORMATS,
     "fast": {"kernels", "diffusion"},
@@ -34,7 +34,7 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "judge": STORED,
     "view": STORED,
     "finetune": STORED,
-    "losses": {"transformer", "vae"},
+    "losses": {"motion", "transformer", "vae"},
     "stages": STORED | {"losses", "judge", "view"},
 }
 # for other files of the hall

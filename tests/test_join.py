@@ -53,6 +53,26 @@ def test_a_joined_pack_holds_all_items(tmp_path, capsys):
     assert len(both._arrays["clip_frames"]) == 5  # a part takes no space of its own
 
 
+def test_a_small_set_may_be_there_several_times(tmp_path, capsys):
+    a = write(tmp_path, "a", ["000001", "000002", "000003"])
+    b = write(tmp_path, "b", ["x", "y"], 7)
+    once, _ = join(capsys, tmp_path, a, b)
+    out = tmp_path / "both.pack"
+    code, _, error = run(capsys, "join", "both", a.path, b.path + ":3", "--out", out)
+    assert code == 0, error
+    both = Pack.open(str(out))
+    assert both.ids == [*once.ids[:8], "x.1", "A_x.1", "x.2", "A_x.2", *once.ids[8:]]
+    new = [i for i, id in enumerate(both.ids) if id not in once.ids]
+    for i in new:
+        first = both.ids.index(both.ids[i].split(".")[0])
+        assert both.splits[i] == "train" and both.captions(i) == both.captions(first)
+        np.testing.assert_array_equal(both.features(i), both.features(first))
+    assert len(both._arrays["clip_frames"]) == 5  # the motion is stored once
+    both.check()
+    assert "NAME:0 would leave a set out" in refused(
+        capsys, tmp_path, "join", "both", a.path, b.path + ":0")
+
+
 def test_joints_and_features_become_features(tmp_path, capsys):
     a = write(tmp_path, "a", ["1", "2"])
     b = write(tmp_path, "b", ["3", "4"], encoding="features")

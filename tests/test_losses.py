@@ -8,15 +8,16 @@ import torch
 
 from config import TOY, Config, VAEConfig, set_value
 from losses import (
-    HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, energy_loss, power_loss, sharpness_losses,
-    spectrum_loss)
+    HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, bones_loss, energy_loss, power_loss,
+    sharpness_losses, spectrum_loss)
+from motion import KIT, SMPL_PARENTS, T2M
 from stages import VAEStage
 from vae import MotionVAE
 
-TERMS = acceleration_loss, energy_loss, spectrum_loss, power_loss
+TERMS = acceleration_loss, energy_loss, spectrum_loss, power_loss, bones_loss
 
 
-def walk(frames, batch=2, joints=5, seed=0):
+def walk(frames, batch=2, joints=22, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(batch, frames, joints, 3, generator=g).cumsum(1) * 0.02
 
@@ -28,7 +29,7 @@ def whole(x):
 @pytest.mark.parametrize("loss", TERMS)
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, WINDOW, WINDOW + 1, 40])
 def test_gradients_are_finite_for_few_frames_and_still_bodies(loss, frames):
-    for a in (walk(frames), torch.zeros(2, frames, 5, 3)):
+    for a in (walk(frames), torch.zeros(2, frames, 22, 3)):
         a.requires_grad_()
         value = loss(a, torch.zeros_like(a), torch.tensor([frames, 1]))
         (value + 0 * a.sum()).backward()  # a clip without a window has no gradient at all
@@ -47,7 +48,7 @@ def test_padding_does_not_matter(loss):
     a, b, lengths = walk(60), walk(60, seed=1), torch.tensor([60, 31])
     want = loss(a, b, lengths)
     a, b = a.clone(), b.clone()
-    a[1, 31:], b[1, 31:] = 9.0, torch.randn(29, 5, 3)
+    a[1, 31:], b[1, 31:] = 9.0, torch.randn(29, 22, 3)
     assert torch.allclose(loss(a, b, lengths), want, rtol=1e-5)
     more = torch.cat((a, a[:, :20] + 3), 1), torch.cat((b, b[:, :20]), 1)
     assert torch.allclose(loss(*more, lengths), want, rtol=1e-5)
@@ -70,6 +71,26 @@ def test_energy_is_the_squared_log_ratio():
 def test_power_is_the_squared_log_ratio():
     b = walk(200) * 100
     assert power_loss(2 * b, b, whole(b)).item() == pytest.approx(math.log(4) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("parents", [T2M.parents, KIT.parents, SMPL_PARENTS])
+def test_bones_count_by_their_angle_and_not_by_their_length(parents):
+    real = torch.randn(1, 7, len(parents), 3).double().cumsum(1)
+    for j in (len(parents) - 1, 1):  # a joint without children, and one that carries others along
+        made, bone = real.clone(), real[:, 2:5, j] - real[:, 2:5, parents[j]]
+        across = torch.linalg.cross(bone, torch.randn(1, 3, 3).double())
+        across = across / across.norm(dim=-1, keepdim=True) * bone.norm(dim=-1, keepdim=True)
+        angle, longer = 0.4, 1.7  # in three of seven frames
+        moved = real[:, 2:5, parents[j]] + longer * (bone * math.cos(angle) + across * math.sin(angle))
+        below = [k for k in range(len(parents)) if j in line(k, parents)]
+        made[:, 2:5, below] += (moved - real[:, 2:5, j])[:, :, None]
+        wanted = 3 / 7 * 2 * math.sin(angle / 2) / (len(parents) - 1)
+        assert float(bones_loss(made, real, whole(real))) == pytest.approx(wanted)
+
+
+def line(joint, parents):
+    """The joint, its parent, and so on."""
+    return [joint, *line(parents[joint], parents)] if joint >= 0 else []
 
 
 @pytest.mark.parametrize("loss", TERMS)
@@ -117,7 +138,7 @@ def test_the_sum_is_weighted_and_terms_without_weight_are_absent():
     lengths = torch.tensor([40, 30])
 
     def to_joints(x):
-        return x.unflatten(-1, (5, 3))
+        return x.unflatten(-1, (22, 3))
 
     losses = sharpness_losses(a, b, lengths, cfg, to_joints)
     assert set(losses) == {"loss", "energy", "spectrum"}
@@ -148,7 +169,7 @@ def test_the_stage_lets_them_in_late():
         losses.append(stage(stage.prepare(batch, step)))
     early, late = losses
     ours = sum(getattr(config.vae, f"lambda_{name}") * late[name]
-               for name in ("acceleration", "energy", "spectrum"))
+               for name in ("acceleration", "energy", "spectrum", "bones"))
     assert torch.allclose(late["loss"] - early["loss"], ours, rtol=1e-4)
     z = torch.zeros(2, 4, 16)
     val = stage.loss(batch["features"], batch["features"] * 0.5, z, z, batch["lengths"])

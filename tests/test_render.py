@@ -13,7 +13,7 @@ import pytest
 
 import browser
 from formats.pack import Pack
-from view import render
+from view import render, stills
 from motion import KIT, SMPL_PARENTS, T2M, T2M_OFFSETS, axis_angle_to_matrix, forward_kinematics
 from view.render import write_gif, write_player
 
@@ -211,6 +211,67 @@ def test_a_gif_shows_the_whole_body_and_how_far_it_is(tmp_path, capsys):
         assert limbs.sum() > 50
         for cell in (limbs[:, :120], limbs[:, 120:]):  # nobody touches the edge of a cell
             assert not (cell[:, :3].any() or cell[:, -3:].any() or cell[-3:].any())
+
+
+def test_a_gif_shows_the_mannequin_and_other_bodies_as_stick_figures(tmp_path):
+    """Its left side is to our right, as it looks at us; its hands are darker than its arms."""
+    image_module = pytest.importorskip(
+        "PIL.Image", reason="NOT TESTED: GIFs need pip install pillow"
+    )
+    kit = walk(2, KIT.parents, KIT.offsets_dir * 0.2)
+    write_gif(tmp_path / "a.gif", [{"joints": toy("walk")[:2]}, {"joints": kit, "fps": 12.5}])
+    both = np.asarray(image_module.open(tmp_path / "a.gif").convert("RGB")).astype(float)
+    colours = render._theme("light")
+
+    def like(name, bright, picture):
+        return np.abs(picture - bright * np.array(colours[name])).sum(-1) < 30
+
+    flesh, stick = both[:, :320], both[:, 320:]
+    at = {side: np.nonzero(like(side, 1, flesh))[1].mean() for side in ("left", "right")}
+    assert at["right"] + 10 < at["left"]
+    assert like("left", 0.68, flesh).sum() > 10 and like("left", 1, stick).any()
+
+
+def test_the_flesh_of_a_still_picture_follows_the_joints():
+    joints = toy("cartwheel")
+    flesh = stills.flesh_of(joints, T2M.parents, 20)
+    mesh, owner = flesh.mesh, flesh.mesh.joints[:, 0]
+    alone = mesh.weights[:, 0] == 255  # corners that one joint moves keep their distance to it
+    assert alone.mean() > 0.3
+    for t in (0, 30):
+        corners = flesh.corners(t)
+        now = np.linalg.norm(corners - joints[t][owner], axis=1)[alone]
+        rest = np.linalg.norm(mesh.points - flesh.rest[owner], axis=1)[alone]
+        np.testing.assert_allclose(now, rest, atol=1e-9)
+    still = stills.Flesh(mesh, flesh.rest, np.tile(np.eye(3), (1, 22, 1, 1)), flesh.rest[None])
+    np.testing.assert_allclose(still.corners(0), mesh.points, atol=1e-9)
+
+
+def test_faces_of_a_still_picture_come_far_ones_first_and_only_those_that_are_seen():
+    """A man in a T-pose, seen from the front: the last face of his head is the tip of his nose."""
+    flesh = stills.flesh_of(toy("walk"), T2M.parents, 20)
+    rest = flesh.rest[None]
+    flesh = stills.Flesh(flesh.mesh, flesh.rest, np.tile(np.eye(3), (1, 22, 1, 1)), rest)
+
+    class Camera:
+        axes = np.eye(3)  # it looks along -Z, from a place 5 m away
+
+        def __call__(self, points):
+            return np.stack([100 * points[:, 0], -100 * points[:, 1], 5 - points[:, 2]], axis=-1)
+
+    colours = np.zeros((22, 3))
+    colours[15] = 255, 0, 0  # the head
+    faces = flesh.faces(0, Camera(), colours)
+    front = flesh.mesh.normals[flesh.mesh.quads].mean(1)[:, 2]
+    assert abs(len(faces) - (front > 0).sum()) < 0.02 * len(front)
+    deep = flesh.mesh.points[flesh.mesh.quads].mean(1)
+    middles = np.array([np.reshape(outline, (4, 2)).mean(0) for outline, _ in faces]) / (100, -100)
+    place = [np.abs(deep[:, :2] - middle).sum(1) + (front < 0) for middle in middles]
+    order = deep[np.argmin(place, axis=1), 2]
+    assert (np.diff(order) > -0.01).mean() > 0.99 and order[-1] > order[0] + 0.1
+    head = np.flatnonzero(middles[:, 1] > flesh.rest[15, 1] - 0.01)
+    nose, (red, green, _) = middles[head[-1]], faces[head[-1]][1]
+    assert abs(nose[0]) < 0.02 and 0 < nose[1] - flesh.rest[15, 1] < 0.06 and red > 150 > green
 
 
 def test_gif_without_pillow_says_what_to_install(tmp_path, monkeypatch):

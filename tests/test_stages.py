@@ -26,12 +26,13 @@ def test_long_matrices_go_in_blocks():
     assert three.shape == (2, 2 * LARGEST + 1, 3 * LARGEST) and three.isfinite().all()
 
 
-def test_steps_are_those_of_torch():
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_steps_are_those_of_torch(kind):
     g = torch.Generator().manual_seed(0)
     first = [torch.randn(shape, generator=g) for shape in ((24, 16), (16, 24), (24, 16))]
     ours, theirs = ([torch.nn.Parameter(p.clone()) for p in first] for _ in range(2))
     both = (
-        Muon(ours, 0.01, weight_decay=0.1),
+        Muon(ours, 0.01, weight_decay=0.1, kind=kind),
         torch.optim.Muon(
             theirs, 0.01, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
         ),
@@ -45,4 +46,4 @@ def test_steps_are_those_of_torch():
     moved = max((a - b).abs().max() for a, b in zip(ours, first))
     assert moved > 0.02
     for a, b in zip(ours, theirs):  # torch's orthogonalises in bfloat16
-        assert (a - b).abs().max() < 0.02 * moved
+        assert (a - b).abs().max() < (0.02 if kind == torch.float32 else 0.04) * moved

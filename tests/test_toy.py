@@ -300,6 +300,29 @@ def test_a_clip_of_another_form_is_refused(tmp_path):
         toy_clips.read_clip(tmp_path / 'a.txt')
 
 
+def test_a_larger_set_has_the_same_clips_and_more_for_training(monkeypatch):
+    """How build() counts, with a stand-in for the real clips and makers."""
+    def make(rng, real):
+        return rng.random(3), {}
+
+    monkeypatch.setattr(toy, 'Real', lambda folder: None)
+    monkeypatch.setattr(toy, 'ACTIONS', {'jump': (make, 25), 'step LEFT': (make, 10)})
+    monkeypatch.setattr(toy, 'combinations', lambda *_: [])
+    monkeypatch.setattr(toy, 'alive', lambda rng, segment: segment)
+    monkeypatch.setattr(toy, 'joints_of', lambda segment: np.tile(segment, (2, 22, 1)))
+    monkeypatch.setattr(toy, 'captions', lambda *_: [])
+    one, three = toy.build('', 1), toy.build('', 3)
+    assert len(one) == 70 and len(three) == 210
+    assert len({clip.id for clip in three}) == 210
+    for split, count in (('val', 6), ('test', 8), ('train', 56)):  # 2 + 1 and 3 + 1, and mirrors
+        here, there = ([clip for clip in clips if clip.split == split] for clips in (one, three))
+        assert len(here) == count and len(there) == count + 140 * (split == 'train')
+        kept = [[clip for clip in there if clip.action == c.action and np.array_equal(
+            clip.joints, c.joints)] for c in here]
+        assert all(len(found) == 1 for found in kept)
+    assert len({clip.joints.tobytes() for clip in three}) == 210
+
+
 @pytest.mark.skipif(
     not CLIPS_DIR,
     reason='NOT BUILT AGAIN: NANOMLD_TOY_CLIPS does not name pybullet_data/data/motions of 3.2.7',

@@ -257,7 +257,23 @@ class MLD {
 
   // -- generation, as in mld.py
 
-  /** The latent z (N, D) for an embedding; noise: z_T (N, D). */
+  /** How many numbers of a latent are diffused. */
+  get diffused() {
+    const {denoiser: c, vae: v} = this.config;
+    return c.principal ? c.principal * c.latent_dim : v.latent_size * v.latent_dim;
+  }
+
+  fromDiffused(x) {
+    const {latent_mean: mean, latent_std: std, latent_out: out} = this.weights;
+    if (!mean) return x;
+    if (!out) return x.map((v, i) => v * std.data[i] + mean.data[i]);
+    const z = Float32Array.from(mean.data), n = z.length;
+    for (let k = 0; k < x.length; k++)
+      for (let i = 0; i < n; i++) z[i] += x[k] * out.data[k * n + i];
+    return z;
+  }
+
+  /** The latent z (N, D) for an embedding; noise: what z_T is diffused from. */
   sample(embedding, frames, noise, {guidance, steps}) {
     const {denoiser: c, diffusion: d} = this.config, names = "denoiser.length_embedding";
     const length = c.length_token ? [this.embedding(frames, names)] : [];
@@ -276,16 +292,14 @@ class MLD {
       x = x.map((v, i) => step.c_x * v + step.c_0 * x0[i] + step.c_last * last[i]);
       last = x0;
     }
-    if (!this.weights.latent_mean) return x;
-    const {latent_mean: {data: mean}, latent_std: {data: std}} = this.weights;
-    return x.map((v, i) => v * std[i] + mean[i]);
+    return this.fromDiffused(x);
   }
 
   /** A sentence -> {joints (T, J, 3) in metres, features (T, F), frames, seed, report on
       its words}. Without `frames` the length is drawn, by the seed as well. */
   generate(text, {seed = 1234, frames = 0, steps = 10, noise = null,
                   guidance = this.config.diffusion.guidance_scale} = {}) {
-    const {latent_size: N, latent_dim: D} = this.config.vae, report = this.book.understand(text);
+    const report = this.book.understand(text);
     const embedding = this.encode(report.text);
     frames = frames || this.drawLength(embedding, seed);
     const levels = this.config.diffusion.num_train_timesteps;
@@ -295,7 +309,7 @@ class MLD {
     need(Number.isInteger(steps) && steps >= 1 && steps <= levels,
          `The number of steps must be a whole number from 1 to ${levels}, got ${steps}.`);
     need(guidance >= 0 && guidance < Infinity, `Guidance must be 0 or more, got ${guidance}.`);
-    noise = noise || new Generator(seed).normal(N * D);
+    noise = noise || new Generator(seed).normal(this.diffused);
     const z = this.sample(embedding, frames, noise, {guidance, steps});
     const features = this.decode(z, frames), {mean, std} = this.weights, F = mean.data.length;
     for (let i = 0; i < features.length; i++)

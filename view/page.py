@@ -45,9 +45,10 @@ SECTIONS = "data", "vae", "text", "denoiser", "diffusion"
 # generating never asks these
 UNUSED = ("vae.encoder.", "vae.skel_embedding.", "vae.global_motion_token", "vae.dist_layer.",
           "vae.query_pos_encoder.", "vae.linear_path.narrow.", "vae.linear_path.to_latent.",
-          "text_encoder.tower.token_embedding.project.")
+          "text_encoder.tower.token_embedding.project.", "latent_in")
 ROWS = "text_encoder.tower.token_embedding.weight"
-EXACT = ("mean", "std", "latent_mean", "latent_std", "alphas_cumprod", ROWS)  # always float32
+EXACT = ("mean", "std", "latent_mean", "latent_std", "latent_out", "alphas_cumprod",
+         ROWS)  # always float32
 EXAMPLES = ("a person walks forward", "someone jumps with both legs", "a man does a cartwheel",
             "a person waves with the right hand", "a person runs in a circle",
             "a person sits down", "someone kicks with the left leg", "a woman dances")

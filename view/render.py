@@ -11,8 +11,8 @@ A motion is a dict with `joints` (T, J, 3) in metres, Y up, the floor at 0. Opti
                       Found from the joints by default.
     parents           (J,), needed only for a body other than HumanML3D's (22 joints), KIT's (21)
                       or SMPL's (24)
-Several motions play side by side with one clock and one camera. player.html draws them: the 22
-joints of HumanML3D as a mannequin, every other body as a stick figure.
+Several motions play side by side with one clock and one camera. Page and GIF show the 22 joints of
+HumanML3D as a mannequin, every other body as a stick figure.
 """
 import html
 import json
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from config import atomic_write
 from formats.mannequin import RADIUS
 from motion import KIT, SMPL_PARENTS, T2M
-from view import skin
+from view import skin, stills
 
 TEMPLATE = Path(__file__).with_name("player.html")
 SCRIPTS = ("mannequin.js", "webgl.js", "canvas2d.js", "player.js")  # inlined in this order
@@ -264,6 +264,12 @@ def _draw_person(image, motion, t, camera, theme):
         _capsule(dark, shadow[a, :2], shadow[b, :2], *r, round(255 * theme["shadow"]))
     image.paste((0, 0, 0), mask=shade)
 
+    if motion["flesh"]:
+        colours = stills.colours_of(motion["bones"], standing[:, 1:], theme)
+        for outline, colour in motion["flesh"].faces(t, camera, colours):
+            pen.polygon(outline, fill=colour)
+        return
+
     # Far parts come first, in the player's order: the trunk is one part; height counts only when
     # looking from above; limbs count as 6 cm nearer, since each encloses the joint where it begins.
     toward = math.sin(CAMERA["yaw"]), math.sin(CAMERA["pitch"]) ** 3, math.cos(CAMERA["yaw"])
@@ -316,6 +322,7 @@ def write_gif(path, motions, size=(320, 360), columns=None, theme="light"):
     font = ImageFont.load_default(15)
     for motion in motions:
         motion["drawn"], motion["bones"] = _body(motion)
+        motion["flesh"] = stills.flesh_of(motion["joints"], motion["parents"], motion["fps"])
         root, last = motion["joints"][:, 0], len(motion["joints"]) - 1
         reach = [min(round(0.6 * motion["fps"]), t, last - t) for t in range(last + 1)]
         motion["centre"] = np.stack([root[t - r:t + r + 1].mean(0) for t, r in enumerate(reach)])

@@ -32,15 +32,35 @@ def body_of(joints, parents, fps):
     return body if TALL[0] < places[:, 1].max() < TALL[1] else None
 
 
+def _steps(offsets):
+    return tuple(np.rint(offsets.ravel() / STEP).astype(int).tolist())
+
+
+def rounded(offsets):
+    """Bones at rest (22, 3) -> those of the mesh that shows them."""
+    return np.reshape(_steps(offsets), (-1, 3)) * STEP
+
+
+@lru_cache(maxsize=8)
+def _flesh(steps, coarse):
+    return mannequin(np.reshape(steps, (-1, 3)) * STEP, T_POSES[T2M.num_joints], coarse=coarse)
+
+
+def flesh(offsets, coarse=1):
+    """Bones at rest (22, 3) -> a Mesh of formats/mannequin.py, its points `coarse` times as far
+    apart."""
+    return _flesh(_steps(offsets), coarse)
+
+
 def mesh_of(offsets, coarse=1):
     """Bones at rest (22, 3) -> the mesh as JSON; its points are `coarse` times as far apart."""
-    return _mesh(tuple(np.rint(offsets.ravel() / STEP).astype(int).tolist()), coarse)
+    return _mesh(_steps(offsets), coarse)
 
 
 @lru_cache(maxsize=8)
 def _mesh(steps, coarse):
     offsets, pose = np.reshape(steps, (-1, 3)) * STEP, T_POSES[T2M.num_joints]
-    mesh = mannequin(offsets, pose, coarse=coarse)
+    mesh = _flesh(steps, coarse)
     # Corners on the border of the two materials are there twice, so that the border is sharp.
     both = np.intersect1d(mesh.quads[mesh.accent], mesh.quads[~mesh.accent])
     twin = np.arange(len(mesh.points))
@@ -59,12 +79,17 @@ def _mesh(steps, coarse):
             "rest": np.round(rest_pose(offsets, pose), 4).tolist(), "parents": list(T2M.parents)}
 
 
-def turns_of(body, rest):
-    """Body, and the joints (22, 3) of the mesh at rest -> a motion's `turns` and `sizes`."""
+def world_turns(body):
+    """Body -> how its joints are turned relative to the room, (T, J, 3, 3)."""
     world = body.rotations.copy()
     for level in body.pose.levels[1:]:
         world[:, level] = world[:, [body.pose.parents[j] for j in level]] @ world[:, level]
-    turned = matrix_to_quaternion(world)
+    return world
+
+
+def turns_of(body, rest):
+    """Body, and the joints (22, 3) of the mesh at rest -> a motion's `turns` and `sizes`."""
+    turned = matrix_to_quaternion(world_turns(body))
     turned *= np.where(turned[..., :1] < 0, -1, 1)
     rest, own = np.array(rest), rest_pose(body.offsets, body.pose)
     thick = own[:, 1].max() / rest[:, 1].max()

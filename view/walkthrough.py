@@ -14,6 +14,7 @@ import checkpoint
 import diffusion
 import fast
 from config import HERE
+from latents import from_diffused
 
 
 def step(name, value, equation, meaning):
@@ -55,8 +56,7 @@ def walk(model, text, seed, lengths=None):
          f"{now.c_x:.3f} z_t + {now.c_0:.3f} z_0: level {now.t} to {steps[1].t}")
     z = diffusion.sample(model.guided(cond, uncond, lengths, d), x, model.schedule, d.sampler,
                          d.num_inference_steps, d.eta)
-    if model.normalize_latents:
-        z = z * model.latent_std + model.latent_mean
+    z = from_diffused(model, z)
     step("latent z_0", z, "3.2", f"after {len(steps)} such steps; it holds the whole motion")
     frames = model.vae.decode(z, lengths)
     step("frames", frames, "3.1, D(z)", "normalised features, one row per frame")
