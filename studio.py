@@ -11,9 +11,9 @@ motions, with any model that takes sentences, and writes every format of sample.
 the motion is the sample.py command that makes the very same file. Its timeline has several prompts
 in a row, a path drawn on the floor, pins on joints, a first and a last pose (docs/page.md).
 
-Only programs on this computer can reach the server (view/server.py) unless --host is given. It takes
-one job at a time, opens no file that a request names, and runs until Ctrl+C. The traffic is not
-encrypted.
+Only programs on this computer can reach the server unless --host is given. It takes one job at a
+time, opens no file that a request names, and runs until Ctrl+C. The traffic is not encrypted.
+view/server.py is the server.
 """
 import argparse
 import contextlib

@@ -118,7 +118,8 @@ function drawStrip(job, made) {
                                 start.toFixed(1)} to ${(start + seconds).toFixed(1)} s`,
                               onclick: () => $("stage").contentWindow.player.seek(start)});
   }), ...job.constraints.filter(one => one.joint).map(({time}) =>
-    element("i", {style: `left: ${100 * time * fps / Math.max(from - 1, 1)}%`})), element("hr"));
+    element("i", {style: `left: ${100 * time * fps / Math.max(from - 1, 1)}%`})),
+  element("hr", {ariaHidden: "true"}));
 }
 
 function follow() {
