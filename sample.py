@@ -46,6 +46,10 @@ FORMATS = ("html", "bvh", "npy", "gif", "glb", "vrma", "usda")
 TOGETHER = ("html", "gif", "glb")  # one file has all motions
 
 
+def numbers(text):
+    return [float(part) for part in text.split(",")]
+
+
 def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,7 +61,8 @@ def arguments(argv):
         help="action label, for models trained with --condition action; may be repeated")
     add("--unconditional", action="store_true", help="no prompt at all")
     add("--num", type=int, default=1, help="motions per prompt")
-    add("--seconds", type=float, help="length; otherwise drawn to suit the prompt")
+    add("--seconds", type=numbers, help="length, or one for each prompt, such as 3,2.5; otherwise "
+        "drawn to suit the prompt")
     add("--seed", type=int, default=1234, help="motion i is drawn from seed + i")
     add("--steps", type=int, help="denoising steps; otherwise the model's own setting")
     add("--sampler", choices=("ddim", "ddpm", "dpm++"), help="otherwise the model's own")
@@ -148,9 +153,12 @@ def check_numbers(args, count):
     if not 1 <= args.num * count <= MOST_MOTIONS:
         raise ValueError(f"--num must be at least 1, and make at most {MOST_MOTIONS} motions, got "
                          f"{args.num} for each of {count} prompt(s).")
-    if args.seconds is not None and not 0 < args.seconds <= MOST_SECONDS:
-        raise ValueError(f"--seconds must be positive and at most {MOST_SECONDS}, got "
-                         f"{args.seconds:g}.")
+    for one in args.seconds or []:
+        if not 0 < one <= MOST_SECONDS:
+            raise ValueError(f"--seconds must be positive and at most {MOST_SECONDS}, got {one:g}.")
+    if args.seconds and len(args.seconds) not in (1, count):
+        raise ValueError("--seconds takes one length, or one for each prompt; found "
+                         f"{len(args.seconds)} for {count}.")
     if args.steps is not None and not 1 <= args.steps <= MOST_STEPS:
         raise ValueError(f"--steps must be 1 to {MOST_STEPS}, got {args.steps}.")
     if not 0 <= args.seed <= LAST_SEED:
@@ -195,7 +203,8 @@ def lengths_of(args, model, texts, labels, count):
     """How many frames each motion has: as --seconds says, as the model draws, or by a rule."""
     c = model.config.data
     if args.seconds:
-        return [round(args.seconds * c.fps)] * count
+        times = count // len(args.seconds)
+        return [round(one * c.fps) for one in args.seconds for _ in range(times)]
     if model.length_estimator is not None or texts is None:
         return model.draw_lengths(texts, labels, count, args.seed)
     print("These weights do not know how long a motion should be: a rule that looks at the verbs "

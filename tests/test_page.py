@@ -478,7 +478,8 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
     told = tab.js("said.querySelector('b').textContent")
     assert "robot" in told and ("is taken for" in told or "has never seen" in told)
     assert tab.js("command.textContent") == (
-        'python sample.py "a robot jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10')
+        'python sample.py "a robot jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10 '
+        '--format glb --no-lock-feet')
     assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a robot jumps"
     assert not tab.errors
 
@@ -541,6 +542,9 @@ def test_every_control(site):
     tab.js("document.getElementById('prompt').value = '?!'")
     tab.click("#make")
     assert tab.js("said.textContent") == "Write what the person does."
+    made_by(tab, lambda: tab.js("studio.make('a man jumps '.repeat(30))"))
+    most = tab.js("config.text.context_length - 1")
+    assert f"reads {most} words of a prompt; the last {90 - most}" in tab.js("said.textContent")
     text = "a <img src=x onerror=alert(1)> jumps \"$HOME\""
     made_by(tab, lambda: tab.js(f"studio.make({json.dumps(text)})"))
     assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == text

@@ -219,6 +219,8 @@ def test_long_prompts_of_any_script_have_files(models, tmp_path):
         ("text", ["a man jumps", "--seconds", "nan"], "--seconds must be positive"),
         ("text", ["a man jumps", "--seconds", "1e308"], "--seconds must be positive"),
         ("text", ["a man jumps", "--seconds", "0.001"], "must have 1 to"),
+        ("text", ["a man jumps", "--seconds", "2,0"], "--seconds must be positive"),
+        ("text", ["a man jumps", "--seconds", "2,3"], "one for each prompt; found 2 for 1"),
         ("text", ["a man jumps", "--num", "1000000000"], "at most 10000 motions"),
         ("text", ["a man jumps", "--seed", str(2**64)], "--seed must be a whole number from 0 to"),
         ("text", ["a man jumps", "--seed", "-1"], "--seed must be a whole number from 0 to"),

@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import sample
 import studio
 from view import page
+from view import server as serving
 
 needs_browser = pytest.mark.skipif(
     browser.find() is None, reason="NOT TESTED: the studio in a browser; Chromium is not installed")
@@ -32,7 +34,7 @@ READY = ("!!window.studio && !!studio.made && stage.contentWindow?.player?.stats
 
 
 def started(maker, token=""):
-    server = studio.Server(("127.0.0.1", 0), maker, token)
+    server = serving.Server(("127.0.0.1", 0), maker, token)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -98,6 +100,36 @@ def test_a_file_is_the_one_that_sample_py_writes(server, tmp_path, kind, num):
                            "2.5", "--sampler", "dpm++", "--steps", "4", "--format", kind)
 
 
+def test_files_to_look_at_and_usd_are_those_of_sample_py(server, tmp_path):
+    """Each can be read, too: the player has its motion, the GIF its frames, USD its joints."""
+    from PIL import Image
+    job, files = JOB | {"frames": 40, "text": "-jumps"}, {}
+    for kind in ("html", "gif", "usda"):
+        status, files[kind] = post(server, job | {"kind": kind}, "/file")
+        assert status == 200
+    done = subprocess.run(
+        [sys.executable, "sample.py", "--seconds", "2", "--seed", "5", "--guidance", "2.5",
+         "--sampler", "dpm++", "--steps", "4", "--format", "html,gif,usda", "--out",
+         str(tmp_path), "--", "-jumps"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == files.pop(path.suffix[1:])
+        if path.suffix == ".gif":
+            with Image.open(path) as image:
+                assert image.n_frames == 40 and image.size[0] >= 200
+                assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+        elif path.suffix == ".html":
+            data = re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"))[1]
+            shown, = json.loads(data)["motions"]
+            assert shown["frames"] == 40 and shown["caption"] == "-jumps"
+        else:
+            text = path.read_text(encoding="utf-8")
+            assert text.startswith("#usda 1.0") and text.count("{") == text.count("}")
+            joints = re.search(r"joints = \[(.*?)\]", text, re.S)[1]
+            assert joints.count(",") + 1 == 22 and "rotations.timeSamples" in text
+    assert not files
+
+
 def test_what_the_page_is_told(server):
     status, body = post(server, JOB | {"num": 2, "text": "a robot jumps", "frames": 0})
     found = json.loads(body)
@@ -109,6 +141,12 @@ def test_what_the_page_is_told(server):
             "a robot jumps"
     assert [one["title"] for one in found["motions"]] == ["seed 5", "seed 6"]
     assert found["motions"][0]["positions"] != found["motions"][1]["positions"]
+
+
+def test_what_sample_py_says_on_the_side_stands_in_the_page(server):
+    status, body = post(server, JOB | {"text": "a man jumps " * 30, "frames": 20})
+    notes = json.loads(body)["made"][0]["report"]["notes"]
+    assert status == 200 and "words of a prompt" in notes[0] and "shorter than any" in notes[1]
 
 
 @pytest.mark.parametrize("change, says", [
@@ -219,20 +257,20 @@ def test_50_clients_at_once(server):
         client.join(60)
     assert len(found) == 50 and {status for _, status, _ in found} <= {200, 429}
     served = [(i, json.loads(body)) for i, status, body in found if status == 200]
-    assert len(served) >= studio.WAITING
+    assert len(served) >= serving.WAITING
     assert all(body["made"][0]["seed"] == i for i, body in served)
     assert post(server, JOB)[0] == 200
 
 
 def test_the_queue_is_bounded(maker, server):
     go = threading.Event()
-    held = [threading.Thread(target=lambda: maker.do(go.wait, 60))
-            for _ in range(studio.WAITING + 1)]
+    held = [threading.Thread(target=lambda: maker.queue.do(go.wait, 60))
+            for _ in range(serving.WAITING + 1)]
     for one in held:
         one.start()
     deadline = time.monotonic() + 10
-    while maker.waiting.acquire(blocking=False):
-        maker.waiting.release()
+    while maker.queue.waiting.acquire(blocking=False):
+        maker.queue.waiting.release()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     status, body = post(server, JOB)
@@ -245,7 +283,7 @@ def test_the_queue_is_bounded(maker, server):
 
 def test_slow_clients_do_not_hold_the_others(maker, monkeypatch):
     """Some send a byte now and then, some never read their answer; all are sent away in the end."""
-    monkeypatch.setattr(studio, "PATIENCE", 1.5)
+    monkeypatch.setattr(serving, "PATIENCE", 1.5)
     server, lines = started(maker), []
     address = "127.0.0.1", server.server_port
     body = json.dumps(JOB | {"num": 6, "frames": 120, "steps": 1}).encode()
@@ -275,7 +313,7 @@ def test_slow_clients_do_not_hold_the_others(maker, monkeypatch):
 
 
 def test_connections_are_bounded(maker, monkeypatch):
-    monkeypatch.setattr(studio, "CONNECTIONS", 5)
+    monkeypatch.setattr(serving, "CONNECTIONS", 5)
     server = started(maker)
     lines = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(6)]
     try:
@@ -372,6 +410,18 @@ def test_type_press_enter_and_look(tab, server):
 
 
 @needs_browser
+@pytest.mark.parametrize("text", ["-jumps", "--num", "jump! it's \"$HOME\" `ls` \\n"])
+def test_the_command_takes_any_prompt(tab, server, text):
+    opened(tab, server)
+    line = tab.js(f"commandOf({{...studio.job, text: {json.dumps(text)}}})")
+    shell = line.replace("python sample.py", f"{sys.executable} -c "
+                         "'import json, sys; print(json.dumps(sys.argv[1:]))'")
+    found = json.loads(subprocess.run(["sh", "-c", shell], capture_output=True, text=True).stdout)
+    args = sample.arguments(found)
+    assert args.prompts == [text] and args.seed == 1234 and args.num == 1
+
+
+@needs_browser
 def test_six_at_once_and_one_is_kept(tab, server):
     opened(tab, server)
     made_by(tab, lambda: choose(tab, "count", "6"), 6)
@@ -381,6 +431,36 @@ def test_six_at_once_and_one_is_kept(tab, server):
     made_by(tab, lambda: tab.click("#pick button:nth-child(3)"))
     assert tab.js("[studio.made[0].seed, studio.made[0].frames]") == [1236, third]
     assert tab.js("pick.hidden")
+
+
+@needs_browser
+@pytest.mark.parametrize("size", [(390, 844), (1280, 720)])
+@pytest.mark.parametrize("dark, still", [(False, True), (True, False)])
+def test_six_small_cells_on_any_screen(tab, server, size, dark, still):
+    opened(tab, server, width=size[0], height=size[1], dark=dark, touch=size[0] < 500)
+    tab("Emulation.setEmulatedMedia", features=[
+        {"name": "prefers-reduced-motion", "value": "reduce" if still else ""},
+        {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+    tab("Page.reload")
+    tab.wait(ready())
+    made_by(tab, lambda: choose(tab, "count", "6"), 6)
+    assert tab.js("stage.contentWindow.player.clock.playing") is not still
+    cells = tab.js("""[...stage.contentDocument.querySelectorAll(".cell")].map(cell => {
+      const box = cell.getBoundingClientRect(), text = cell.querySelector("small");
+      return [box.left, box.top, box.right, box.bottom, text.textContent]; })""")
+    wide, high = tab.js("[stage.clientWidth, stage.contentDocument.getElementById('stage')"
+                        ".clientHeight]")
+    assert [cell[4] for cell in cells] == [f"seed {1234 + i}" for i in range(6)]
+    for left, top, right, bottom, _ in cells:  # all of it can be seen, and a person in it
+        assert 0 <= left and right <= wide + 1 and 0 <= top and bottom <= high + 1
+        assert right - left > 110 and bottom - top > 140
+    assert tab.js("[...pick.children].every(e => e.getBoundingClientRect().right <= innerWidth)")
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        with open(f"{folder}/six-{size[0]}-{'dark' if dark else 'light'}.png", "wb") as file:
+            file.write(tab.screenshot())
+    tab("Emulation.setEmulatedMedia", features=[])
+    tab.resize(1280, 720)
 
 
 @needs_browser

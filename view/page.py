@@ -7,9 +7,10 @@
 The file needs no server and no network: open it from disk, or put it on any web space. It takes
 every model with the small text tower and a VAE; docs/page.md has more.
 
-What is in it: page.html with studio.js, into which go model.js (MLD.generate in JavaScript) with
-tensors.js and words.js, matmul.c as WebAssembly, player.html, and the weights in base64. studio.py
-serves the same page, and makes the motions in Python.
+What is in it: page.html with studio.js, player.html, the weights in base64, and what runs in the
+page's worker: model.js (MLD.generate in JavaScript) with tensors.js and words.js, matmul.c as
+WebAssembly, turns.js (the mannequin's rotations) and files.js. studio.py serves the same page, and
+makes the motions in Python.
 """
 import argparse
 import base64
@@ -19,6 +20,7 @@ import html
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -30,9 +32,13 @@ import checkpoint
 import motion
 import words
 from config import HERE, atomic_write
-from view import matmul, render
+from formats.bvh_writer import names_of
+from formats.rotations import T_POSES
+from view import matmul, render, skin
 
 FOLDER = Path(__file__).resolve().parent
+PROGRAM = "tensors.js", "words.js", "model.js", "turns.js", "files.js", "worker.js"
+SCRIPTS = "studio.js", "floor.js", "timeline.js"  # of page.html, in this order
 LARGEST = 24 * 10**6  # bytes of a page
 KINDS = "float16", "int8", "float32"
 SECTIONS = "data", "vae", "text", "denoiser", "diffusion"
@@ -109,6 +115,8 @@ def header_of(model, tensors, ckpt=""):
         "unit": skeleton.unit, "parents": skeleton.parents, "most": model.max_frames,
         "bones": None if lengths is None else lengths.tolist(),
         "camera": render.CAMERA, "body": body_of(skeleton), "ckpt": ckpt,
+        "kinds": ["bvh", "npy"] if same_body else ["npy"],  # of files
+        "pose": pose_of(T_POSES[skeleton.num_joints]) if same_body else None,
         "examples": known or model.actions[:6]}
 
 
@@ -143,6 +151,33 @@ def body_of(skeleton):
     return {"bones": one["bones"], "feet": one["feet"], "tips": tips}
 
 
+def pose_of(pose):
+    """What turns.js and files.js have to know of a TPose of formats/rotations.py."""
+    ends = pose.directions * 0.1
+    for j, name in enumerate(pose.joint_names):
+        ends[j, 1] *= not name.endswith("foot")
+    return {"names": pose.joint_names, "parents": pose.parents, "children": pose.children,
+            "directions": pose.directions.tolist(), "mirror": pose.mirror, "spine": pose.spine,
+            "hinges": {j: axis.tolist() for j, axis in pose.hinges.items()},
+            "forks": [[fork, *bones] for fork, bones in pose.forks.items()],
+            "levels": pose.levels, "mixamo": names_of(pose), "ends": ends.tolist()}
+
+
+def mesh_of(model, text):
+    """The mannequin's mesh for the body of a motion that the model makes of a text; None for bodies
+    that are drawn as stick figures."""
+    c, skeleton = model.config, motion.SKELETONS[model.config.data.skeleton]
+    length = min(3 * round(c.data.fps), model.max_frames)
+    _, joints = model.generate([text], lengths=[length], seed=0, sampler="dpm++",
+                               num_inference_steps=10)
+    joints = joints[0].cpu().numpy()
+    if skeleton.name == "t2m":
+        joints = motion.keep_bones(joints, np.linalg.norm(motion.T2M_OFFSETS, axis=1),
+                                   skeleton.parents)
+    body = skin.body_of(joints, skeleton.parents, c.data.fps)
+    return body and skin.mesh_of(body.offsets, render.COARSE)
+
+
 def script_hash(text):
     """The Content-Security-Policy's name for a script that may run."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -170,9 +205,9 @@ def as_data(value):
 def page_text(header, title="nanoMLD", program="", product=b"", weights=b"", connect="'none'"):
     """The page. header: what studio.js and page.html read; program, product and weights: what its
     worker runs, or nothing where a server that may be connected to makes the motions."""
-    page, player, script = (FOLDER.joinpath(name).read_text(encoding="utf-8")
-                            for name in ("page.html", "player.html", "studio.js"))
-    page = page.replace("%STUDIO%", script)
+    page, player, *parts = (FOLDER.joinpath(name).read_text(encoding="utf-8")
+                            for name in ("page.html", "player.html", *SCRIPTS))
+    page = page.replace("%STUDIO%", "".join(parts))
     player = player.replace("%SCRIPT%", render.player_script())
     parts = {
         "%TITLE%": html.escape(title), "%POLICY%": policy(page, player, connect=connect),
@@ -189,7 +224,10 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
     one that is too large."""
     check_model(model, ckpt or "this model")
     tensors, weights = pack(model, kind)
-    header = header_of(model, tensors, ckpt and f" --ckpt {ckpt}")
+    header = header_of(model, tensors, ckpt and f" --ckpt {shlex.quote(ckpt)}")
+    header["mesh"] = mesh_of(model, (header["examples"] or [""])[0])
+    if header["mesh"]:
+        header["kinds"].insert(0, "glb")
     text = page_text(header, title, program_text(), matmul.kept()[2], weights)
     if len(text.encode()) > LARGEST:
         raise ValueError(f"{path} would have {len(text) / 1e6:.0f} MB, and a page has at most "
@@ -201,8 +239,7 @@ def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
 
 def program_text():
     """What runs in the page's worker."""
-    return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8")
-                   for name in ("tensors.js", "words.js", "model.js"))
+    return "".join(FOLDER.joinpath(name).read_text(encoding="utf-8") for name in PROGRAM)
 
 
 def main(argv=None):

@@ -5,8 +5,29 @@
 // ---- The server of studio.py --------------------------------------------------------------------
 
 /** A job as studio.py takes it. */
-function flat({text, seeds, settings, model}) {
-  return {text, seed: seeds[0], num: seeds.length, model, ...settings};
+function flat({text, seeds, settings, model, then, loop, constraints}) {
+  return {text, seed: seeds[0], num: seeds.length, model, ...settings, then, loop, constraints};
+}
+
+/** The sample.py line that makes the very same file as a job. */
+function commandOf({text, seeds, settings: {frames, guidance, steps}, then, loop, constraints}) {
+  const texts = [text, ...then.map(one => one.text)];
+  const all = [frames, ...then.map(one => one.frames)].map(n => n / fps);
+  const flags = [
+    then.length && "--story", loop && "--loop", seeds.length > 1 && `--num ${seeds.length}`,
+    frames && `--seconds ${all}`, `--seed ${seeds[0]}`, `--guidance ${guidance}`,
+    `--sampler dpm++ --steps ${steps}${chosen.ckpt}`,
+    constraints.length && "--constraints constraints.json",
+    $("kind").value && `--format ${$("kind").value}`,
+    $("kind").value === "glb" && !header.models && "--no-lock-feet"].filter(Boolean).join(" ");
+  const quoted = texts.map(one => one.includes("!") ? `'${one.replace(/'/g, "'\\''")}'`
+    : `"${one.replace(/["\\$`]/g, "\\$&")}"`).join(" ");
+  const written = constraints.length
+    ? `echo '${JSON.stringify(constraints)}' > constraints.json && ` : "";
+  // after --story or --, whatever begins with a hyphen is a prompt, too
+  const line = then.length || texts.some(one => one.startsWith("-")) ? `${flags} -- ${quoted}`
+    : `${quoted} ${flags}`;
+  return `${written}python sample.py ${line}`;
 }
 
 /** The answer to a job; an Error with the server's words if it refuses. */
@@ -33,19 +54,26 @@ function server() {
   return worker;
 }
 
+/** The last motions as a file, from studio.py or from the page's own worker. */
 async function download() {
   const kind = $("kind").value, {job} = studio;
+  if (!header.models && job.seeds.length > 1)
+    return say([`A ${kind} file holds one motion: choose one of them first.`, true]);
   say(`Writing ${kind} …`);
-  try {
-    const blob = await (await post("file", {...flat(job), kind})).blob();
-    const link = document.createElement("a"), url = URL.createObjectURL(blob);
-    link.href = url; studio.file = blob;
-    link.download = (job.text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || ["motion"]).join("-")
-      .slice(0, 60) + `.${kind}`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(url), 60000);
-    say(`${link.download}, ${(blob.size / 1000).toFixed(0)} kB.`);
-  } catch (error) { say([error.message, true]); }
+  if (!header.models) return ask({...job, kind});
+  try { save(await (await post("file", {...flat(job), kind})).blob(), {...job, kind}); }
+  catch (error) { say([error.message, true]); }
+}
+
+/** Hand a file to the browser, with a name of the motion's words. */
+function save(blob, {text, kind}) {
+  const link = document.createElement("a"), url = URL.createObjectURL(blob);
+  const words = text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || ["motion"];
+  link.href = url; studio.file = blob;
+  link.download = `${words.join("-").slice(0, 60)}.${kind}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  say(`${link.download}, ${(blob.size / 1000).toFixed(0)} kB.`);
 }
 
 // ---- History: an entry is a job, and may have a star --------------------------------------------
@@ -58,7 +86,10 @@ function recall() {
   try {
     return JSON.parse(localStorage.getItem(STORE)).filter(
       one => typeof one.text === "string" && one.seeds.every(Number.isSafeInteger)
-        && ["frames", "guidance", "steps"].every(key => Number.isFinite(one.settings[key])));
+        && ["frames", "guidance", "steps"].every(key => Number.isFinite(one.settings[key]))
+        && (one.then ?? []).every(next => typeof next.text === "string")
+    ).map(one => ({...one, then: one.then ?? [], loop: !!one.loop,
+                   constraints: one.constraints ?? []}));
   } catch { return []; }  // nothing, or a browser that keeps nothing
 }
 
@@ -69,14 +100,13 @@ function keep() {
   list();
 }
 
-function remember({text, seeds, settings, model, touched}, motions) {
+function remember({touched, ...job}, motions) {
   [last] = motions;
-  choices(seeds);
+  choices(job.seeds);
   if (!touched) return;
-  const same = one => JSON.stringify([one.text, one.seeds, one.settings, one.model])
-    === JSON.stringify([text, seeds, settings, model]);
+  const same = ({star, ...one}) => JSON.stringify(one) === JSON.stringify(job);
   const star = past.some(one => same(one) && one.star);
-  past = [{text, seeds, settings, model, star}, ...past.filter(one => !same(one))];
+  past = [{...job, star}, ...past.filter(one => !same(one))];
   keep();
 }
 
@@ -92,9 +122,12 @@ function list() {
   $("history").hidden = !past.length;
   $("history").replaceChildren(...order.map(one => {
     const group = document.createElement("span"), several = one.seeds.length;
-    const name = `${one.text} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
+    const texts = [one.text, ...one.then.map(next => next.text)].join(", then ");
+    const asks = one.constraints.length ? " ◇" : "";
+    const name = `${texts}${asks} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
+    const star = {ariaPressed: !!one.star, ariaLabel: `Star: ${name}`};
     group.append(button(name, {title: name}, () => again(one)),
-      button(one.star ? "★" : "☆", {ariaPressed: !!one.star, ariaLabel: `Star: ${name}`}, () => {
+      button(one.star ? "★" : "☆", star, () => {
         one.star = !one.star; keep();
         const at = [...past.filter(x => x.star), ...past.filter(x => !x.star)].indexOf(one);
         $("history").children[at]?.lastChild.focus();
@@ -104,21 +137,23 @@ function list() {
 }
 
 /** Make a motion of the history anew: the same settings give the same motion. */
-function again({text, seeds, settings, model}) {
+function again(job) {
+  const {text, seeds, settings, model} = job;
   if (header.models?.[model] && $("model").value !== String(model)) {
-    $("model").value = model; use(header.models[model]);
+    $("model").value = model; use(header.models[model]); offerKinds();
   }
   $("prompt").value = text; $("seed").value = seeds[0]; $("count").value = seeds.length;
   $("auto").checked = !settings.frames;
   if (settings.frames) $("length").value = settings.frames / fps;
   $("guidance").value = settings.guidance; $("steps").value = settings.steps;
-  tell(); make();
+  tell(); askAgain(job); make();
 }
 
 /** A button for each of several motions, which keeps that one alone. */
 function choices(seeds) {
   $("pick").hidden = seeds.length < 2;
   $("pick").replaceChildren(...seeds.map(seed => button(`Keep ${seed}`, {}, () => {
+    keepLengths();
     $("count").value = 1; $("seed").value = seed; make(); $("prompt").focus();
   })));
 }
@@ -130,23 +165,24 @@ $("compare").addEventListener("click", () => {
   $("compare").ariaPressed = !!held;
   if (held) say("The motion stays on the left; the next one plays beside it."); else make();
 });
+const fill = (id, names) => $(id).replaceChildren(...names.map(
+  ([value, textContent]) => Object.assign(document.createElement("option"),
+                                          {value, textContent})));
+function offerKinds() {
+  const {kinds} = chosen;
+  fill("kind", kinds.map(kind => [kind, kind.toUpperCase()]));
+  if (kinds.includes("glb")) $("kind").value = "glb";
+}
+offerKinds();
 if (header.models) {
-  const fill = (id, names) => $(id).replaceChildren(...names.map(
-    ([value, textContent]) => Object.assign(document.createElement("option"),
-                                            {value, textContent})));
-  const kinds = () => fill("kind", chosen.kinds.map(kind => [kind, kind.toUpperCase()]));
   fill("model", header.models.map((one, i) => [i, one.name]));
   $("models").hidden = header.models.length < 2;
-  $("kind").hidden = $("download").hidden = false;
-  kinds();
-  if (chosen.kinds.includes("glb")) $("kind").value = "glb";
   $("model").addEventListener("change", () => {
-    use(header.models[$("model").value]); kinds(); make();
+    use(header.models[$("model").value]); offerKinds(); make();
   });
-  $("kind").addEventListener("change", () => {
-    const code = $("command"), format = ` --format ${$("kind").value}`;
-    if (studio.job) code.textContent = code.textContent.replace(/ --format \w+$/, format);
-  });
-  $("download").addEventListener("click", () => { if (studio.job) download(); });
 }
+$("kind").addEventListener("change", () => {
+  if (studio.job) $("command").textContent = commandOf(studio.job);
+});
+$("download").addEventListener("click", () => { if (studio.job) download(); });
 list();
