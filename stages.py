@@ -342,7 +342,7 @@ class Muon(torch.optim.Optimizer):
     AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so both take the same lr."""
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, kind=torch.float32):
-        self.kind = kind  # of the numbers that it computes with; what it keeps is in the parameters'
+        self.kind = kind  # of the numbers of a step; what is kept is in the parameters' own
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -10,8 +10,8 @@ ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
     "fast", "conditions", "latents", "guidance", "story", "edit", "lengths", "data", "checkpoint",
-    "published", "published_clip", "train", "stages", "losses", "finetune", "sample", "eval", "prepare",
-    "studio"}
+    "published", "published_clip", "train", "stages", "losses", "finetune", "sample", "eval",
+    "prepare", "studio"}
 FORMATS = {"config", "motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",

@@ -81,7 +81,8 @@ def test_bones_count_by_their_angle_and_not_by_their_length(parents):
         across = torch.linalg.cross(bone, torch.randn(1, 3, 3).double())
         across = across / across.norm(dim=-1, keepdim=True) * bone.norm(dim=-1, keepdim=True)
         angle, longer = 0.4, 1.7  # in three of seven frames
-        moved = real[:, 2:5, parents[j]] + longer * (bone * math.cos(angle) + across * math.sin(angle))
+        turned = bone * math.cos(angle) + across * math.sin(angle)
+        moved = real[:, 2:5, parents[j]] + longer * turned
         below = [k for k in range(len(parents)) if j in line(k, parents)]
         made[:, 2:5, below] += (moved - real[:, 2:5, j])[:, :, None]
         wanted = 3 / 7 * 2 * math.sin(angle / 2) / (len(parents) - 1)
