@@ -21,8 +21,9 @@ def test_gradients_of_low_rank_stay_bounded(kind, shape):
     """Most gradients of the first steps are nearly of rank 1."""
     g = torch.Generator().manual_seed(0)
     for rank in (1, 2, 10):
-        x = torch.randn(3, shape[0], rank, generator=g) @ torch.randn(3, rank, shape[1], generator=g)
-        x = x + 1e-4 * torch.randn(3, *shape, generator=g)
+        left, right = (torch.randn(3, *size, generator=g)
+                       for size in ((shape[0], rank), (rank, shape[1])))
+        x = left @ right + 1e-4 * torch.randn(3, *shape, generator=g)
         values = torch.linalg.svdvals(in_blocks(x.to(kind)).float())
         assert values.max() < 1.3 and values[:, :rank].min() > 0.6
 
