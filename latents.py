@@ -82,9 +82,10 @@ def to_diffused(model, z):
     if not model.normalize_latents:
         return z
     z = z - model.latent_mean
-    if model.config.denoiser.principal:
+    if not model.config.denoiser.principal:
+        return z / model.latent_std
+    with torch.autocast(z.device.type, enabled=False):  # it would round what the loss compares with
         return (z.flatten(1) @ model.latent_in).unflatten(1, diffused_shape(model.config))
-    return z / model.latent_std
 
 
 def from_diffused(model, x):

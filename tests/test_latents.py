@@ -98,6 +98,8 @@ def test_a_model_diffuses_so_many_tokens(principal, width):
     torch.testing.assert_close(to_diffused(model, from_diffused(model, x)), x)
     if principal * width == N * D:
         torch.testing.assert_close(from_diffused(model, x), z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(to_diffused(model, z), x)
     made = model.generate(lengths=[9, 20], seed=3, latents=True)
     assert made.shape == (2, N, D)
     noise = torch.randn(2, principal, width)
