@@ -347,11 +347,12 @@ def fill(model, state, path, optional=()):
 FILES = {  # of a stage: its state, its best weights, what is made of them
     "vae": ("vae.pt", "vae_best.pt"),
     "diffusion": ("diffusion.pt", "diffusion_best.pt", "model.pt"),
+    "distill": ("distill.pt", "distill_best.pt", "student.pt"),
     "evaluator": ("evaluator.pt", "evaluator_best.pt", "evaluator_model.pt"),
 }
 # the sections of settings that change a stage's numbers
 DEPENDS = {"vae": ("vae",), "diffusion": ("vae", "text", "denoiser", "diffusion"),
-            "evaluator": ("text", "evaluator")}
+           "distill": ("vae", "text", "denoiser", "diffusion"), "evaluator": ("text", "evaluator")}
 FREE = ("workers", "accumulate", *SAMPLING)  # settings in them that change nothing
 
 
@@ -450,7 +451,7 @@ def refuse_changes(run, stage, state):
     sections = ("data", f"train_{stage}", *DEPENDS[stage])
     watched = [key for key in FIELDS if key.split(".")[0] in sections
                and key.split(".")[1] not in FREE]
-    watched += ["train.seed", "train.precision"] + ["train.cache_latents"] * (stage == "diffusion")
+    watched += ["train.seed", "train.precision"] + ["train.cache_latents"] * (stage in ("diffusion", "distill"))
     values = {key: [get_value(c, key) for c in (state["config"], run.config)] for key in watched}
     packs = [state.get("pack"), pack_digest(run.pack)]
     if None not in packs and packs[0] != packs[1]:

@@ -137,7 +137,8 @@ class DiffusionStage(nn.Module):
         super().__init__()
         c = run.config
         self.run, self.model, self.vae = run, [model], [model.vae]
-        self.settings, self.kind, self.posteriors = c.train_diffusion, c.denoiser.condition, None
+        self.settings, self.kind = getattr(c, f"train_{self.name}"), c.denoiser.condition
+        self.posteriors = None
         self.denoiser, self.length_estimator = model.denoiser, model.length_estimator
         self.scratch = self.kind == "text" and c.text.kind == "scratch"
         self.text_encoder = model.text_encoder if self.scratch else None
@@ -200,11 +201,12 @@ class DiffusionStage(nn.Module):
                 mu, logvar = self.vae[0].encode(features, lengths.to(device))
         return mu + (0.5 * logvar).exp() * noise.to(mu.device), lengths
 
-    def prepare(self, batch, step, name="diffusion"):
+    def prepare(self, batch, step, name=""):
         """What forward takes. A step of validation has another `name`: its own random numbers, the
         batch's own crops, and no dropped words."""
-        c, g, n = self.run.config, self.run.draws(name, step), batch["global_size"]
-        share, model, training = self.run.share, self.model[0], name == self.name
+        c, n = self.run.config, batch["global_size"]
+        g = self.run.draws(name or self.name, step)
+        share, model, training = self.run.share, self.model[0], not name
         t = torch.randint(len(model.schedule), (n,), generator=g)[share]
         dropped = (torch.rand(n, generator=g) < c.denoiser.condition_dropout)[share]
         if model.vae:
@@ -298,7 +300,7 @@ class DiffusionStage(nn.Module):
         captions = [caption_of(pack, i) if self.kind == "text" else pack.action(i) for i in items]
         condition = self.condition({"texts": captions, "actions": pack.labels[items].tolist()})
         _, joints = model.generate(**condition, lengths=lengths, seed=0)
-        self.run.show(f"diffusion-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption
+        self.run.show(f"{self.name}-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption
                                                 in zip(joints, lengths, captions)])
 
 
