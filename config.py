@@ -205,10 +205,8 @@ class StageConfig:
 
 @dataclass
 class DistillConfig(StageConfig):
-    steps: int = 20_000  # optimiser steps
-    batch_size: int = 128  # clips per step, over all processes
-    ema: float = 0.95  # decay of the average that is the student's target, and samples
-    levels: int = 40  # steps of DDIM from noise to x0 that the teacher would take; 4 divides it
+    steps: int = 50_000  # optimiser steps
+    levels: int = 12  # points of each path that the student learns from; a multiple of 4
 
 
 @dataclass
@@ -304,7 +302,8 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "train_vae.lr": 2e-3, "train_vae.warmup": 200,
     "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128,
     "train_diffusion.lr": 1e-3, "train_diffusion.warmup": 200,
-    "train_distill.steps": 4000, "train_distill.lr": 5e-4, "train_distill.warmup": 100,
+    "train_distill.steps": 5000, "train_distill.batch_size": 32, "train_distill.lr": 2e-4,
+    "train_distill.warmup": 100, "train_distill.ema": 0.99,
     "evaluator.width": 128, "evaluator.layers": 2, "evaluator.embed_dim": 64,
     "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128,
     "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
@@ -477,7 +476,6 @@ def rules(config):
         yield (s.levels % FEW == 0 and s.levels <= d.num_train_timesteps,
                f"train_distill.levels must be a multiple of {FEW}, and at most "
                "diffusion.num_train_timesteps")
-        yield s.ema > 0, "train_distill.ema must be above 0, as the average is the target"
         yield (d.guidance_scale > 0,
                "diffusion.guidance_scale, which a student has built in, must be above 0")
     yield c.evaluator.width % 4 == 0, "evaluator.width must be a multiple of 4"

@@ -137,8 +137,7 @@ class DiffusionStage(nn.Module):
         super().__init__()
         c = run.config
         self.run, self.model, self.vae = run, [model], [model.vae]
-        self.settings, self.kind = getattr(c, f"train_{self.name}"), c.denoiser.condition
-        self.posteriors = None
+        self.settings, self.kind, self.posteriors = c.train_diffusion, c.denoiser.condition, None
         self.denoiser, self.length_estimator = model.denoiser, model.length_estimator
         self.scratch = self.kind == "text" and c.text.kind == "scratch"
         self.text_encoder = model.text_encoder if self.scratch else None
@@ -201,12 +200,11 @@ class DiffusionStage(nn.Module):
                 mu, logvar = self.vae[0].encode(features, lengths.to(device))
         return mu + (0.5 * logvar).exp() * noise.to(mu.device), lengths
 
-    def prepare(self, batch, step, name=""):
+    def prepare(self, batch, step, name="diffusion"):
         """What forward takes. A step of validation has another `name`: its own random numbers, the
         batch's own crops, and no dropped words."""
-        c, n = self.run.config, batch["global_size"]
-        g = self.run.draws(name or self.name, step)
-        share, model, training = self.run.share, self.model[0], not name
+        c, g, n = self.run.config, self.run.draws(name, step), batch["global_size"]
+        share, model, training = self.run.share, self.model[0], name == self.name
         t = torch.randint(len(model.schedule), (n,), generator=g)[share]
         dropped = (torch.rand(n, generator=g) < c.denoiser.condition_dropout)[share]
         if model.vae:

@@ -139,10 +139,13 @@ class Maker:
         name = self.names[job["model"]]
         fps = self.model(job["model"]).config.data.fps
         length = ["--seconds", repr(job["frames"] / fps)] if job["frames"] else []
+        way = ["--guidance", repr(job["guidance"]), "--sampler", "dpm++", "--steps",
+               str(job["steps"])]
+        if self.model(job["model"]).config.diffusion.built_in_guidance:
+            way = []  # a student has its own
         return sample.arguments([
-            "--num", str(job["num"]), *length, "--seed", str(job["seed"]), "--guidance",
-            repr(job["guidance"]), "--sampler", "dpm++", "--steps", str(job["steps"]), "--ckpt",
-            name, "--", job["text"]])
+            "--num", str(job["num"]), *length, "--seed", str(job["seed"]), *way, "--ckpt", name,
+            "--", job["text"]])
 
     def motions(self, job):
         """A job -> (the words.Report or None, the player's dicts), as sample.run has them. Refused

@@ -319,8 +319,6 @@ class Loop:
         self.since = fresh()
         if self.name in run.states:
             self.restore(run.states.pop(self.name))
-        if hasattr(stage, "follow"):
-            stage.follow(self.ema)
         if run.main:
             run.rewind_log(self.name, self.step)
         parallel = torch.nn.parallel.DistributedDataParallel
