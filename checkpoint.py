@@ -451,7 +451,7 @@ def refuse_changes(run, stage, state):
     sections = ("data", f"train_{stage}", *DEPENDS[stage])
     watched = [key for key in FIELDS if key.split(".")[0] in sections
                and key.split(".")[1] not in FREE]
-    watched += ["train.seed", "train.precision"] + ["train.cache_latents"] * (stage in ("diffusion", "distill"))
+    watched += ["train.seed", "train.precision"] + ["train.cache_latents"] * (stage == "diffusion")
     values = {key: [get_value(c, key) for c in (state["config"], run.config)] for key in watched}
     packs = [state.get("pack"), pack_digest(run.pack)]
     if None not in packs and packs[0] != packs[1]:

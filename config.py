@@ -164,14 +164,14 @@ class DiffusionConfig:
         student, n, scale = self.built_in_guidance > 0, self.num_inference_steps, self.guidance_scale
         if not student:
             yield self.sampler != "lcm", ("The sampler lcm is for students of train.py --stage "
-                                          "distill, and these weights are none: use another")
+                                          "distill, and these weights are none: use another.")
             return
-        made = f"These weights are a student made by train.py --stage distill: "
-        yield self.sampler == "lcm", f"{made}their sampler is lcm, not {self.sampler}"
+        made = "These weights are a student made by train.py --stage distill: "
+        yield self.sampler == "lcm", f"{made}their sampler is lcm, not {self.sampler}."
         yield isinstance(n, str) or n <= FEW, (f"{made}they answer in 1 to {FEW} steps, and "
-                                               f"num_inference_steps={n} would not be better")
+                                               f"num_inference_steps={n} would not be better.")
         yield scale in (0, 1), (f"{made}guidance {self.built_in_guidance:g} is built in and cannot "
-                                f"be changed, so guidance_scale must be 1, not {scale:g}")
+                                f"be changed, so guidance_scale must be 1, not {scale:g}.")
 
 
 FEW = 4  # steps that a student is made for
