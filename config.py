@@ -161,8 +161,8 @@ class DiffusionConfig:
 
     def rules(self):
         """What holds of a student, also when generate() changes settings: pairs as in rules()."""
-        student, n, scale = self.built_in_guidance > 0, self.num_inference_steps, self.guidance_scale
-        if not student:
+        n, scale = self.num_inference_steps, self.guidance_scale
+        if not self.built_in_guidance:
             yield self.sampler != "lcm", ("The sampler lcm is for students of train.py --stage "
                                           "distill, and these weights are none: use another.")
             return

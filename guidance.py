@@ -141,6 +141,7 @@ def sampled(model, given, lengths, seed, loss_of, effort, settings, progress=Fal
     ask, generators = model.guided(cond, uncond, lengths, d), make_generators(seed, len(lengths))
     x = model.start(lengths, generators)
     steps = plan(model.schedule, d.sampler, d.num_inference_steps, d.eta)
+    rounds = rounds * count // len(steps) if student else rounds  # as many gradients in all
     if effort == "high" and loss_of:
         own = (steps, generators) if student else ()
         x = best_noise(model, x, ask, lengths, loss_of, progress, *own)

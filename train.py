@@ -2,7 +2,7 @@
 
     python train.py --dataset toy                     all of it; sample.py takes out/toy/model.pt
     python train.py --dataset toy --stage vae         one part: vae, diffusion or evaluator
-    python train.py --dataset toy --stage distill     a student of out/toy/model.pt, for 1 to 4 steps
+    python train.py --dataset toy --stage distill     a student of out/toy/model.pt: 1 to 4 steps
     python train.py --dataset toy --resume            go on where a run stopped, to equal numbers
     python train.py --dataset toy --resume --train_diffusion.steps=9000 --allow-change steps
     python train.py --dataset humanml3d               the published sizes with our optimiser

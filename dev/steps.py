@@ -4,8 +4,8 @@
     python -m dev.steps --student out/toy/student.pt --teacher out/toy/model.pt --seeds 5
 
 Both models are asked the sentences of tests/test_weights.py, with the same seeds and lengths.
-Success is that of tests/kinematics.py; its interval is that of a share of so many samples (Wilson's,
-95%). Seconds are of one motion at a time, text and decoder included.
+Success is that of tests/kinematics.py, with the 95% interval of a share of so many samples
+(Wilson's). Seconds are of one motion at a time, text and decoder included.
 """
 import argparse
 import dataclasses

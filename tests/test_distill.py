@@ -140,7 +140,8 @@ def test_the_loss_is_zero_where_paths_end_and_nowhere_else(kind):
 def test_the_loss_by_hand():
     """A student that always says 1.5: the mean of (1.5 - end)^2, the same at each level."""
     schedule = make_schedule(prediction_type="sample")
-    stage = stage_of(schedule, Linear(torch.zeros(1000).double(), torch.full((1000,), 1.5).double()))
+    said = torch.full((1000,), 1.5, dtype=torch.float64)
+    stage = stage_of(schedule, Linear(torch.zeros_like(said), said))
     batch = noise(3)
     _, end, _ = stage.path(batch)
     loss = stage(batch)["loss"]
