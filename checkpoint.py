@@ -347,11 +347,12 @@ def fill(model, state, path, optional=()):
 FILES = {  # of a stage: its state, its best weights, what is made of them
     "vae": ("vae.pt", "vae_best.pt"),
     "diffusion": ("diffusion.pt", "diffusion_best.pt", "model.pt"),
+    "distill": ("distill.pt", "distill_best.pt", "student.pt"),
     "evaluator": ("evaluator.pt", "evaluator_best.pt", "evaluator_model.pt"),
 }
 # the sections of settings that change a stage's numbers
 DEPENDS = {"vae": ("vae",), "diffusion": ("vae", "text", "denoiser", "diffusion"),
-            "evaluator": ("text", "evaluator")}
+           "distill": ("vae", "text", "denoiser", "diffusion"), "evaluator": ("text", "evaluator")}
 FREE = ("workers", "accumulate", *SAMPLING)  # settings in them that change nothing
 
 

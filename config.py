@@ -147,14 +147,34 @@ class DiffusionConfig:
     beta_end: float = 0.012  # variance of the last noise step
     beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"  # in between
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"  # noise, x0 or v
-    sampler: Literal["ddim", "ddpm", "dpm++"] = "ddim"  # dpm++ is DPM-Solver++(2M)
+    sampler: Literal["ddim", "ddpm", "dpm++", "lcm"] = "ddim"  # dpm++: DPM-Solver++(2M); distill.py
     num_inference_steps: int = 50  # denoising steps of a sample
     eta: float = 0.0  # noise added in each DDIM step: 0 = deterministic, 1 = as much as DDPM
     guidance_scale: float = 7.5  # s of classifier-free guidance; 1 = off
     guidance_rescale: float = 0.0  # how far the guided std is set back to the conditional one, 0..1
     clip_sample: bool = False  # clip the predicted x0 to -1..1; published for HumanAct12 only
+    built_in_guidance: float = 0.0  # > 0: weights of a student of distill.py, with this guidance
+
+    def __post_init__(self):
+        for condition, rule in self.rules():
+            need(condition, rule)
+
+    def rules(self):
+        """What holds of a student, also when generate() changes settings: pairs as in rules()."""
+        n, scale = self.num_inference_steps, self.guidance_scale
+        if not self.built_in_guidance:
+            yield self.sampler != "lcm", ("The sampler lcm is for students of train.py --stage "
+                                          "distill, and these weights are none: use another.")
+            return
+        made = "These weights are a student made by train.py --stage distill: "
+        yield self.sampler == "lcm", f"{made}their sampler is lcm, not {self.sampler}."
+        yield isinstance(n, str) or n <= FEW, (f"{made}they answer in 1 to {FEW} steps, and "
+                                               f"num_inference_steps={n} would not be better.")
+        yield scale in (0, 1), (f"{made}guidance {self.built_in_guidance:g} is built in and cannot "
+                                f"be changed, so guidance_scale must be 1, not {scale:g}.")
 
 
+FEW = 4  # steps that a student is made for
 # of DiffusionConfig: may be changed once the model is trained
 SAMPLING = ("sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_rescale")
 
@@ -184,8 +204,14 @@ class StageConfig:
 
 
 @dataclass
+class DistillConfig(StageConfig):
+    steps: int = 50_000  # optimiser steps
+    levels: int = 12  # points of each path that the student learns from; a multiple of 4
+
+
+@dataclass
 class TrainConfig:
-    stage: Literal["all", "vae", "diffusion", "evaluator"] = "all"  # what to train
+    stage: Literal["all", "vae", "diffusion", "distill", "evaluator"] = "all"  # what to train
     out: str = "out"  # folder for runs; each has its own folder in it
     name: str = ""  # name of the run and its folder; empty = the dataset's
     vae_checkpoint: str = ""  # trained VAE for stage diffusion; empty = that of the run's folder
@@ -228,6 +254,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     train_vae: StageConfig = field(default_factory=StageConfig)
     train_diffusion: StageConfig = field(default_factory=StageConfig)
+    train_distill: DistillConfig = field(default_factory=DistillConfig)
     train_evaluator: StageConfig = field(default_factory=StageConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -275,6 +302,8 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
     "train_vae.lr": 2e-3, "train_vae.warmup": 200,
     "train_diffusion.steps": 5000, "train_diffusion.batch_size": 128,
     "train_diffusion.lr": 1e-3, "train_diffusion.warmup": 200,
+    "train_distill.steps": 5000, "train_distill.batch_size": 32, "train_distill.lr": 2e-4,
+    "train_distill.warmup": 100, "train_distill.ema": 0.99,
     "evaluator.width": 128, "evaluator.layers": 2, "evaluator.embed_dim": 64,
     "train_evaluator.steps": 1500, "train_evaluator.batch_size": 128,
     "train_evaluator.lr": 1e-3, "train_evaluator.warmup": 100,
@@ -441,6 +470,14 @@ def rules(config):
            "diffusion.beta_start and diffusion.beta_end must grow within 0..1")
     yield (d.num_inference_steps <= d.num_train_timesteps,
            "diffusion.num_inference_steps must be 1 to diffusion.num_train_timesteps")
+    yield from d.rules()
+    if c.train.stage == "distill":
+        s = c.train_distill
+        yield (s.levels % FEW == 0 and s.levels <= d.num_train_timesteps,
+               f"train_distill.levels must be a multiple of {FEW}, and at most "
+               "diffusion.num_train_timesteps")
+        yield (d.guidance_scale > 0,
+               "diffusion.guidance_scale, which a student has built in, must be above 0")
     yield c.evaluator.width % 4 == 0, "evaluator.width must be a multiple of 4"
     if vae.arch == "none":
         yield c.train.stage != "vae", "train.stage=vae needs a VAE to train, and vae.arch is none"
@@ -466,7 +503,7 @@ def rules(config):
         yield not skips or s.num_layers % 2, f"{name}.num_layers must be odd for skip connections"
         yield s.latent_dim % s.num_heads == 0, f"{name}.num_heads must divide {name}.latent_dim"
         yield s.latent_dim % 2 == 0, f"{name}.latent_dim must be even"
-    for name in ("train_vae", "train_diffusion", "train_evaluator"):
+    for name in ("train_vae", "train_diffusion", "train_distill", "train_evaluator"):
         s = getattr(c, name)
         yield s.batch_size % s.accumulate == 0, f"{name}.accumulate must divide {name}.batch_size"
 

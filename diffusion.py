@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "cosine")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-SAMPLERS = ("ddim", "ddpm", "dpm++")
+SAMPLERS = ("ddim", "ddpm", "dpm++", "lcm")
 
 
 def check_name(setting, value, known):
@@ -196,7 +196,7 @@ def timesteps(abar, sampler, n):
     if sampler == "ddim" and n >= 5:
         # as published: 981, 961 ... 1 for 50 of 1000 (all 1000 leave no room for the 1)
         return [i * T // n + (n < T) for i in reversed(range(n))]
-    if sampler in ("ddim", "ddpm"):
+    if sampler in ("ddim", "ddpm", "lcm"):
         # 999, 979 ... 19: few steps have to start at the noisiest level, as x_T is pure noise
         return [round(T * (n - i) / n) - 1 for i in range(n)]
     # dpm++: equal steps in lambda are best from 10 steps on. Fewer are longer, until strong
@@ -220,7 +220,8 @@ def plan(schedule, sampler="ddim", num_inference_steps=50, eta=0.0):
     """The list of `Step`s of a run; ValueError for an unknown sampler or settings out of range.
 
     DDIM and DPM-Solver++ end at abar_0, the lowest level that the network was trained on
-    (`set_alpha_to_one=False` in the published settings); DDPM ends at 1."""
+    (`set_alpha_to_one=False` as published), DDPM and lcm at 1. lcm is for students (distill.py):
+    each x0 is an answer of its own, and is noised anew for the next step."""
     check_name("sampler", sampler, SAMPLERS)
     n = whole("num_inference_steps", num_inference_steps)
     if not 1 <= n <= len(schedule):
@@ -231,7 +232,7 @@ def plan(schedule, sampler="ddim", num_inference_steps=50, eta=0.0):
                          f"{eta} for {sampler}.")
     abar = schedule.alphas_cumprod.tolist()
     ts = timesteps(abar, sampler, n)
-    path = [abar[t] for t in ts] + [1.0 if sampler == "ddpm" else abar[0]]
+    path = [abar[t] for t in ts] + [1.0 if sampler in ("ddpm", "lcm") else abar[0]]
     steps = []
     for i, (t, now, prev) in enumerate(zip(ts, path, path[1:])):
         a, s, c_last, c_noise = math.sqrt(now), math.sqrt(1 - now), 0.0, 0.0
@@ -239,8 +240,9 @@ def plan(schedule, sampler="ddim", num_inference_steps=50, eta=0.0):
             c_x, c_0, c_noise = ddim_step(now, prev, eta)
         elif sampler == "ddpm":
             c_x, c_0, c_noise = ddpm_step(now, prev)
-        else:
-            # the first step has nothing to extrapolate from, and the last is better without
+        elif sampler == "lcm":
+            c_x, c_0, c_noise = 0.0, math.sqrt(prev), math.sqrt(1 - prev)
+        else:  # the first step has nothing to extrapolate from, and the last is better without
             last = path[i - 1] if 0 < i < n - 1 else None
             c_x, c_0, c_last = dpmpp_step(now, prev, last)
         p_x, p_out = {"epsilon": (1 / a, -s / a), "sample": (0.0, 1.0),
@@ -315,9 +317,8 @@ def sample(denoise_fn, x_T, schedule, sampler="ddim", num_inference_steps=50, et
     """Run the diffusion backwards from pure noise x_T (B, ...) ~ N(0, I) to x0 (B, ...).
 
     denoise_fn(x_t (B, ...), t (B,) int64) -> output (B, ...), which is what
-    schedule.prediction_type says; it applies guidance itself (see `guide`). sampler: ddim (any
-    eta), ddpm, dpm++. The other arguments are those of `walk`. ValueError for settings out of
-    range."""
+    schedule.prediction_type says; it applies guidance itself (see `guide`). The other arguments
+    are those of `walk`. ValueError for settings out of range."""
     steps = plan(schedule, sampler, num_inference_steps, eta)
     times = levels(steps, x_T.device)[:, None].repeat(1, len(x_T))  # (n, B)
     return walk(steps, times, denoise_fn, x_T, clip_sample, generator, lengths, callback, progress)

@@ -35,6 +35,9 @@ def trained(path):
 def settings(path):
     """{"section.key": value}: what carries over of the model's settings, and how it is trained."""
     config = trained(path).config
+    if config.diffusion.built_in_guidance:
+        raise SettingError(f"{path} is a student of train.py --stage distill, and training cannot "
+                           "go on from one: --init_from takes the model that it was made of.")
     found = {key: get_value(config, key) for key in FIELDS
              if key in CLIPS or key.split(".")[0] in (*SIZES, "train_vae", "train_diffusion")}
     for stage in ("train_vae", "train_diffusion"):
@@ -88,6 +91,8 @@ def start(model, path):
             if was != now:
                 raise SettingError(f"{path} has {key}={was}, but {now} was asked for: a model "
                                    "keeps its sizes when training goes on from it.")
+    if source.length_estimator is None and model.config.train.stage == "distill":
+        model.length_estimator = None  # nobody would train it
     own, given = model.state_dict(), source.state_dict()
     if WORDS in given and hasattr(source.text_encoder, "vocabulary"):
         given[WORDS] = longer(source, model.text_encoder.vocabulary)[0]

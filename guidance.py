@@ -89,19 +89,26 @@ def guided_walk(model, steps, x, ask, lengths, generators, loss_of, rounds, prog
     return x
 
 
-def best_noise(model, x_T, ask, lengths, loss_of, progress=False):
+def best_noise(model, x_T, ask, lengths, loss_of, progress=False, steps=None, generators=None):
     """x_T (B, ...) changed until few steps of DPM-Solver++ lead to a small loss ("Optimizing
-    Diffusion Noise", CVPR 2024). It must stay as long as noise is; each motion keeps its best."""
-    steps = plan(model.schedule, "dpm++", TRIED_STEPS)
+    Diffusion Noise", CVPR 2024). It must stay as long as noise is; each motion keeps its best.
+
+    steps   others than those: a student's own, with the noise that guided_walk will draw from the
+            same generators"""
+    steps = steps or plan(model.schedule, "dpm++", TRIED_STEPS)
+    copies = generators and [g.clone_state() for g in generators]
+    frames = None if model.vae else lengths.cpu()
+    noises = [draw_noise(x_T.shape, copies, x_T.device, x_T.dtype, frames) if step.c_noise else None
+              for step in steps]
     x, best, least = x_T.clone(), x_T.clone(), torch.full((len(x_T),), math.inf, device=x_T.device)
     first, second = torch.zeros_like(x), torch.zeros_like(x)
     for i in tqdm(range(TRIES), desc="noise", disable=not progress, leave=False):
         with torch.enable_grad():
             x.requires_grad_()
             now, x0 = x, None
-            for step in steps:
+            for step, noise in zip(steps, noises):
                 output = ask(now, torch.full((len(x),), step.t, device=x.device))
-                now, x0 = take_step(step, now, output, x0)
+                now, x0 = take_step(step, now, output, x0, noise)
             total, own = loss_of(decoded(model, now, lengths))
             long = (x.square().flatten(1).mean(1) - 1).square()
             grad, = torch.autograd.grad(total + 0.02 * long.sum(), x)
@@ -117,23 +124,27 @@ def best_noise(model, x_T, ask, lengths, loss_of, progress=False):
 
 def sampled(model, given, lengths, seed, loss_of, effort, settings, progress=False):
     """Joints (B, T, J, 3), float64, of motions sampled with a loss (None: without). seed as in
-    MLD.generate; settings as in DiffusionConfig, None for the effort's steps of DPM-Solver++ and
-    the model's own guidance. ValueError for settings that cannot be used."""
+    MLD.generate; settings as in DiffusionConfig, None for the effort's steps of DPM-Solver++, or a
+    student's own few, and the model's guidance. ValueError for settings that cannot be used."""
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}.")
     model.check_eval()
     count, rounds = EFFORTS[effort]
     if given is None:
         settings = settings | {"guidance_scale": 1.0}
+    student = model.config.diffusion.built_in_guidance > 0
     defaults = {"num_inference_steps": count, "sampler": "dpm++", "eta": 0.0}
+    defaults = {} if student else defaults
     d = model.sampling(**defaults | {key: x for key, x in settings.items() if x is not None})
     with torch.no_grad():
         cond, uncond = model.condition.encode(model, given, len(lengths), known_only=True)
     ask, generators = model.guided(cond, uncond, lengths, d), make_generators(seed, len(lengths))
     x = model.start(lengths, generators)
-    if effort == "high" and loss_of:
-        x = best_noise(model, x, ask, lengths, loss_of, progress)
     steps = plan(model.schedule, d.sampler, d.num_inference_steps, d.eta)
+    rounds = rounds * count // len(steps) if student else rounds  # as many gradients in all
+    if effort == "high" and loss_of:
+        own = (steps, generators) if student else ()
+        x = best_noise(model, x, ask, lengths, loss_of, progress, *own)
     x = guided_walk(model, steps, x, ask, lengths, generators, loss_of, rounds, progress)
     with torch.no_grad():
         return decoded(model, x, lengths).double().cpu().numpy()

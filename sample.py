@@ -65,7 +65,7 @@ def arguments(argv):
         "drawn to suit the prompt")
     add("--seed", type=int, default=1234, help="motion i is drawn from seed + i")
     add("--steps", type=int, help="denoising steps; otherwise the model's own setting")
-    add("--sampler", choices=("ddim", "ddpm", "dpm++"), help="otherwise the model's own")
+    add("--sampler", choices=("ddim", "ddpm", "dpm++", "lcm"), help="otherwise the model's own")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 = off")
     add("--constraints", metavar="FILE", help="JSON of what to meet, in the world's frame")
     add("--start", metavar="NPY", help="begin in the last pose of this motion")

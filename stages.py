@@ -298,7 +298,7 @@ class DiffusionStage(nn.Module):
         captions = [caption_of(pack, i) if self.kind == "text" else pack.action(i) for i in items]
         condition = self.condition({"texts": captions, "actions": pack.labels[items].tolist()})
         _, joints = model.generate(**condition, lengths=lengths, seed=0)
-        self.run.show(f"diffusion-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption
+        self.run.show(f"{self.name}-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption
                                                 in zip(joints, lengths, captions)])
 
 

@@ -174,6 +174,9 @@ def vary(model, clip, texts=None, actions=None, *, strength=0.4, seed=0, num=1, 
         cond, uncond = model.condition.encode(model, given, num, known_only=True)
         steps = [step for step in plan(model.schedule, d.sampler, d.num_inference_steps, d.eta)
                  if step.t < strength * len(model.schedule)]
+        if d.sampler == "lcm":  # one answer, from the level itself: four are far apart
+            steps = [step._replace(c_0=1.0, c_noise=0.0) for step in plan(model.schedule, "lcm", 40)
+                     if step.t < strength * len(model.schedule)][:1]
         x0, generators = x0.repeat(num, 1, 1).clone(), make_generators(seed, num)
         if steps:
             eps = draw_noise(x0.shape, generators, x0.device, x0.dtype)

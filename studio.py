@@ -94,10 +94,13 @@ class Maker:
         if any(frames) != all(frames):
             raise ValueError("Give every prompt its seconds, or none of them.")
         length = ["--seconds", ",".join(repr(n / fps) for n in frames)] if any(frames) else []
+        way = ["--guidance", repr(job["guidance"]), "--sampler", "dpm++", "--steps",
+               str(job["steps"])]
+        if self.model(job["model"]).config.diffusion.built_in_guidance:
+            way = []  # a student has its own
         args = sample.arguments([
             *["--story"] * bool(job["then"]), *["--loop"] * job["loop"], "--num", str(job["num"]),
-            *length, "--seed", str(job["seed"]), "--guidance", repr(job["guidance"]), "--sampler",
-            "dpm++", "--steps", str(job["steps"]), "--ckpt", name, "--", job["text"],
+            *length, "--seed", str(job["seed"]), *way, "--ckpt", name, "--", job["text"],
             *(one["text"] for one in job["then"])])
         args.constraints = job["constraints"] or None
         return args

@@ -2,6 +2,7 @@
 
     python train.py --dataset toy                     all of it; sample.py takes out/toy/model.pt
     python train.py --dataset toy --stage vae         one part: vae, diffusion or evaluator
+    python train.py --dataset toy --stage distill     a student of out/toy/model.pt: 1 to 4 steps
     python train.py --dataset toy --resume            go on where a run stopped, to equal numbers
     python train.py --dataset toy --resume --train_diffusion.steps=9000 --allow-change steps
     python train.py --dataset humanml3d               the published sizes with our optimiser
@@ -49,6 +50,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import distill
 import finetune
 import kernels
 from kernels import graphs
@@ -557,8 +559,9 @@ def build(run):
         else:
             texts = (caption.text for i in pack.indices("train") for caption in pack.captions(i))
             words = vocabulary_of(texts)
-            if run.init:
-                words = finetune.vocabulary(c.train.init_from, words)
+            if run.init:  # a student reads what its teacher reads
+                new = [] if c.train.stage == "distill" else words
+                words = finetune.vocabulary(c.train.init_from, new)
             encoder = WordEncoder(c.text, words)
     model = MLD(c, encoder, pack.mean, pack.std, pack.rest)
     if run.init:
@@ -602,7 +605,8 @@ def trained_vae(path, pack):
 
 
 def train_model(run):
-    """Train the VAE and the diffusion, or one of them; returns the finished file, or None."""
+    """Train the VAE and the diffusion, or one of them, or a student; returns the finished file, or
+    None."""
     model, c = run.together(lambda: build(run)), run.config.train
     parts = {name: getattr(model, name) for name in ("vae", "denoiser", "text_encoder")}
     run.say(f"{run.folder}: " + "; ".join(f"{name} {million(part)}"
@@ -618,9 +622,10 @@ def train_model(run):
             checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
                                         state.items() if name.startswith("vae.")}, source)
     run.vae = checkpoint.weights_digest(model.vae) if model.vae else ""
-    if not fit(run, DiffusionStage(run, model)):
+    student = c.stage == "distill"
+    if not fit(run, (distill.DistillStage if student else DiffusionStage)(run, model)):
         return None
-    path = run.path("model.pt")
+    path = run.path("student.pt" if student else "model.pt")
     run.from_main(lambda: run.save(
         path, model.state_dict(), actions=list(run.pack.actions),
         vocabulary=getattr(model.text_encoder, "vocabulary", None)))
@@ -628,6 +633,8 @@ def train_model(run):
 
 
 def train(config, options):
+    if config.train.stage == "distill":
+        distill.settings(config)
     run = Run(config, options)
     run.check_alike()
     run.id, run.states = run.from_main(lambda: checkpoint.claim(run))
@@ -648,6 +655,10 @@ def main(argv):
     options = Options()
     try:
         config, words = parse_args(argv, options, __doc__, finetune.settings)
+        if config.train.stage == "distill" and not config.train.init_from:
+            run = os.path.join(config.train.out, config.train.name or config.data.dataset)
+            teacher = f"--init_from={os.path.join(run, 'model.pt')}"
+            config, words = parse_args([*argv, teacher], options, __doc__, finetune.settings)
         if words:
             raise SettingError(f"train.py takes flags only, found {words[0]!r}; see --help.")
         train(config, options)

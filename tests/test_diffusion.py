@@ -206,8 +206,8 @@ def test_plans_fall_through_distinct_levels(name, total, sampler):
         # pure noise is not taken for a half-clean sample
         assert schedule.alphas_cumprod[ts[0]] < 0.1 or total < 10
         assert all(s.c_noise >= 0 for s in steps)
-        assert sampler == "ddpm" or not any(s.c_noise for s in steps)
-        assert sampler != "ddpm" or steps[-1].c_noise == 0
+        assert sampler in ("ddpm", "lcm") or not any(s.c_noise for s in steps)
+        assert steps[-1].c_noise == 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def steer(x, t):
     return torch.tanh(x + 0.002 * t.view(-1, 1, 1))
 
 
-NOISY = [("ddim", 1.0), ("ddpm", 0.0)]
+NOISY = [("ddim", 1.0), ("ddpm", 0.0), ("lcm", 0.0)]
 
 
 @pytest.mark.parametrize("sampler, eta", [*NOISY, ("dpm++", 0.0)])

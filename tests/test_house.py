@@ -10,8 +10,8 @@ ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
     "fast", "conditions", "latents", "guidance", "story", "edit", "lengths", "data", "checkpoint",
-    "published", "published_clip", "train", "stages", "losses", "finetune", "sample", "eval",
-    "prepare", "studio"}
+    "published", "published_clip", "train", "stages", "losses", "finetune", "distill", "sample",
+    "eval", "prepare", "studio"}
 FORMATS = {"config", "motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
@@ -35,10 +35,10 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "view": STORED,
     "finetune": STORED,
     "losses": {"motion", "transformer", "vae"},
-    "stages": STORED | {"losses", "judge", "view"},
+    "stages": STORED | {"losses", "judge", "view"}, "distill": STORED | {"stages"},
 }
 # for other files of the hall
-PROGRAMS = STORED | {"lengths", "finetune", "stages", "judge", "view", "toy"}
+PROGRAMS = STORED | {"lengths", "finetune", "stages", "distill", "judge", "view", "toy"}
 MAY_IMPORT["studio"] = PROGRAMS | {"sample"}  # its files are those of sample.py
 # Tables whose rows are read as tables; nothing else is wider than 100 columns.
 WIDE = set()

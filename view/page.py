@@ -69,6 +69,9 @@ def check_model(model, name):
     if c.data.skeleton not in motion.SKELETONS:
         raise ValueError(f"{name} makes motions of the {c.data.skeleton} skeleton; the page knows "
                          f"{' and '.join(motion.SKELETONS)}.")
+    if c.diffusion.built_in_guidance:
+        raise ValueError(f"{name} is a student of few steps (diffusion.sampler is lcm), and the "
+                         "page samples by DPM-Solver++; choose the model that it was made of.")
     if model.length_estimator is None:
         raise ValueError(f"{name} has no length estimator, and the page lets the model choose "
                          "how long a motion is; train it again with this code.")

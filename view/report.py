@@ -17,7 +17,8 @@ from view import render
 from config import atomic_write, to_dict
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7")
-STAGES = {"vae": "Stage 1: VAE", "diffusion": "Stage 2: diffusion", "evaluator": "Evaluator"}
+STAGES = {"vae": "Stage 1: VAE", "diffusion": "Stage 2: diffusion", "distill": "Student",
+          "evaluator": "Evaluator"}
 FALLS = "Both curves fall and level off, val a little above train."
 FITS = "Falls quickly at first, then slowly until the end."
 PICTURES = {  # what is logged: title, label of the vertical axis, and what good looks like

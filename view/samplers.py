@@ -3,7 +3,7 @@ import argparse
 
 import torch
 
-from diffusion import BETA_SCHEDULES, SAMPLERS, guide, levels_of, make_schedule, sample
+from diffusion import BETA_SCHEDULES, guide, levels_of, make_schedule, sample
 
 LEGEND = """\
 The data are points of 32 numbers in ten Gaussian blobs (deviation 0.3, centres of deviation 1);
@@ -53,7 +53,7 @@ def sampler_table(beta_schedule, guidance_scale, counts, batch=512):
 
     ddim, ddpm = run("ddim", 1000), run("ddpm", 1000)
     return {s: [as_clouds(run(s, n), ddpm) if s == "ddpm" else one_by_one(run(s, n), ddim)
-                for n in counts] for s in SAMPLERS}
+                for n in counts] for s in ("ddim", "ddpm", "dpm++")}
 
 
 def main(argv):
