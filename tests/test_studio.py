@@ -281,6 +281,26 @@ def test_the_queue_is_bounded(maker, server):
     assert post(server, JOB)[0] == 200
 
 
+def test_nobody_waits_for_another_ones_file(maker, server, monkeypatch):
+    """Drawing a GIF of six motions can take half a minute."""
+    begun, go, write, answers = threading.Event(), threading.Event(), maker.written, []
+
+    def slowly(*given):
+        begun.set(), go.wait(60)
+        return write(*given)
+
+    monkeypatch.setattr(maker, "written", slowly)
+    client = threading.Thread(
+        target=lambda: answers.append(post(server, JOB | {"kind": "npy"}, "/file")))
+    client.start()
+    try:
+        assert begun.wait(30)
+        assert post(server, JOB)[0] == 200 and not answers
+    finally:
+        go.set(), client.join()
+    assert answers[0][0] == 200 and answers[0][1].startswith(b"\x93NUMPY")
+
+
 def test_slow_clients_do_not_hold_the_others(maker, monkeypatch):
     """Some send a byte now and then, some never read their answer; all are sent away in the end."""
     monkeypatch.setattr(serving, "PATIENCE", 1.5)
