@@ -240,11 +240,20 @@ def main(argv):
             raise ValueError(f"--port must be from 0 to 65535, got {args.port}.")
         maker = Maker(args.ckpt or [sample.arguments([]).ckpt], args.device)
         token = secrets.token_urlsafe(24) if args.host else ""
-        server = listen(args.host or LOOPBACK[0], args.port, maker, token)
-    except (ValueError, OSError, Refused) as error:
+    except Refused as error:
+        sys.exit(f"error: {error.args[1]}")  # args[0] is for HTTP
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    url = f"http://{args.host or LOOPBACK[0]}:{server.server_port}/{token and '?token=' + token}"
-    print(f"{url}\nCtrl+C ends it.", flush=True)
+    host = args.host or LOOPBACK[0]
+    try:
+        server = listen(host, args.port, maker, token)
+    except OSError as error:
+        sys.exit(f"error: The studio cannot listen on {host}, port {args.port or 'any'} "
+                 f"({error.strerror}); --host takes an IPv4 address of this computer, and --port "
+                 "one that no other program uses.")
+    url = f"http://{host}:{server.server_port}/{token and '?token=' + token}"
+    others = "\nOn other computers, this one's address stands in place of 0.0.0.0."
+    print(f"{url}{others if host == '0.0.0.0' else ''}\nCtrl+C ends it.", flush=True)
     if args.open:
         webbrowser.open(url)
     try:

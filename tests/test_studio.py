@@ -351,7 +351,8 @@ def test_connections_are_bounded(maker, monkeypatch):
 
 
 def test_the_program_says_where_it_is_and_what_is_wrong(capsys):
-    for flags, says in ((["--port", "70000"], "--port must be"), (["--ckpt", "no.pt"], "no.pt")):
+    for flags, says in ((["--port", "70000"], "--port must be"), (["--ckpt", "no.pt"], "no.pt"),
+                        (["--host", "::"], "cannot listen on ::, port any .*IPv4 address")):
         with pytest.raises(SystemExit, match=says):
             studio.main(flags)
     line = subprocess.Popen([sys.executable, "studio.py", "--port", "0"], cwd=ROOT, text=True,
@@ -491,6 +492,8 @@ def test_history_stars_and_two_side_by_side(tab, server):
     typed(tab, "a man sits down")
     names = "Array.from(document.getElementById('history').children, e => e.textContent)"
     assert tab.js(names) == ["a man sits down · 1234☆", "a person waves · 1234☆"]
+    assert tab.js("document.querySelector('#history button').title") == \
+        "a man sits down · 1234 · guidance 2.5, 10 steps"
     tab.click("#history span:nth-child(2) button:last-child")
     assert tab.js(names) == ["a person waves · 1234★", "a man sits down · 1234☆"]
     assert tab.js("document.activeElement.ariaPressed") == "true"
