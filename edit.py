@@ -191,15 +191,18 @@ def long_enough(args, model, lengths):
     return [max(n, math.ceil(last * model.config.data.fps) + 1) for n in lengths]
 
 
+def missed(reports):
+    """Sentences about what was not met: asked, reached, error."""
+    return [f"{row['what']}: asked for {row['asked']}, reached {row['reached']}, "
+            f"{row['error']:.3f} {'m/s' if row['kind'] == 'speed' else 'm'} off"
+            for report in reports for row in report if row["error"] > MET]
+
+
 def told(reports):
-    """Print what was not met: asked, reached, error."""
-    rows = [row for report in reports for row in report]
-    for row in (row for row in rows if row["error"] > MET):
-        unit = "m/s" if row["kind"] == "speed" else "m"
-        print(f"{row['what']}: asked for {row['asked']}, reached {row['reached']}, "
-              f"{row['error']:.3f} {unit} off", file=sys.stderr)
-    met = sum(row["error"] <= MET for row in rows)
-    print(f"{met} of {len(rows)} constraints met to {100 * MET:g} cm", file=sys.stderr)
+    """Print what was not met, and how much was."""
+    lines, count = missed(reports), sum(map(len, reports))
+    print(*lines, f"{count - len(lines)} of {count} constraints met to {100 * MET:g} cm", sep="\n",
+          file=sys.stderr)
 
 
 def made(args, model, texts, labels, lengths, captions):

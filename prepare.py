@@ -54,7 +54,7 @@ from formats.found import Found
 from formats.pack import Pack, write_pack
 from formats.pack_index import NFEATS, PLAIN_NAME
 from formats.pickle_reader import Budget
-from formats.text import read_lines, visible
+from formats.text import kinds_of, read_lines, visible
 from view import render
 
 # What the published datasets hold, according to their authors or to training logs.
@@ -313,10 +313,7 @@ def export_clips(args):
     motions = {id: upright(pack, pack.index(id)) for id in args.clips}
     if os.path.isfile(folder):
         raise ValueError(f"--out {folder} is a file; expected a folder to write to.")
-    for kind in args.format.split(","):
-        if kind not in export.KINDS:
-            raise ValueError(f"--format must be of {', '.join(export.KINDS)}, found {kind!r}.")
-    for kind in args.format.split(","):
+    for kind in kinds_of(args.format, export.KINDS):
         files = [motions] if kind == "glb" else [{id: motions[id]} for id in motions]
         for file in files:
             name = re.sub(r"[^\w.-]+", "-", f"{pack.name}-{next(iter(file))}")

@@ -36,6 +36,7 @@ import unicodedata
 import webbrowser
 
 from formats import hub
+from formats.text import kinds_of
 from lengths import seconds
 
 STARTED = time.perf_counter()
@@ -173,9 +174,6 @@ def check_numbers(args, count):
 def check_output(args):
     """ValueError for formats that cannot be written."""
     kinds = formats_of(args)
-    wrong = sorted(set(kinds) - set(FORMATS))
-    if wrong:
-        raise ValueError(f"--format must be of {', '.join(FORMATS)}, got {', '.join(wrong)}.")
     if args.open and "html" not in kinds:
         raise ValueError(f"--open shows the player: add html to --format {args.format}.")
     if "gif" in kinds:
@@ -187,7 +185,7 @@ def check_output(args):
 
 
 def formats_of(args):
-    return list(dict.fromkeys(args.format.split(",")))
+    return kinds_of(args.format, FORMATS)
 
 
 def make_folder(folder):

@@ -31,8 +31,8 @@ from view.server import LOOPBACK, MORE, PORT, Queue, Refused, listen
 
 
 class Maker:
-    """The models, and what is made with them, as sample.py makes it; `queue` does that one job at
-    a time."""
+    """The models, and what is made with them, as sample.py makes it: `queue` makes one job's
+    motions at a time, and `files` writes one file, so that nobody waits for another's GIF."""
 
     def __init__(self, names, device="auto"):
         """names: as --ckpt takes them; the first one is loaded and tried at once. ValueError or
@@ -40,7 +40,7 @@ class Maker:
         from view import page, render  # torch takes most of the start
 
         self.names, self.device, self.page, self.render = names, device, page, render
-        self.models, self.mesh, self.queue = {}, None, Queue()
+        self.models, self.mesh, self.queue, self.files = {}, None, Queue(), Queue()
         self.headers = [self.header_of(i) for i in range(len(names))]
 
     def header_of(self, number):
@@ -170,9 +170,7 @@ class Maker:
                 raise ValueError(f"A pose of this model has {joints} joints.")
             made, reports = edit.edit(model, texts, constraints=args.constraints, lengths=lengths,
                                       seed=args.seed, **settings)
-            return made, [
-                f"{row['what']}: asked for {row['asked']}, reached {row['reached']}"
-                for report in reports for row in report if row["error"] > edit.MET]
+            return made, edit.missed(reports)
         _, made = model.generate(texts, None, lengths=lengths, seed=args.seed, **settings)
         return [joints[:n].cpu().numpy() for joints, n in zip(made, lengths)], []
 
@@ -192,6 +190,9 @@ class Maker:
 
     def make(self, job):
         """A job -> the JSON that the page shows."""
+        return self.queue.do(self.made, job)
+
+    def made(self, job):
         start = time.perf_counter()
         told, shown = self.motions(job)
         ms = 1000 * (time.perf_counter() - start)
@@ -211,8 +212,10 @@ class Maker:
             raise Refused(400, f"This model's motions cannot be written as {kind}.")
         if job["num"] > 1 and kind not in sample.TOGETHER:
             raise Refused(400, f"A {kind} file holds one motion: choose one of them first.")
-        _, shown = self.motions(job)
-        args = self.arguments(job)
+        _, shown = self.queue.do(self.motions, job)
+        return self.files.do(self.written, self.arguments(job), kind, shown)
+
+    def written(self, args, kind, shown):
         with tempfile.TemporaryDirectory() as args.out:
             args.format = kind
             path, = sample.write_motions(args, shown, shown[0]["fps"])
@@ -240,11 +243,20 @@ def main(argv):
             raise ValueError(f"--port must be from 0 to 65535, got {args.port}.")
         maker = Maker(args.ckpt or [sample.arguments([]).ckpt], args.device)
         token = secrets.token_urlsafe(24) if args.host else ""
-        server = listen(args.host or LOOPBACK[0], args.port, maker, token)
-    except (ValueError, OSError, Refused) as error:
+    except Refused as error:
+        sys.exit(f"error: {error.args[1]}")  # args[0] is for HTTP
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    url = f"http://{args.host or LOOPBACK[0]}:{server.server_port}/{token and '?token=' + token}"
-    print(f"{url}\nCtrl+C ends it.", flush=True)
+    host = args.host or LOOPBACK[0]
+    try:
+        server = listen(host, args.port, maker, token)
+    except OSError as error:
+        sys.exit(f"error: The studio cannot listen on {host}, port {args.port or 'any'} "
+                 f"({error.strerror}); --host takes an IPv4 address of this computer, and --port "
+                 "one that no other program uses.")
+    url = f"http://{host}:{server.server_port}/{token and '?token=' + token}"
+    others = "\nOn other computers, this one's address stands in place of 0.0.0.0."
+    print(f"{url}{others if host == '0.0.0.0' else ''}\nCtrl+C ends it.", flush=True)
     if args.open:
         webbrowser.open(url)
     try:

@@ -17,7 +17,7 @@ OFFSET of Hips off the root's track.)
 import numpy as np
 
 from config import atomic_write
-from formats.rotations import t_pose_of, fit_body
+from formats.rotations import fit_body, fork_frame, t_pose_of
 from motion import T2M, rotation_between, unit_rows
 
 UNITS = {"m": 1, "cm": 100}  # in a metre
@@ -133,15 +133,6 @@ def _unlock(angles, free, matrix):
 # --------------------------------------------------------------------------------------------------
 # Exact files: bones that stretch
 
-def _fork_rotation(bones):
-    """bones (T, 3, 3): rows to left, right, up -> (T, 3, 3): columns to left, up, forward."""
-    across = unit_rows(bones[:, 0] - bones[:, 1])
-    forward = unit_rows(np.cross(across, bones[:, 2] - (bones[:, 0] + bones[:, 1]) / 2))
-    frame = np.stack([across, np.cross(forward, across), forward], axis=-1)
-    valid = np.linalg.det(frame)[:, None, None] > 0.5
-    return np.where(valid, frame, np.eye(3))  # bones in one line do not define a rotation
-
-
 def _stretching(joints, pose):
     """Inverse kinematics, joint by joint from the root, all frames at once: joints (T, J, 3) ->
     rotations relative to the parent (T, J, 3, 3), OFFSETs (J, 3), positions relative to the parent
@@ -163,7 +154,8 @@ def _stretching(joints, pose):
                 placed[:, j] = placed[:, parent] + before @ offsets[j]
         rotations[:, j] = before  # head, wrists and toes have no bone that would show a rotation
         if j in pose.forks:
-            rotations[:, j] = _fork_rotation(joints[:, pose.forks[j]] - placed[:, j, None])
+            frame, valid = fork_frame(joints[:, pose.forks[j]] - placed[:, j, None])
+            rotations[:, j] = np.where(valid[:, None, None], frame, np.eye(3))
         elif pose.children[j]:
             child = pose.children[j][0]
             rest = pose.directions[child]

@@ -4,8 +4,8 @@
 
 Ankle and ball of each foot stand where they are slow and low. There they are held at the middle of
 where they were, and what that moves them by fades in and out in the air. The knees follow by
-two-bone inverse kinematics. Where a leg would be too short, the whole body sinks by up to 3 cm, as
-softly as the time around it allows, so that no knee snaps.
+two-bone inverse kinematics. Where a leg would be too short, the whole body sinks by up to 2.5 cm,
+as softly as the time around it allows, so that no knee snaps.
 """
 import numpy as np
 

@@ -18,9 +18,9 @@ import numpy as np
 from config import atomic_write
 from formats.bvh_writer import names_of
 from formats.feet import lock_feet
-from formats.mannequin import mannequin
-from formats.rotations import continuous, fit_body, measure_bones, rest_pose, t_pose_of
-from motion import T2M, matrix_to_quaternion
+from formats.mannequin import mannequin, scale_of
+from formats.rotations import fit_body, measure_bones, rest_pose, t_pose_of
+from motion import T2M
 
 FLOAT, UINT16, UINT8 = 5126, 5123, 5121  # component types
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
@@ -42,7 +42,8 @@ def refuse_padding(joints, name, path):
 def fit_bodies(motions, fps=T2M.fps, lock=True, path="this motion"):
     """Motions {name: joints (T, J, 3)} -> {name: Body}, all with the same bones.
 
-    ValueError for frames that are not finite or without a body, other skeletons, or none at all."""
+    ValueError for frames that are not finite or without a body, for a body that is no person's
+    height, other skeletons, or no motion at all."""
     if not motions or not 0 < fps <= 1000:
         raise ValueError(f"{path}: a character needs at least one motion and up to 1000 frames a "
                          f"second, found {len(motions)} and {fps:g}.")
@@ -55,14 +56,14 @@ def fit_bodies(motions, fps=T2M.fps, lock=True, path="this motion"):
                          + " and ".join(f"{len(p.parents)} joints" for p in poses.values()) + ".")
     pose, = poses.values()
     offsets = measure_bones(np.concatenate([joints for _, joints in known.values()]), pose)
+    scale_of(rest_pose(offsets, pose), path)  # VRMA has no mesh, and is checked all the same
     bodies = {name: fit_body(joints, fps, offsets) for name, (_, joints) in known.items()}
     return {name: lock_feet(body, fps) for name, body in bodies.items()} if lock else bodies
 
 
 def keyframes(body):
     """Body -> quaternions (T, J, 4) as x, y, z, w, and the path of the hips (T, 3), metres."""
-    turned = continuous(matrix_to_quaternion(body.rotations))
-    return np.roll(turned, -1, axis=-1), body.joints[:, 0]
+    return np.roll(body.quaternions(), -1, axis=-1), body.joints[:, 0]
 
 
 class Gltf:

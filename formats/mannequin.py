@@ -181,14 +181,21 @@ def skin_weights(points, parts, crotch, pose, scale):
     return np.where(weights > 0, joints[best], 0).astype(np.uint8), weights.astype(np.uint8)
 
 
+def scale_of(places, path="this motion"):
+    """Joints at rest (J, 3) -> how many times as tall they are as the body that has the radii.
+    ValueError for a body that is no person's, such as one in centimetres."""
+    scale = places[:, 1].max() / HEIGHT
+    if not 0.1 < scale < 10:
+        raise ValueError(f"{path}: a character needs a body of about 1.7 metres, found one that is "
+                         f"{places[:, 1].max():g} metres tall; give its joints in metres.")
+    return scale
+
+
 def mannequin(offsets, pose, path="this motion", coarse=1):
     """Bones at rest (J, 3) of a TPose -> Mesh, with points `coarse` times as far apart.
     ValueError for a body without height."""
     places = rest_pose(offsets, pose)
-    scale = places[:, 1].max() / HEIGHT
-    if not 0.01 < scale < 100:
-        raise ValueError(f"{path}: a character needs a body of about 1.7 metres, found one that is "
-                         f"{places[:, 1].max():g} metres tall.")
+    scale = scale_of(places, path)
     parts = parts_of(offsets, pose, scale)
     edge = scale * coarse * 2 * CELL
     low = np.min([np.minimum(a, b) - max(radii) for _, a, b, *radii in parts], axis=0) - edge

@@ -59,3 +59,13 @@ def visible(folder, ending):
                   for name in names
                   if name.lower().endswith(ending) and not name.startswith(".")]
     return sorted(found)
+
+
+def kinds_of(text, known):
+    """What --format says, such as 'glb, BVH' -> ['glb', 'bvh']. ValueError for a kind of file that
+    is not among the known ones."""
+    kinds = list(dict.fromkeys(kind.strip().lower() for kind in text.split(",")))
+    wrong = [repr(kind) for kind in kinds if kind not in known]
+    if wrong:
+        raise ValueError(f"--format must be of {', '.join(known)}, found {', '.join(wrong)}.")
+    return kinds

@@ -255,9 +255,12 @@ def test_bad_input_is_written_or_refused_in_a_sentence(tmp_path):
                 write("bad.x", wrong)
         with pytest.raises(ValueError, match="up to 1000 frames a second"):
             write("bad.x", joints, fps=0)
-    for write in (lambda j: write_glb("bad.x", {"a": j}), lambda j: write_usda("bad.x", j)):
+    for write in (lambda j: write_glb("bad.x", {"a": j}), lambda j: write_usda("bad.x", j),
+                  lambda j: write_vrma("bad.x", j)):
         with pytest.raises(ValueError, match="a body of about 1.7 metres, found one that is 0 "):
             write(joints[:, :1].repeat(22, axis=1))
+        with pytest.raises(ValueError, match="metres tall; give its joints in metres"):
+            write(100 * joints)  # centimetres
     with pytest.raises(ValueError, match="the same skeleton, found 22 joints and 21 joints"):
         write_glb("bad.x", {"a": joints, "b": joints[:, :21]})
     with pytest.raises(ValueError, match="at least one motion"):

@@ -194,13 +194,17 @@ def test_gif(tmp_path, theme):
         assert near[:, :160].any() and near[:, 160:].any(), name
 
 
-def test_a_gif_shows_the_whole_body_and_how_far_it_is(tmp_path, capsys):
+def test_a_gif_shows_the_whole_body_and_how_far_it_is(tmp_path, capsys, monkeypatch):
     image_module = pytest.importorskip(
         "PIL.Image", reason="NOT TESTED: GIFs need pip install pillow"
     )
     joints = toy("crawl")[:40:5]
     turned = joints[..., [2, 1, 0]] * (1, 1, -1)
-    write_gif(tmp_path / "a.gif", [{"joints": joints}, {"joints": turned}], size=(120, 260))
+    clips = [{"joints": joints}, {"joints": turned}]
+    write_gif(tmp_path / "a.gif", clips, size=(120, 260))
+    assert capsys.readouterr() == ("", "")  # no terminal, no bar
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    write_gif(tmp_path / "a.gif", clips, size=(120, 260))
     said = capsys.readouterr()
     assert said.out == "" and "a.gif" in said.err and "/8 [" in said.err
     gif = image_module.open(tmp_path / "a.gif")

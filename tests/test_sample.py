@@ -229,6 +229,7 @@ def test_long_prompts_of_any_script_have_files(models, tmp_path):
         ("text", ["a man jumps", "--format", "npy", "--open"], "--open shows the player"),
         ("text", ["a man \udcff"], "no text in this terminal's encoding"),
         ("text", ["a man jumps", "--format", "fbx"], "--format must be of"),
+        ("text", ["a man jumps", "--format", "glb,"], "found ''"),
         ("text", ["a man jumps", "--steps", "0"], "--steps must be 1 to"),
         ("text", ["a man jumps", "--steps", "5000"], "num_inference_steps"),
         ("text", ["a man jumps", "--out", str(ROOT / "README.md")], "README.md is a file"),

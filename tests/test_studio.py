@@ -281,6 +281,26 @@ def test_the_queue_is_bounded(maker, server):
     assert post(server, JOB)[0] == 200
 
 
+def test_nobody_waits_for_another_ones_file(maker, server, monkeypatch):
+    """Drawing a GIF of six motions can take half a minute."""
+    begun, go, write, answers = threading.Event(), threading.Event(), maker.written, []
+
+    def slowly(*given):
+        begun.set(), go.wait(60)
+        return write(*given)
+
+    monkeypatch.setattr(maker, "written", slowly)
+    client = threading.Thread(
+        target=lambda: answers.append(post(server, JOB | {"kind": "npy"}, "/file")))
+    client.start()
+    try:
+        assert begun.wait(30)
+        assert post(server, JOB)[0] == 200 and not answers
+    finally:
+        go.set(), client.join()
+    assert answers[0][0] == 200 and answers[0][1].startswith(b"\x93NUMPY")
+
+
 def test_slow_clients_do_not_hold_the_others(maker, monkeypatch):
     """Some send a byte now and then, some never read their answer; all are sent away in the end."""
     monkeypatch.setattr(serving, "PATIENCE", 1.5)
@@ -331,7 +351,8 @@ def test_connections_are_bounded(maker, monkeypatch):
 
 
 def test_the_program_says_where_it_is_and_what_is_wrong(capsys):
-    for flags, says in ((["--port", "70000"], "--port must be"), (["--ckpt", "no.pt"], "no.pt")):
+    for flags, says in ((["--port", "70000"], "--port must be"), (["--ckpt", "no.pt"], "no.pt"),
+                        (["--host", "::"], "cannot listen on ::, port any .*IPv4 address")):
         with pytest.raises(SystemExit, match=says):
             studio.main(flags)
     line = subprocess.Popen([sys.executable, "studio.py", "--port", "0"], cwd=ROOT, text=True,
@@ -471,6 +492,8 @@ def test_history_stars_and_two_side_by_side(tab, server):
     typed(tab, "a man sits down")
     names = "Array.from(document.getElementById('history').children, e => e.textContent)"
     assert tab.js(names) == ["a man sits down · 1234☆", "a person waves · 1234☆"]
+    assert tab.js("document.querySelector('#history button').title") == \
+        "a man sits down · 1234 · guidance 2.5, 10 steps"
     tab.click("#history span:nth-child(2) button:last-child")
     assert tab.js(names) == ["a person waves · 1234★", "a man sits down · 1234☆"]
     assert tab.js("document.activeElement.ariaPressed") == "true"

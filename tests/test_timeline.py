@@ -68,7 +68,9 @@ def test_every_prompt_of_a_story_takes_a_seed(server):
 
 def test_what_is_not_met_is_said(server):
     status, body = post(server, WALK | {"constraints": [POSE]})  # nobody can stand like this
-    assert status == 200 and "pose at 0.00 s" in json.loads(body)["made"][0]["report"]["notes"][0]
+    note = json.loads(body)["made"][0]["report"]["notes"][0]
+    assert status == 200 and "pose at 0.00 s" in note and float(note.split()[-3]) > 0.01, note
+    assert note.endswith(" m off")
 
 
 @pytest.mark.parametrize("change, says", [

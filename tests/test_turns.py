@@ -16,21 +16,11 @@ from motion import T2M
 from view import page, render, skin
 
 __all__ = ["site", "toy", "browser"]
-# the trunk is fitted there as turns.js does it
-pytest.importorskip("formats.trunk", reason="NOT TESTED: turns.js; formats/trunk.py is missing")
 POSE = T_POSES[T2M.num_joints]
 FIT = """answer(INPUT.motions.map(flat => {
   const {offsets, placed, world} = fitBody(Float32Array.from(flat), INPUT.pose, 20);
   return {offsets, placed, world};
 }));"""
-
-
-def world_of(body):
-    """(T, J, 3, 3) relative to the room."""
-    world = body.rotations.copy()
-    for level in body.pose.levels[1:]:
-        world[:, level] = world[:, [body.pose.parents[j] for j in level]] @ world[:, level]
-    return world
 
 
 def fitted(folder, motions):
@@ -44,7 +34,7 @@ def assert_same(found, joints, degrees=0.1):
     body = fit_body(joints, 20)
     assert np.abs(found["offsets"] - body.offsets).max() < 1e-4
     assert np.abs(found["placed"] - body.joints).max() < 1e-3
-    apart = np.einsum("tjab,tjab->tj", found["world"], world_of(body))  # trace of A^T B
+    apart = np.einsum("tjab,tjab->tj", found["world"], skin.world_turns(body))  # trace of A^T B
     assert np.degrees(np.arccos(np.clip((apart - 1) / 2, -1, 1))).max() < degrees
 
 

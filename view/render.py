@@ -332,7 +332,7 @@ def write_gif(path, motions, size=(320, 360), columns=None, theme="light"):
         motion["camera"] = _Camera(motion, (size[0] * dense, size[1] * dense),
                                    dense * (8 + 19 * len(motion["lines"])))
     frames, count = [], max(len(motion["joints"]) for motion in motions)
-    for t in tqdm(range(count), desc=Path(path).name, unit="frame", leave=False):
+    for t in tqdm(range(count), desc=Path(path).name, unit="frame", leave=False, disable=None):
         image = Image.new("RGB", whole, colours["background"])
         for i, motion in enumerate(motions):
             now, camera = min(t, len(motion["joints"]) - 1), motion["camera"]

@@ -1,7 +1,7 @@
 """The studio's server: who is answered, what a request may hold, and how many wait.
 
-    server = listen("127.0.0.1", None, maker)   # maker: studio.py's; it has page_text(), make(job),
-    server.serve_forever()                      # file(job), and a Queue in which these are done
+    server = listen("127.0.0.1", None, maker)   # maker: studio.py's; it has page_text(), and makes
+    server.serve_forever()                      # in Queues what make(job) and file(job) answer
 
 GET / is the page; POST /make and /file take a job as JSON, which read_job checks to the last
 number. Only programs on this computer reach it unless a token is given; other pages are refused by
@@ -183,9 +183,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             job = read_job(self.rfile.read(int(length)), wants)
             self.server.until[self.request] = math.inf  # waiting for us is no fault of theirs
             if self.path == "/make":
-                self.answer(200, maker.queue.do(maker.make, job), "application/json")
+                self.answer(200, maker.make(job), "application/json")
             else:
-                data = maker.queue.do(maker.file, job)
+                data = maker.file(job)
                 self.answer(200, data, TYPES.get(job["kind"], "application/octet-stream"),
                             f'attachment; filename="motion.{job["kind"]}"')
         except (Refused, ValueError) as error:

@@ -125,8 +125,10 @@ function list() {
     const texts = [one.text, ...one.then.map(next => next.text)].join(", then ");
     const asks = one.constraints.length ? " ◇" : "";
     const name = `${texts}${asks} · ${several > 1 ? `${several} from ` : ""}${one.seeds[0]}`;
+    const {guidance, steps, frames} = one.settings, title = `${name} · guidance ${guidance}, ${
+      steps} steps${frames ? `, ${frames / fps} s` : ""}`;  // tells apart what has the same words
     const star = {ariaPressed: !!one.star, ariaLabel: `Star: ${name}`};
-    group.append(button(name, {title: name}, () => again(one)),
+    group.append(button(name, {title}, () => again(one)),
       button(one.star ? "★" : "☆", star, () => {
         one.star = !one.star; keep();
         const at = [...past.filter(x => x.star), ...past.filter(x => !x.star)].indexOf(one);
