@@ -35,14 +35,18 @@ def joined(packs, found, times=None):
 
     times   how often the train items of each pack are to be there, so that a small set is not lost
             in a large one; they become id.1, id.2, ... A copy takes the room of a line."""
+    times = times or [1] * len(packs)
     seen = Counter(id for pack in packs for id in pack.ids)
     prefixes = [f"{pack.name}_" if any(seen[id] > 1 for id in pack.ids) else "" for pack in packs]
-    after = Counter(prefix + id for pack, prefix in zip(packs, prefixes) for id in pack.ids)
+    after = Counter(
+        prefix + id + end for pack, prefix, count in zip(packs, prefixes, times)
+        for id, split in zip(pack.ids, pack.splits)
+        for end in ("", *(f".{n}" for n in range(1, count if split == "train" else 1))))
     twice = [id for id, count in after.items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} ids are there twice even with the name of their set in "
                          f"front, such as {twice[0]}; give the sets names of their own (--name).")
-    for pack, prefix, count in zip(packs, prefixes, times or [1] * len(packs)):
+    for pack, prefix, count in zip(packs, prefixes, times):
         if prefix:
             found.say(f"ids get {prefix} in front, because another set has some of them", pack.name)
         for clip in pack.clips():

@@ -69,6 +69,9 @@ def test_a_small_set_may_be_there_several_times(tmp_path, capsys):
         np.testing.assert_array_equal(both.features(i), both.features(first))
     assert len(both._arrays["clip_frames"]) == 5  # the motion is stored once
     both.check()
+    c = write(tmp_path, "c", ["x.1"], 9)
+    assert "x.1; give the sets names" in refused(
+        capsys, tmp_path, "join", "both", b.path + ":2", c.path)
     assert "NAME:0 would leave a set out" in refused(
         capsys, tmp_path, "join", "both", a.path, b.path + ":0")
 
