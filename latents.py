@@ -23,14 +23,15 @@ BATCHES, BATCH = 100, 64  # decoder's derivatives to average
 SMALLEST = 1e-9  # importance as a share of the largest: less counts as this much
 
 
-def principal_axes(decode, mu, logvar, lengths, keep, progress=False):
+def principal_axes(decode, mu, logvar, lengths, keep, device="cpu", progress=False):
     """-> into (N * D, keep) and back (keep, N * D): x = (z - mean) @ into, and z = x @ back + mean
     loses only what the other directions hold; float32.
 
     decode       latents (B, N, D) and lengths (B,) -> normalised features (B, T, F)
     mu, logvar   (clips, N, D): the posteriors of the training set
     lengths      (clips,) of frames
-    keep         how many directions, at most N * D"""
+    keep         how many directions, at most N * D
+    device       where `decode` computes"""
     draw = torch.Generator().manual_seed(0)
     centred = (mu - mu.mean(0)).flatten(1)
     noise = logvar.exp().flatten(1).double().mean(0)
@@ -42,15 +43,15 @@ def principal_axes(decode, mu, logvar, lengths, keep, progress=False):
         rows = torch.randint(len(mu), (BATCH,), generator=draw)
         rows = rows[lengths[rows].argsort()]
         noise = torch.randn(BATCH, *mu.shape[1:], generator=draw)
-        z = (mu[rows] + (0.5 * logvar[rows]).exp() * noise).requires_grad_()
+        z = (mu[rows] + (0.5 * logvar[rows]).exp() * noise).to(device).requires_grad_()
         with torch.enable_grad():
-            features = decode(z, lengths[rows])
+            features = decode(z, lengths[rows].to(device))
             # E[g g^T] = J^T J for the gradient g of a random sum of J's rows
-            size = (lengths[rows] * features.shape[-1]).to(features)[:, None, None]
-            weights = torch.randn(features.shape, generator=draw).to(features) / size.sqrt()
-            gradient, = torch.autograd.grad((features * weights).sum(), z)
-        gradient = gradient.flatten(1).double()
-        change += (gradient.T @ gradient).to(change) / (BATCH * BATCHES)
+            size = (lengths[rows] * features.shape[-1])[:, None, None]
+            weights = torch.randn(features.shape, generator=draw) / size.sqrt()
+            gradient, = torch.autograd.grad((features * weights.to(features)).sum(), z)
+        gradient = gradient.flatten(1).double().cpu()
+        change += gradient.T @ gradient / (BATCH * BATCHES)
     importance, axes = torch.linalg.eigh(root @ change @ root)
     importance, axes = importance.flip(0)[:keep], axes.flip(1)[:, :keep]
     scale = importance.clamp_min(importance[0] * SMALLEST)**0.25

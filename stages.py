@@ -157,12 +157,9 @@ class DiffusionStage(nn.Module):
         """Set what the diffusion sees of the latents, from those of all train clips."""
         model.latent_mean.copy_(mu.mean(0))
         if model.config.denoiser.principal:
-            def decode(z, lengths):
-                device = self.run.device
-                return model.vae.decode(z.to(device), lengths.to(device), int(lengths.max()))
-
-            into, back = principal_axes(decode, mu, logvar, lengths, model.latent_in.shape[1],
-                                        self.run.main)
+            into, back = principal_axes(
+                lambda z, lengths: model.vae.decode(z, lengths, int(lengths.max())), mu, logvar,
+                lengths, model.latent_in.shape[1], self.run.device, self.run.main)
             model.latent_in.copy_(into)
             model.latent_out.copy_(back)
         else:

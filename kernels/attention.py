@@ -40,7 +40,7 @@ from kernels.backend import architecture, tl, triton
 from kernels.dropout import kept, row_keys, threshold_and_scale
 from kernels.tiles import attention_tiles, power_of_two
 
-FEW_KEYS = 128
+FEW_KEYS, A_BATCH = 128, 16
 
 # --------------------------------------------------------------------------------------------------
 # The plain torch twin
@@ -60,7 +60,8 @@ def torch_attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
             queries = torch.arange(q.shape[2], device=q.device)
             mask = mask & (keys <= queries[:, None])  # (B, 1, Lq, Lk)
     # on CPUs, torch's fused backward pass takes twice the time of plain products for few keys
-    plain = q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= FEW_KEYS
+    plain = q.device.type == "cpu" and q.requires_grad
+    plain = plain and k.shape[2] <= FEW_KEYS and len(q) >= A_BATCH
     with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         o = F.scaled_dot_product_attention(q, k, v, mask, dropout_p,
                                            is_causal=causal and mask is None)

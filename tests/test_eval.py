@@ -431,6 +431,7 @@ def test_published_action_datasets(tmp_path, name, actions, split):
             **SIZES,
             "vae.latent_size": 1,
             "vae.mlp_dist": False,
+            "denoiser.principal": 0,
             "data.dataset": name,
             "denoiser.num_actions": actions,
         }
