@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import checkpoint
 import kernels
+import latents
 import train
 from config import parse_args
 from conftest import ROOT
@@ -315,6 +316,8 @@ def test_training_keeps_its_tensors_on_one_device(cached, tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint, "find_device", lambda *_: torch.device("cuda:0"))
     monkeypatch.setattr(train, "keep_freed_memory", lambda *_: None)
     monkeypatch.setattr(graphs, "MODE", "0")  # there is nothing to record
+    monkeypatch.setattr(latents, "BATCHES", 2)  # the pretended GPU keeps every tensor
+    monkeypatch.setattr(latents, "BATCH", 8)
     with PretendedGPU():
         train.train(config, train.Options())
     assert (tmp_path / "toy" / "model.pt").exists()
