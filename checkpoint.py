@@ -36,7 +36,8 @@ from words import vectors
 # --------------------------------------------------------------------------------------------------
 # Our own format: a torch file of one dict of tensors and plain data
 
-FORMAT, VERSION = "nanoMLD checkpoint", 2  # version 1 had no checksum
+FORMAT, VERSION = "nanoMLD checkpoint", 3  # 1 had no checksum, 2 no weights of 8 bits
+SCALE = ".int8_scale"  # the factors, one a row, of a matrix of 8-bit numbers
 TIMES, SPARE = 20, 2**20  # memory that a file may ask for: bytes for each of its own, and for any
 DEEPEST = 20  # how deeply dicts and lists may be nested
 # what a checkpoint may hold: the kind of each entry, and of what is in it
@@ -189,7 +190,25 @@ def check(path, data):
     if reads_vectors(data["model"]) and data.get("vectors") != vectors().digest:
         raise ValueError(f"{path} was trained with other word vectors than those of this version "
                          "of nanoMLD (word_vectors.bin): take that version, or train again.")
+    data["model"] = whole_matrices(path, data["model"])
     return {name: own(value) for name, value in data.items()}
+
+
+def in_8_bits(name, matrix):
+    """A matrix as whole numbers from -127 to 127, and a factor for each row: two entries."""
+    scale = matrix.float().abs().amax(1).clamp_min(1e-12) / 127
+    return {name: (matrix / scale[:, None]).round().to(torch.int8), name + SCALE: scale}
+
+
+def whole_matrices(path, state):
+    """A state dict with each pair of in_8_bits as a matrix again. ValueError for half a pair."""
+    for name in [name for name in state if name.endswith(SCALE)]:
+        scale, numbers = state.pop(name), state.get(name[:-len(SCALE)])
+        if numbers is None or numbers.dtype != torch.int8 or scale.shape != numbers.shape[:1]:
+            raise ValueError(f"{path} is not a whole nanoMLD checkpoint: {name} does not fit the "
+                             "matrix that it belongs to.")
+        state[name[:-len(SCALE)]] = numbers * scale[:, None]
+    return state
 
 
 def own(data):
@@ -478,12 +497,16 @@ def refuse_changes(run, stage, state):
 
 
 def halve(source, target):
-    """Write our finished model or evaluator `source` to `target` with its weights in float16, which
-    loading casts back. The mean and std of features and of latents stay exact."""
+    """Write our finished model or evaluator `source` to `target` with its weights in float16, and
+    the VAE's linear path, its largest matrices, in 8 bits; loading casts them back. The mean and
+    std of features and of latents stay exact."""
     data = load(source)
     exact = ("mean", "std", "latent_mean", "latent_std")
     state = {name: value.half() if value.is_floating_point() and name not in exact else value
              for name, value in data["model"].items()}
+    for name in ("to_latent", "to_waves"):
+        name = f"vae.linear_path.{name}.weight"
+        state |= in_8_bits(name, data["model"][name]) if name in state else {}
     kept = {name: data[name] for name in ("vocabulary", "actions", "judge") if name in data}
     save(target, data["config"], state, **kept)
 

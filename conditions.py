@@ -34,9 +34,10 @@ class Text:
         """B sentences (None: empty ones) -> their embeddings and the empty one's, (B, L, E) each.
 
         ValueError without a text encoder, or for one of another width."""
-        if torch.is_tensor(texts):  # what the encoder's `ready` made of B texts and the empty one
+        if torch.is_tensor(texts):  # what the encoder's `ready` made of texts and the empty one
             table = model.text_encoder.of_ready(texts).to(model.dtype)
-            return table[:-1], table[-1:].expand(count, -1, -1)
+            times = count // (len(table) - 1)  # that each of them stands for, in a row
+            return table[:-1].repeat_interleave(times, 0), table[-1:].expand(count, -1, -1)
         if texts is not None:
             check_list(texts, count, "texts", all_are=str)
         if model.text_encoder is None:

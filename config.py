@@ -204,6 +204,11 @@ class StageConfig:
 
 
 @dataclass
+class DenoisingConfig(StageConfig):
+    draws: int = 1  # noise levels for each clip of a batch, whose text is encoded once
+
+
+@dataclass
 class DistillConfig(StageConfig):
     steps: int = 50_000  # optimiser steps
     levels: int = 12  # points of each path that the student learns from; a multiple of 4
@@ -253,7 +258,7 @@ class Config:
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     train_vae: StageConfig = field(default_factory=StageConfig)
-    train_diffusion: StageConfig = field(default_factory=StageConfig)
+    train_diffusion: DenoisingConfig = field(default_factory=DenoisingConfig)
     train_distill: DistillConfig = field(default_factory=DistillConfig)
     train_evaluator: StageConfig = field(default_factory=StageConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -312,10 +317,11 @@ TOY = SMALL | {  # sequences of two actions and counts need more latent tokens a
     "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 36,
     "vae.cosine_span": 120, "vae.lambda_velocity": 2.0, "vae.lambda_acceleration": 5.0,
     "vae.lambda_bones": 0.2, "vae.sharpen_from": 0.4, "text.layers": 3, "text.word_dropout": 0.03,
-    "text.row_dropout": 0.1, "denoiser.num_layers": 7, "denoiser.principal": 2,
-    "train_vae.batch_size": 32, "train_vae.steps": 4600, "train_diffusion.steps": 20_000,
+    "text.row_dropout": 0.1, "denoiser.num_layers": 9, "denoiser.latent_dim": 160,
+    "denoiser.ff_size": 640, "denoiser.principal": 2, "diffusion.prediction_type": "v_prediction",
+    "diffusion.guidance_scale": 2.5, "train_vae.batch_size": 32, "train_vae.steps": 4600,
+    "train_diffusion.steps": 20_000, "train_diffusion.draws": 4,
     "train_diffusion.optimizer": "muon", "train_diffusion.lr": 4e-3, "train.cache_latents": 1,
-    "diffusion.guidance_scale": 2.5,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
     "vae.arch": "none", "train.cache_latents": 0,

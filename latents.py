@@ -9,8 +9,8 @@ diffusion's loss. Here is a change of coordinates, made once between the two sta
 C is the covariance of the training set's latents, and M = E[J^T J], J the derivative of the
 decoder's normalised features by z: how much the motion changes with z, squared, per frame and
 feature. So each coordinate has unit spread before S, none correlates with another, and they are
-ordered by how much the motion changes with them. The most important are kept. S = importance^(1/4),
-scaled to a mean square of 1, leaves the important ones larger: noise then hides details first, and
+ordered by how much the motion changes with them. The most important are kept. S =
+importance^(1/3), scaled to a mean square of 1, leaves those larger: noise hides details first, and
 the movement last, as it does with pictures. Nothing like this is in the paper, which diffuses one
 token as it is.
 """
@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 BATCHES, BATCH = 100, 64  # decoder's derivatives to average
+POWER = 1 / 3  # of the importance: 0 would weigh all directions alike
 SMALLEST = 1e-9  # importance as a share of the largest: less counts as this much
 
 
@@ -54,7 +55,7 @@ def principal_axes(decode, mu, logvar, lengths, keep, device="cpu", progress=Fal
         change += gradient.T @ gradient / (BATCH * BATCHES)
     importance, axes = torch.linalg.eigh(root @ change @ root)
     importance, axes = importance.flip(0)[:keep], axes.flip(1)[:, :keep]
-    scale = importance.clamp_min(importance[0] * SMALLEST)**0.25
+    scale = importance.clamp_min(importance[0] * SMALLEST)**POWER
     scale = scale / scale.square().mean().sqrt()
     return (inverse @ axes * scale).float(), (root @ axes / scale).T.float()
 

@@ -350,9 +350,6 @@ def run(args, prompts):
     device = checkpoint.find_device(args.device)
     model = checkpoint.load_model(args.ckpt, assets, device).to_precision(args.precision)
     skeleton, fps = model.config.data.skeleton, model.config.data.fps
-    if "bvh" in formats_of(args) and skeleton != "t2m":
-        raise ValueError(f"--format bvh is for HumanML3D's skeleton, and {args.ckpt} makes "
-                         f"{skeleton} motions; take html or npy.")
     labels = labels_of(args, model.actions)
     captions = [caption for caption in prompts or args.action or ["unconditional"]
                 for _ in range(args.num)]

@@ -202,18 +202,19 @@ class DiffusionStage(nn.Module):
         batch's own crops, and no dropped words."""
         c, g, n = self.run.config, self.run.draws(name, step), batch["global_size"]
         share, model, training = self.run.share, self.model[0], name == self.name
-        t = torch.randint(len(model.schedule), (n,), generator=g)[share]
-        dropped = (torch.rand(n, generator=g) < c.denoiser.condition_dropout)[share]
+        K = self.settings.draws if training else 1
+        t = self.noise_levels(n, K, g)[share]
+        dropped = (torch.rand(n, K, generator=g) < c.denoiser.condition_dropout)[share]
         if model.vae:
             shape = model.vae.latent_size, model.vae.latent_dim
             noise = torch.randn(n, *shape, generator=g)[share]
-            eps = torch.randn(n, *diffused_shape(c), generator=g)[share]
+            eps = torch.randn(n, K, *diffused_shape(c), generator=g)[share]
             crop = step // len(self.batches) if training else None
             x0, lengths = self.latents(batch, noise, crop)
         else:
             x0, lengths = batch["features"], batch["lengths"]
-            eps = torch.randn(n, c.data.max_frames, x0.shape[-1], generator=g)
-            eps = eps[share, :x0.shape[1]]
+            eps = torch.randn(n, K, c.data.max_frames, x0.shape[-1], generator=g)
+            eps = eps[share, :, :x0.shape[1]]
         whole = torch.from_numpy(self.run.pack.lengths[batch["items"]]).long()
         batch = {**batch, "x0": x0, "lengths": lengths, "t": t, "eps": eps, "dropped": dropped,
                  "whole": whole.clamp(max=c.data.max_frames)}
@@ -224,10 +225,20 @@ class DiffusionStage(nn.Module):
                               for text, seed in zip(batch["texts"], seeds)]
         return batch
 
-    def condition(self, batch):
-        """What guides the batch, by the name that generate and diffusion_loss know it by."""
+    def noise_levels(self, n, K, generator):
+        """(n, K) int64: K noise levels for each of n clips, one from each of K equal ranges."""
+        T = len(self.model[0].schedule)
+        if K == 1:
+            return torch.randint(T, (n, 1), generator=generator)
+        share = (torch.arange(K) + torch.rand(n, K, generator=generator)) / K
+        return (share * T).long().clamp(max=T - 1)
+
+    def condition(self, batch, times=1):
+        """What guides the batch, each clip `times` times, by the name that generate and
+        diffusion_loss know it by."""
         condition = self.model[0].condition
-        return {condition.keyword: condition.of_batch(batch)} if condition.keyword else {}
+        given = {condition.keyword: condition.of_batch(batch)} if condition.keyword else {}
+        return {key: repeated(value, times) for key, value in given.items()}
 
     def tensors(self, batch):
         """What forward reads, as tensors of few shapes, for a CUDA graph each (graphs.py)."""
@@ -239,11 +250,13 @@ class DiffusionStage(nn.Module):
         return tensors
 
     def forward(self, batch):
-        model, condition, t = self.model[0], self.condition(batch), batch["t"]
-        out = model.diffusion_loss(batch["x0"], batch["lengths"], t=t, eps=batch["eps"],
-                                   dropped=batch["dropped"], **condition)
+        model, (B, K) = self.model[0], batch["t"].shape
+        t, eps, dropped = (batch[name].flatten(0, 1) for name in ("t", "eps", "dropped"))
+        x0, lengths = (repeated(batch[name], K) for name in ("x0", "lengths"))
+        out = model.diffusion_loss(x0, lengths, t=t, eps=eps, dropped=dropped,
+                                   **self.condition(batch, K))
         # its input is detached: it trains the estimator of lengths and nothing else
-        length_loss = model.length_loss(batch["whole"], **condition)
+        length_loss = model.length_loss(batch["whole"], **self.condition(batch))
         losses = {"loss": out["loss"] + 0.01 * length_loss, "length_loss": length_loss}
         bands = t * BANDS // len(model.schedule)
         for band in range(BANDS):  # the sum of errors and how many there were: summary() divides
@@ -297,6 +310,16 @@ class DiffusionStage(nn.Module):
         _, joints = model.generate(**condition, lengths=lengths, seed=0)
         self.run.show(f"{self.name}-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption
                                                 in zip(joints, lengths, captions)])
+
+
+def repeated(value, times):
+    """Each item of a list or tensor `times` times in a row; None stays None. A table of texts that
+    an encoder's `ready` made is left: conditions.py repeats what the encoder makes of it."""
+    if value is None or times == 1:
+        return value
+    if isinstance(value, list):
+        return [one for one in value for _ in range(times)]
+    return value.repeat_interleave(times, 0) if value.dim() != 2 else value
 
 
 # --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import re
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
@@ -352,7 +353,8 @@ def known(vocabulary):
 def tokens_of(prompt, known):
     """The words of a prompt, with contractions taken apart, and joined where a known word has no
     hyphen: side-step, sidestep."""
-    text = prompt.lower().replace("\u2019", "'").replace("can't", "can not")
+    text = unicodedata.normalize("NFKC", prompt)  # full-width letters, ligatures
+    text = text.lower().replace("\u2019", "'").replace("can't", "can not")
     text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
         "-", "") in known.words else m[0], text)
     for word in words_of(text):

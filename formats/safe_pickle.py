@@ -107,6 +107,9 @@ def dense(value):
 # --------------------------------------------------------------------------------------------------
 # Torch files
 
+ZIP = b"PK\x03\x04"  # how a file of torch 1.6 or later begins; an older one is a pickle: 0x80
+
+
 def load_torch(path):
     """Read what torch.save wrote (zip, or the format before 1.6), or a TorchScript archive's data.
 
@@ -115,12 +118,16 @@ def load_torch(path):
     and plain data are Foreign placeholders. ValueError if it is another kind of file or cut short.
     """
     with open(path, "rb") as file:
+        head = file.read(4)
+        file.seek(0)
         try:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            return (read_zip if memory[:4] == b"PK\x03\x04" else read_legacy)(file, memory)
+            return (read_zip if head == ZIP else read_legacy)(file, memory)
         except READ_ERRORS as error:
+            if head != ZIP and head[:1] != b"\x80":
+                raise ValueError(f"{path} is no torch file: it begins with {head!r}.") from None
             raise ValueError(f"{path} is not a whole torch file ({short(error)}); "
-                             "it is of another kind or was cut short: get it again.") from None
+                             "it was cut short or is damaged: get it again.") from None
 
 
 def mapped(memory, start, numel, dtype):

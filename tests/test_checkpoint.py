@@ -82,6 +82,30 @@ def test_half_the_size_and_nearly_the_same_motion(tmp_path):
     assert 0 < (made[0] - made[1]).abs().max() < 0.05 * made[0].abs().max()
 
 
+def test_the_linear_path_is_kept_in_8_bits(tmp_path):
+    config = tiny_config()
+    model = finished(config, tmp_path / "model.pt")
+    checkpoint.halve(tmp_path / "model.pt", tmp_path / "half.pt")
+    held = checkpoint.read(str(tmp_path / "half.pt"))["model"]
+    again = checkpoint.load_model(tmp_path / "half.pt").vae.linear_path
+    for name in ("to_latent", "to_waves"):
+        key, true = f"vae.linear_path.{name}.weight", getattr(model.vae.linear_path, name).weight
+        assert held[key].dtype == torch.int8 and held[key].abs().amax(1).unique().tolist() == [127]
+        step = true.abs().amax(1, keepdim=True) / 127  # the error of rounding is half of it at most
+        found = getattr(again, name).weight
+        assert found.dtype == torch.float32 and found.shape == true.shape
+        assert ((found - true).abs() <= 0.5001 * step).all() and not torch.equal(found, true)
+
+    factor = "vae.linear_path.to_waves.weight.int8_scale"
+    for state in ({**held, factor: held[factor][:-1]},
+                  {**held, "vae.linear_path.to_waves.weight": held[factor][:, None]},
+                  {name: value for name, value in held.items() if name + ".int8_scale" != factor}):
+        data = checkpoint.load(tmp_path / "half.pt")
+        checkpoint.save(tmp_path / "bad.pt", data["config"], state, vocabulary=data["vocabulary"])
+        with pytest.raises(ValueError, match="to_waves.weight.int8_scale does not fit the matrix"):
+            checkpoint.load(tmp_path / "bad.pt")
+
+
 def test_training_state_comes_back(tmp_path):
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(net.parameters())

@@ -277,17 +277,19 @@ def test_what_can_be_refused_is_refused_before_sampling(models, monkeypatch, arg
     assert "\n" not in str(stop.value)
 
 
-def test_bvh_of_another_skeleton_is_refused_before_sampling(tmp_path, monkeypatch):
+@pytest.mark.parametrize("skeleton, joints", [("kit", 21), ("smpl", 24)])
+def test_bvh_of_another_skeleton(tmp_path, skeleton, joints):
     config = Config()
-    for key, value in {**PRESETS["toy"], **SIZES, "data.skeleton": "kit",
+    for key, value in {**PRESETS["toy"], **SIZES, "data.skeleton": skeleton,
                        "denoiser.condition": "none"}.items():
         set_value(config, key, value)
-    checkpoint.save(tmp_path / "kit.pt", config, MLD(config).state_dict())
-    monkeypatch.setattr(MLD, "generate", lambda *_, **__: pytest.fail("it sampled first"))
-    with pytest.raises(SystemExit, match="--format bvh is for HumanML3D's skeleton.*kit motions"):
-        sample.main(["--unconditional", "--ckpt", str(tmp_path / "kit.pt"), "--format", "bvh",
-                     "--out", str(tmp_path / "o")])
-    assert files(tmp_path) == ["kit.pt"]
+    checkpoint.save(tmp_path / "other.pt", config, MLD(config).state_dict())
+    sample.main(["--unconditional", "--ckpt", str(tmp_path / "other.pt"), "--format", "bvh,npy",
+                 "--seconds", "3", "--out", str(tmp_path / "o")])
+    made = np.load(next((tmp_path / "o").glob("*.npy")))
+    text = next((tmp_path / "o").glob("*.bvh")).read_text()
+    assert made.shape[1] == joints == text.count("ROOT") + text.count("JOINT")
+    assert f"Frames: {len(made)}" in text
 
 
 def test_a_large_seed_is_itself(models, tmp_path):

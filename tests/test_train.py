@@ -596,6 +596,39 @@ def test_cached_latents_come_with_the_lengths_of_their_crops(root, monkeypatch):
     assert same[:2] == [True, True] and not all(same)
 
 
+@pytest.mark.parametrize("flags", [[], ["--denoiser.condition=action"], ["--modules=novae"]])
+def test_several_noise_levels_of_a_clip_are_as_many_batches(root, monkeypatch, flags):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    options = train.Options()
+    flags = command(root, "--name=levels", "--train_diffusion.draws=3", *flags)[2:]
+    config, _ = parse_args(flags, options, "")
+    made = train.Run(config, options)
+    model = train.build(made).eval()
+    stage = DiffusionStage(made, model)
+    batch = stage.prepare(stage.batches.batch(0, 0), 0)
+    thirds = batch["t"] * 3 // len(model.schedule)  # one level in each third of them
+    assert batch["t"].shape == (8, 3) and thirds.sort(1).values.tolist() == [[0, 1, 2]] * 8
+    assert not torch.equal(batch["eps"][:, 0], batch["eps"][:, 1])
+
+    asked, encoder = [], model.text_encoder
+    if encoder is not None:
+        monkeypatch.setattr(encoder, "forward", lambda texts, own=encoder.forward:
+                            asked.append(len(texts)) or own(texts))
+    whole = stage(batch)["loss"].detach()
+    assert all(count <= len({*batch["texts"], ""}) for count in asked)
+    drawn = ("t", "eps", "dropped")
+    parts = [{**batch, **{k: batch[k][:, i:i + 1] for k in drawn}} for i in range(3)]
+    each = torch.stack([stage(part)["loss"].detach() for part in parts])
+    torch.testing.assert_close(whole, each.mean())
+    assert each.std() > 0
+    # where a whole step is a CUDA graph, texts come as what the encoder makes of them beforehand
+    if stage.kind == "text" and hasattr(encoder, "ready"):
+        ready = {**batch, **stage.tensors(batch)}
+        torch.testing.assert_close(stage(ready)["loss"].detach(), whole)
+    # of validation there is one level a clip, whatever the setting
+    assert stage.prepare(stage.batches.batch(0, 0), 0, "val")["t"].shape == (8, 1)
+
+
 def test_a_full_disk_leaves_the_checkpoint_intact(root, whole):
     done = run(root, "--name=full", "--stage=vae", "--train.save_every=100")
     assert done.returncode == 0

@@ -143,6 +143,7 @@ def test_distances():
 @pytest.mark.parametrize("prompt, text", [
     ("a man jumps 2 times", "a man jumps two times"), ("he jumps three times", None),
     ("a person side-steps", "a person sidesteps"), ("he\u2019s walking", "he walking"),
+    ("\uff41 \uff4d\uff41\uff4e \uff4a\uff55\uff4d\uff50\uff53", "a man jumps"),
     ("a man who jumps", "a man jumps"), ("A MAN JUMPS!", None), ("jumping-jacks", None),
     ("the man's jump", "the man jump")])
 def test_numbers_hyphens_and_apostrophes(prompt, text):

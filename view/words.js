@@ -102,7 +102,8 @@ class Book {
 
   /** The words of a prompt, contractions taken apart: can't -> can, not; side-step -> sidestep. */
   tokens(prompt) {
-    let text = prompt.toLowerCase().replaceAll("\u2019", "'").replaceAll("can't", "can not");
+    let text = prompt.normalize("NFKC").toLowerCase().replaceAll("\u2019", "'");
+    text = text.replaceAll("can't", "can not");
     text = text.replace(HYPHENS, found => {
       const joined = found.replaceAll("-", "");
       return this.words.has(joined) ? joined : found;
