@@ -4,8 +4,9 @@
 With a handful of rows a product takes as long as reading its weights, and between one operation and
 the next the processor waits. Here one call runs all the layers: every thread computes its share of
 a product's outputs, all threads meet at a barrier, and the next product begins. Weights stay where
-torch has them, row-major (out, in) in float32; with -DINT8 they are int8 with one scale per row, a
-quarter of the bytes. Sums are always float32. */
+torch has them, row-major (out, in) in float32; with -DBF16 in bfloat16, half of the bytes; with
+-DINT8 they are int8 with one scale per row, a quarter. Sums are always float32, and so are x, the
+biases and the norms. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -97,6 +98,14 @@ INLINE vec load(const weight *w) {
     for (int i = 0; i < V; i++) x[i] = w[i];
     return x;
 #endif
+}
+#elif defined(BF16)
+typedef uint16_t weight;  /* the upper half of a float32 */
+typedef uint16_t halves __attribute__((vector_size(2 * V), aligned(2), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(4 * V)));
+
+INLINE vec load(const weight *w) {
+    return (vec)(__builtin_convertvector(*(const halves *)w, uvec) << 16);
 }
 #else
 typedef float weight;

@@ -22,6 +22,8 @@ MAX_ROWS = 128
 FEWEST = 16  # without OpenMP: a single thread soon falls behind torch's several
 MAX_THREADS = 16  # more of them only wait for one another
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "few_rows.c")
+DEFINES = {"float32": [], "bf16": ["-DBF16"], "int8": ["-DINT8"]}  # by the kind of weights
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}  # of tokens
 # tried in this order, until one compiles
 FLAGS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"],
          ["-mcpu=native"]]
@@ -36,9 +38,9 @@ SETTINGS = ("activation", "pre_norm", "cross", "heads", "eps")
 
 
 @functools.lru_cache(maxsize=None)
-def library(int8=False):
-    """The C function for float32 or int8 weights, or a text that says why there is none."""
-    made = c_library.load(SOURCE, ["-O2", *["-DINT8"] * int8], FLAGS)
+def library(kind):
+    """The C function for weights of a kind of DEFINES, or a text that says why there is none."""
+    made = c_library.load(SOURCE, ["-O2", *DEFINES[kind]], FLAGS)
     if isinstance(made, str):
         return made
     try:
@@ -136,21 +138,29 @@ def addresses(tensors):
 
 
 def pack(stack, slots, settings):
-    """-> arrays of addresses, the layers' and the last norm's or None, and whether weights are
-    int8. Or a text that says what few_rows.c cannot read. Made anew once a weight has moved, a
-    setting has changed or, with int8, a weight has changed."""
+    """-> arrays of addresses, the layers' and the last norm's or None, and the kind of the
+    weights. Or a text that says what few_rows.c cannot read. Made anew once a weight has moved, a
+    setting has changed or a weight that was copied has changed: all of them with int8, biases and
+    norms with bf16."""
     before, made, _ = packed.get(stack) or (None, None, None)
     tensors = [slot and slot[0].get(slot[1]) for slot in slots]
     there = [t for t in tensors if t is not None]
     now = [(t.data_ptr(), t.shape, t.dtype, t.is_contiguous()) for t in there]
     now += [attributes[name] for attributes, name in settings]
     # an inference tensor does not say when it changes, so no copy of it is kept
-    int8 = is_int8(stack) and not any(t.is_inference() for t in there)
-    if int8:
+    watchable = not any(t.is_inference() for t in there)
+    int8, bf16 = is_int8(stack) and watchable, there[0].dtype == torch.bfloat16
+    if int8 or bf16 and watchable:
         now += [t._version for t in there]
     if now != before:
         made, keep = unlike(stack, slots, tensors, uneven(settings)), []
+        if not made and bf16 and not watchable:
+            made = "bf16 weights made in inference mode do not say when they change"
         if not made:
+            if bf16:
+                keep += there  # or another could take an address, unnoticed
+                tensors = [t if t is None or t.dim() == 2 else t.detach().float() for t in tensors]
+                keep += tensors
             *pairs, last = zip(tensors[::2], tensors[1::2])
             copies = int8_copies([w for i, (w, _) in enumerate(pairs) if i % 7 <= 4 and int8])
             flat = []
@@ -164,20 +174,24 @@ def pack(stack, slots, settings):
                     weight, scale = copies[id(weight)]
                     keep += [weight, scale]
                 flat += [weight, scale, bias]
-            made = addresses(flat), None if last[0] is None else addresses(last), bool(copies)
+            kind = "int8" if copies else "bf16" if bf16 else "float32"
+            made = addresses(flat), None if last[0] is None else addresses(last), kind
         packed[stack] = now, made, keep
     return made
 
 
 def unlike(stack, slots, tensors, setting):
     """How this stack differs from what few_rows.c assumes; empty if it does not."""
+    kind = next(t.dtype for t in tensors if t is not None)
+    kind = kind if kind == torch.bfloat16 else torch.float32
     for slot, t in zip(slots, tensors):
         if slot is None:
             continue
         _, name, shape = slot
         fits = t is not None and t.shape == shape and t.is_contiguous()
-        if not fits or t.dtype != torch.float32 or t.device.type != "cpu":
-            return f"this {name} must be there, of shape {shape}, float32, contiguous, on the CPU"
+        if not fits or t.dtype != kind or t.device.type != "cpu":
+            return (f"this {name} must be there, of shape {shape}, {str(kind)[6:]}, contiguous, on "
+                    "the CPU")
     if setting or blocks_of(stack)[0].activation not in ACTIVATIONS:
         return f"all layers must have the same {setting or 'activation, one that it knows'}"
     return ""
@@ -232,19 +246,20 @@ def unsupported(x, stack, first=None):
                 f"{backend.MODE} and {x.device}")
     autocast = torch.is_autocast_enabled("cpu")
     if torch.is_grad_enabled() or stack.training or autocast or torch.jit.is_tracing():
-        return "it has no backward, no dropout, no type but float32, and cannot be traced"
+        return "it has no backward, no dropout, no autocast, and cannot be traced"
     (B, L, D), layer = x.shape, blocks_of(stack)[0]
     if torch._C._len_torch_dispatch_stack():
         return "torch's operations are being watched, as by a counter of FLOPs"
-    function = library(is_int8(stack))
+    if x.dtype not in TYPES.values():
+        return f"tokens must be float32 or bfloat16, not {x.dtype}"
+    bf16 = x.dtype == torch.bfloat16
+    function = library("int8" if is_int8(stack) else "bf16" if bf16 else "float32")
     if isinstance(function, str):
         return function
     if not 1 <= B * L <= function.max_rows:
         return f"it takes up to {function.max_rows} rows of tokens, not {B * L}"
     if first is not None and not 1 <= first <= L:
         return f"it computes 1 to {L} of {L} tokens, not {first}"
-    if x.dtype != torch.float32:
-        return f"tokens must be float32, not {x.dtype}"
     odd = D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16
     if layer.cross or odd or D != layer.linear2.out_features:
         return "it takes only self-attention layers, of widths that are multiples of 16"
@@ -254,20 +269,22 @@ def unsupported(x, stack, first=None):
     made = altered(stack, modules) or pack(stack, slots, settings)
     if isinstance(made, str):
         return made
+    if x.dtype != TYPES[made[2]]:
+        return f"tokens must be of the weights' type, not {x.dtype}"
     function = library(made[2])  # float32, where weights are no longer rounded
     return function if isinstance(function, str) else ""
 
 
 def run(x, stack, first=None, causal=False):
     """stack(x, causal=causal)[:, :first]; `unsupported` must have returned "" just before."""
-    (B, L, D), blocks, (*weights, int8) = x.shape, blocks_of(stack), packed[stack][1]
-    layer, x = blocks[0], x.contiguous()
+    (B, L, D), blocks, (*weights, kind) = x.shape, blocks_of(stack), packed[stack][1]
+    layer, given, x = blocks[0], x.dtype, x.float().contiguous()
     out = x.new_empty(B, first or L, D)
-    failed = library(int8)(
+    failed = library(kind)(
         x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D,
         layer.self_attn.heads, layer.linear1.out_features, len(blocks), layer.pre_norm,
         ACTIVATIONS.index(layer.activation), causal, *weights, layer.norm1.eps,
         min(torch.get_num_threads(), MAX_THREADS))
     if failed:
         raise MemoryError("few_rows.c found no memory for its buffers.")
-    return out
+    return out.to(given)
