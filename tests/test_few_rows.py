@@ -22,7 +22,7 @@ from test_mld import LENGTHS, condition, make
 from transformer import Stack
 
 pytestmark = pytest.mark.skipif(isinstance(few_rows.library("float32"), str),
-                                reason=f"NOT TESTED: {few_rows.library("float32")}")
+                                reason=f"NOT TESTED: {few_rows.library('float32')}")
 
 
 @pytest.fixture(autouse=True)
