@@ -452,6 +452,8 @@ def refuse_changes(run, stage, state):
     watched = [key for key in FIELDS if key.split(".")[0] in sections
                and key.split(".")[1] not in FREE]
     watched += ["train.seed", "train.precision"] + ["train.cache_latents"] * (stage == "diffusion")
+    if run.chosen and state["config"].train.precision != "auto":
+        run.config.train.precision = state["config"].train.precision
     values = {key: [get_value(c, key) for c in (state["config"], run.config)] for key in watched}
     packs = [state.get("pack"), pack_digest(run.pack)]
     if None not in packs and packs[0] != packs[1]:

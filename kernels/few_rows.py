@@ -69,8 +69,9 @@ def layout(stack):
     its settings are, as (attributes of a module, name of one).
 
     Slots say where the weights are: for each layer its linears and norms, in the order of the C
-    file's Layer, then the stack's own norm. Each has two slots, weight and bias: (a module's parameters, name, shape),
-    or None where there is no such module. All is made anew once a module has been replaced."""
+    file's Layer, then the stack's own norm. Each has two slots, weight and bias: (a module's
+    parameters, name, shape), or None where there is no such module. All is made anew once a module
+    has been replaced."""
     def children():
         below = [child for module in (stack, *modules) for child in module._modules.values()]
         return stack.skip, below
