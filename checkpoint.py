@@ -22,11 +22,11 @@ import sys
 import zlib
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from clip import WordEncoder
 from config import (FIELDS, SAMPLING, AssetsConfig, SettingError, atomic_write, from_dict,
                     get_value, nearest, remove_parts, to_dict)
-from formats import hub
 from formats.safe_pickle import load_torch
 from mld import MLD
 from published import check_names, norms, read_published
@@ -272,7 +272,7 @@ def load_model(path, assets=None, device="cpu", clip=True):
     FileNotFoundError or ValueError in one sentence if there is no checkpoint, if it is cut short or
     of another kind, if its weights do not fit, or if CLIP's weights are missing.
     """
-    if path in hub.WORDS and not os.path.exists(path):
+    if not os.path.exists(path) and path in words_of_the_hub():
         path, assets = fetched(path, assets or AssetsConfig(), clip)
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no checkpoint {path}.")
@@ -305,7 +305,8 @@ def load_model(path, assets=None, device="cpu", clip=True):
 
     # a published file has only what the published model has
     others = ("length_estimator.", "mean", "std", "rest", "latent_")
-    model = fitted(make, config, state, path, () if ours else others)
+    model = fitted(make, config, state, path, () if ours else others,
+                   data.get("vocabulary"))
     if with_text and from_clip and clip:
         model.text_encoder = load_clip(config.assets.clip_path, config.text.last_hidden_state)
     # published files have no names of actions
@@ -313,31 +314,82 @@ def load_model(path, assets=None, device="cpu", clip=True):
     return model.to(device).eval()
 
 
+def words_of_the_hub():
+    from formats import hub  # here, since most never download
+
+    return hub.WORDS
+
+
 def fetched(word, assets, clip=True):
     """Where a word's published weights are now, and the assets with the path of their CLIP. Whoever
     has CLIP already, or named a place for it, keeps that one."""
+    from formats import hub
+
     own_clip = assets.clip_path != AssetsConfig.clip_path or os.path.exists(assets.clip_path)
     path, clip = hub.fetch(word, assets.cache, assets.lock, assets.clip_dtype, assets.offline,
                            clip=clip and not own_clip)
     return path, dataclasses.replace(assets, clip_path=clip or assets.clip_path)
 
 
-def fitted(make, config, state, path, optional=()):
-    """make(), a network with these settings, with the weights `state`. ValueError as in `fill`,
-    before memory is taken for it: the network is first made without, on the meta device."""
+def fitted(make, config, state, path, optional=(), words=(), judge=False):
+    """make(), a network with these settings and these words, with the weights `state`. ValueError as in `fill`, before much memory is taken for it: where its settings may ask for too
+    much, the network is first made without, on the meta device."""
     for key in ("vae.num_layers", "denoiser.num_layers", "text.layers", "evaluator.layers"):
         if get_value(config, key) > len(state):
             raise ValueError(f"{path} does not fit: {key} is {get_value(config, key)}, but it has "
                              f"no more than {len(state)} weights.")
-    with torch.device("meta"):
-        plan = make()
-    check_names(wanted(plan, state, optional), state, path)
-    size = sum(value.nbytes for value in (*plan.parameters(), *plan.buffers()))
     given = sum(value.nbytes for value in state.values())
-    if size > TIMES * given + SPARE:
-        raise ValueError(f"{path} does not fit: its settings ask for {size / 1e6:.0f} MB, but it "
-                         f"holds {given / 1e6:.1f} MB of weights.")
-    return fill(make(), state, path, optional)
+    most = TIMES * given + SPARE
+    if 4 * at_most(config, len(words or ()), judge) > most:  # rare: it takes a second
+        with torch.device("meta"):
+            plan = make()
+        check_names(wanted(plan, state, optional), state, path)
+        size = sum(value.nbytes for value in (*plan.parameters(), *plan.buffers()))
+        if size > most:
+            raise ValueError(f"{path} does not fit: its settings ask for {size / 1e6:.0f} MB, but "
+                             f"it holds {given / 1e6:.1f} MB of weights.")
+    with Undrawn():
+        made = make()
+    return fill(made, state, path, optional)
+
+
+def at_most(config, words, judge=False):
+    """More numbers than a network with these settings and so many words can have: a bound that is
+    quickly had, and two to four times what most have."""
+    d, v, n, t, e = (getattr(config, name) for name in
+                     ("data", "vae", "denoiser", "text", "evaluator"))
+
+    def stack(layers, width, hidden, rows, others):
+        """Layers with cross-attention, positions, and matrices to and from `others` numbers."""
+        layer = 10 * width * width + 2 * width * hidden + 20 * width + 2 * hidden
+        return (layers + 1) * layer + width * (2 * rows + 3 * others)
+
+    def text(width):
+        vectors = 16 * (words + 40_000) * t.vectors  # of 8 bits
+        return vectors + stack(t.layers, width, 4 * width, t.context_length,
+                               words + n.text_encoded_dim + 200)
+
+    features, latent = 2 * d.nfeats, v.latent_size * v.latent_dim
+    if judge:
+        return text(e.width) + stack(e.layers, e.width, 4 * e.width, 1024,
+                                     3 * features + e.embed_dim + words) + 10 * features
+    numbers = 2 * stack(v.num_layers, v.latent_dim, v.ff_size, v.max_positions, features)
+    numbers += v.cosines * (v.max_positions + (latent + 1) * v.latent_dim)
+    numbers += stack(n.num_layers, n.latent_dim, n.ff_size, n.max_positions,
+                     features + n.text_encoded_dim + n.num_actions)
+    numbers += 2 * latent * (2 + n.principal * n.latent_dim)
+    numbers += 200 * (n.text_encoded_dim + n.latent_dim + d.max_frames + 10)  # of lengths
+    return numbers + (text(t.width) if t.kind == "scratch" else 0) + 10 * features
+
+
+class Undrawn(TorchFunctionMode):
+    """Networks are made without random weights, for those of a file to take their place."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        if name in ("normal_", "uniform_", "xavier_uniform_", "kaiming_uniform_"):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return (torch.empty if name in ("rand", "randn") else function)(*args, **kwargs)
 
 
 def wanted(model, state, optional=()):
@@ -471,6 +523,8 @@ def refuse_changes(run, stage, state):
     watched = [key for key in FIELDS if key.split(".")[0] in sections
                and key.split(".")[1] not in FREE]
     watched += ["train.seed", "train.precision"] + ["train.cache_latents"] * (stage == "diffusion")
+    if run.chosen and state["config"].train.precision != "auto":
+        run.config.train.precision = state["config"].train.precision
     values = {key: [get_value(c, key) for c in (state["config"], run.config)] for key in watched}
     packs = [state.get("pack"), pack_digest(run.pack)]
     if None not in packs and packs[0] != packs[1]:

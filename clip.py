@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 import fast
 import words
-from clip_tokenizer import Tokenizer
 from kernels import graphs
 from transformer import Stack
 
@@ -62,6 +61,7 @@ class CLIPTextEncoder(nn.Module):
 
     def __init__(self, tower, last_hidden_state=False):
         super().__init__()
+        from clip_tokenizer import Tokenizer  # here, since it takes a tenth of sample.py's start
         self.tower, self.tokenizer = tower.eval().requires_grad_(False), Tokenizer()
         self.last_hidden_state, self.empty, self.weights = last_hidden_state, None, None
         self.context_length, self.width = tower.positional_embedding.shape

@@ -224,7 +224,7 @@ class TrainConfig:
     seed: int = 1234  # seed of weights, order of clips, crops and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads per process; 0 = torch's choice
-    precision: Literal["float32", "bf16", "fp16"] = "float32"  # autocast type; fp16 on GPUs only
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: bf16 where that pays
     compile: bool = False  # torch.compile the training step
     cache_latents: int = 4  # crops of a clip encoded once, before diffusion; 0 = each time
     log_every: int = 10  # steps between lines of log.jsonl

@@ -27,7 +27,7 @@ import kernels
 from kernels import graphs
 
 NAMES = ("attend_to_memory", "first_tokens", "few_tokens", "shared_queries", "needed_lengths",
-         "in_parts", "Guided", "replayed")
+         "in_parts", "decode", "Guided", "replayed")
 OFF = set()  # names of the shortcuts that are switched off
 RUNG = 28  # frames: a CUDA graph of the decoder serves lengths up to a multiple of this
 DECODED_AT_ONCE = 8  # clips that a CPU decodes together: small buffers stay in its caches
@@ -127,8 +127,12 @@ def few_tokens(stack, x, n=None, causal=False):
 def shared_queries(stack, queries, lengths, memory):
     """stack(queries, lengths, memory) for queries (B, T, D), or (1, T, D) for all samples.
 
-    Queries that start out equal stay equal until the first cross-attention, so the first
+    When sampling on a CPU, one call of C runs all the layers, if it can. Elsewhere: queries that start out equal stay equal until the first cross-attention, so the first
     self-attention is computed only once. Padding or dropout would make them differ earlier."""
+    if "decode" not in OFF:
+        done = kernels.decode(stack, queries, lengths, memory)
+        if done is not None:
+            return done
     B = len(memory)
     if len(queries) == B:
         return stack(queries, lengths, memory)

@@ -35,7 +35,6 @@ import time
 import unicodedata
 import webbrowser
 
-from formats import hub
 from formats.text import kinds_of
 from lengths import seconds
 
@@ -131,10 +130,10 @@ def read_prompts(args):
     if sum([bool(prompts), bool(args.action), args.unconditional]) != 1:
         raise ValueError("Give prompts (or --file), or --action NAME, or --unconditional: one of "
                          "the three.")
-    if not os.path.exists(args.ckpt) and args.ckpt not in hub.WORDS:
+    if not os.path.exists(args.ckpt) and args.ckpt not in (known := hub().WORDS):
         raise ValueError(f"There is no checkpoint {args.ckpt}: train one (python train.py "
                          "--dataset toy) and name it with --ckpt out/toy/model.pt, or take one "
-                         f"that is known by a word: {', '.join(hub.WORDS)} (--list).")
+                         f"that is known by a word: {', '.join(known)} (--list).")
     for prompt in prompts:
         if not any(letter.isalnum() or ord(letter) > 127 for letter in prompt):
             raise ValueError(f"The prompt {prompt!r} says nothing: give it words, or take "
@@ -399,11 +398,17 @@ def run(args, prompts):
         webbrowser.open("file://" + os.path.abspath(player))
 
 
+def hub():
+    from formats import hub  # here, since most never download
+
+    return hub
+
+
 def main(argv):
     args = arguments(argv)
     try:
         if args.list:
-            print("\n".join(hub.listing(args.cache)))
+            print("\n".join(hub().listing(args.cache)))
             if os.path.isfile(args.ckpt):
                 print("", *actions_of(args.ckpt), sep="\n")
         else:

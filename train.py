@@ -54,6 +54,7 @@ import distill
 import finetune
 import kernels
 from kernels import graphs
+from kernels.rates import PAYS, bf16_rate
 from clip import WordEncoder
 from config import SettingError, atomic_write, lock, parse_args, to_dict
 from data import to_device
@@ -110,6 +111,9 @@ class Run:
             here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             alone = self.device.type == "cuda" and here <= torch.cuda.device_count()
             dist.init_process_group("nccl" if alone else "gloo")  # NCCL wants a GPU a process
+        self.chosen = config.train.precision == "auto"  # by us; --resume goes on as it began
+        if self.chosen:
+            config.train.precision = self.from_main(self.fitting_precision)
         self.pack = self.together(lambda: data.open_pack(config))
         self.init = ""  # digest of the model that fine-tuning starts from
         self.together(self.adopt)
@@ -133,6 +137,9 @@ class Run:
             self.asked, self.stopping = now, self.world == 1
         elif self.world == 1 or now - self.asked > 2:  # torchrun repeats the terminal's Ctrl-C
             os._exit(128 + number)
+
+    def fitting_precision(self):
+        return "bf16" if bf16_rate(self.device) >= PAYS else "float32"
 
     def adopt(self):
         if self.config.train.init_from:
@@ -638,6 +645,10 @@ def train(config, options):
     run = Run(config, options)
     run.check_alike()
     run.id, run.states = run.from_main(lambda: checkpoint.claim(run))
+    config.train.precision = run.from_main(lambda: config.train.precision)
+    if run.chosen and config.train.precision == "bf16":
+        run.say("training in bfloat16, in which this processor multiplies at least twice as fast; "
+                "--precision float32 for the other way")
     if options.verbose:
         run.say(json.dumps(to_dict(config), indent=1))
         run.say(f"run {run.id}: {run.world} process(es) on {run.device}, "

@@ -60,4 +60,4 @@ def load_own(config, pack, path=None):
                          f"{how}")
     names = [data.get(key) or [] for key in ("vocabulary", "actions")]
     return checkpoint.fitted(lambda: OwnJudge(data["config"], pack.mean, pack.std, *names),
-                             data["config"], data["model"], path)
+                             data["config"], data["model"], path, words=sum(names, []), judge=True)

@@ -97,6 +97,18 @@ def few_tokens(stack, x, first=None, causal=False):
     return few_rows.run(x, stack, first, causal)
 
 
+def decode(stack, queries, lengths, memory):
+    """stack(queries, lengths, memory) by one call of C on a CPU (few_rows.py); None where that does
+    not fit.
+
+    queries (B, T, D), or (1, T, D) for all; lengths (B,) or None; memory (B, N, D). What lies
+    behind a motion's own length is zero."""
+    if torch.compiler.is_compiling() or few_rows.undecodable(queries, stack, lengths, memory):
+        return None
+    calls["decode", "c"] += 1
+    return few_rows.decode(queries, stack, lengths, memory)
+
+
 def pays(x, stack):
     """Whether denoiser_layer.py is faster than the stack's own operations, as measured on an H100
     (docs/gpu.md): with 16-bit weights, up to 1,024 rows at width 256; with float32 ones only where

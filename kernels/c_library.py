@@ -6,6 +6,7 @@ lie two digests: that of its source, compiler and processor, and that of the lib
 loaded only if both match, and built again if they do not.
 """
 import ctypes
+import glob
 import hashlib
 import os
 import platform
@@ -30,8 +31,10 @@ def load(source, options, flags):
         return "there is no C compiler"
     command = [*compiler.split(), *options]
     try:
-        with open(source, "rb") as file:
-            parts = [file.read(), repr((command, flags)).encode(), processor()]
+        parts = [repr((command, flags)).encode(), processor()]
+        for path in (source, *sorted(glob.glob(os.path.join(os.path.dirname(source), "*.h")))):
+            with open(path, "rb") as file:
+                parts.append(file.read())
         made_of, folder = digest(b"|".join(parts)), cache_folder()
         if folder:
             name = os.path.splitext(os.path.basename(source))[0]

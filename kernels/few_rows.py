@@ -1,4 +1,5 @@
-"""Builds few_rows.c with the machine's C compiler, once, and runs a transformer.Stack in it.
+"""Builds few_rows.c and decode.c with the machine's C compiler, once, and runs a transformer.Stack
+in them.
 
 This is for a CPU and a few rows of tokens, such as a prompt's or those of up to 21 latents in the
 denoiser: there plain torch spends more time between its operations than in them
@@ -21,7 +22,9 @@ from kernels.denoiser_layer import blocks_of
 MAX_ROWS = 128
 FEWEST = 16  # without OpenMP: a single thread soon falls behind torch's several
 MAX_THREADS = 16  # more of them only wait for one another
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "few_rows.c")
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+DEFINES = {"float32": [], "bf16": ["-DBF16"], "int8": ["-DINT8"]}  # by the kind of weights
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}  # of tokens
 # tried in this order, until one compiles
 FLAGS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"],
          ["-mcpu=native"]]
@@ -36,18 +39,21 @@ SETTINGS = ("activation", "pre_norm", "cross", "heads", "eps")
 
 
 @functools.lru_cache(maxsize=None)
-def library(int8=False):
-    """The C function for float32 or int8 weights, or a text that says why there is none."""
-    made = c_library.load(SOURCE, ["-O2", *["-DINT8"] * int8], FLAGS)
+def library(kind, name="few_rows"):
+    """The C function for weights of a kind of DEFINES, or a text that says why there is none."""
+    made = c_library.load(os.path.join(FOLDER, f"{name}.c"), ["-O2", *DEFINES[kind]], FLAGS)
     if isinstance(made, str):
         return made
     try:
-        function, threads = made.few_rows, ctypes.c_int.in_dll(made, "has_threads").value
+        function, threads = getattr(made, name), ctypes.c_int.in_dll(made, "has_threads").value
     except (AttributeError, ValueError) as error:
-        return f"the C compiler made something else of few_rows.c: {error}"
+        return f"the C compiler made something else of {name}.c: {error}"
     function.max_rows = MAX_ROWS if threads else FEWEST
     pointer, number = ctypes.c_void_p, ctypes.c_int
-    function.argtypes = [pointer, pointer, *[number] * 10, pointer, pointer, ctypes.c_float, number]
+    function.argtypes = {
+        "few_rows": [pointer, pointer, *[number] * 10],
+        "decode": [pointer, number, pointer, pointer, number, number, pointer, *[number] * 6]}[name]
+    function.argtypes += [pointer, pointer, ctypes.c_float, number]
     return function
 
 
@@ -62,9 +68,10 @@ def layout(stack):
     """-> all modules in the stack; its slots, None if a module is of an unknown kind; and where
     its settings are, as (attributes of a module, name of one).
 
-    Slots say where the weights are: for each layer of few_rows.c 5 linears and 2 norms, then the
-    stack's own norm. Each has two slots, weight and bias: (a module's parameters, name, shape),
-    or None where there is no such module. All is made anew once a module has been replaced."""
+    Slots say where the weights are: for each layer its linears and norms, in the order of the C
+    file's Layer, then the stack's own norm. Each has two slots, weight and bias: (a module's
+    parameters, name, shape), or None where there is no such module. All is made anew once a module
+    has been replaced."""
     def children():
         below = [child for module in (stack, *modules) for child in module._modules.values()]
         return stack.skip, below
@@ -124,8 +131,12 @@ def slots_of(stack):
         a = layer.self_attn
         slots += pair(join, D, 2 * D)
         slots += pair(a, 3 * D, D, prefix="in_proj_") + pair(a.out_proj, D, D)
+        if layer.cross:
+            a = layer.multihead_attn
+            slots += pair(a, 3 * D, D, prefix="in_proj_") + pair(a.out_proj, D, D)
         slots += pair(layer.linear1, F, D) + pair(layer.linear2, D, F)
         slots += pair(layer.norm1, D) + pair(layer.norm2, D)
+        slots += pair(layer.norm3, D) if layer.cross else []
     return slots + pair(stack.norm, D)
 
 
@@ -136,26 +147,36 @@ def addresses(tensors):
 
 
 def pack(stack, slots, settings):
-    """-> arrays of addresses, the layers' and the last norm's or None, and whether weights are
-    int8. Or a text that says what few_rows.c cannot read. Made anew once a weight has moved, a
-    setting has changed or, with int8, a weight has changed."""
+    """-> arrays of addresses, the layers' and the last norm's or None, and the kind of the
+    weights. Or a text that says what few_rows.c cannot read. Made anew once a weight has moved, a
+    setting has changed or a weight that was copied has changed: all of them with int8, biases and
+    norms with bf16."""
     before, made, _ = packed.get(stack) or (None, None, None)
     tensors = [slot and slot[0].get(slot[1]) for slot in slots]
     there = [t for t in tensors if t is not None]
     now = [(t.data_ptr(), t.shape, t.dtype, t.is_contiguous()) for t in there]
     now += [attributes[name] for attributes, name in settings]
     # an inference tensor does not say when it changes, so no copy of it is kept
-    int8 = is_int8(stack) and not any(t.is_inference() for t in there)
-    if int8:
+    watchable = not any(t.is_inference() for t in there)
+    int8, bf16 = is_int8(stack) and watchable, there[0].dtype == torch.bfloat16
+    if int8 or bf16 and watchable:
         now += [t._version for t in there]
     if now != before:
         made, keep = unlike(stack, slots, tensors, uneven(settings)), []
+        if not made and bf16 and not watchable:
+            made = "bf16 weights made in inference mode do not say when they change"
         if not made:
+            if bf16:
+                keep += there  # or another could take an address, unnoticed
+                tensors = [t if t is None or t.dim() == 2 else t.detach().float() for t in tensors]
+                keep += tensors
             *pairs, last = zip(tensors[::2], tensors[1::2])
-            copies = int8_copies([w for i, (w, _) in enumerate(pairs) if i % 7 <= 4 and int8])
+            linears, size = (7, 10) if blocks_of(stack)[0].cross else (5, 7)  # of a layer's pairs
+            copies = int8_copies([w for i, (w, _) in enumerate(pairs) if i % size < linears
+                                  and int8])
             flat = []
             for i, (weight, bias) in enumerate(pairs):
-                if i % 7 > 4:  # a norm
+                if i % size >= linears:  # a norm
                     flat += [weight, bias]
                     continue
                 scale = None
@@ -164,20 +185,24 @@ def pack(stack, slots, settings):
                     weight, scale = copies[id(weight)]
                     keep += [weight, scale]
                 flat += [weight, scale, bias]
-            made = addresses(flat), None if last[0] is None else addresses(last), bool(copies)
+            kind = "int8" if copies else "bf16" if bf16 else "float32"
+            made = addresses(flat), None if last[0] is None else addresses(last), kind
         packed[stack] = now, made, keep
     return made
 
 
 def unlike(stack, slots, tensors, setting):
     """How this stack differs from what few_rows.c assumes; empty if it does not."""
+    kind = next(t.dtype for t in tensors if t is not None)
+    kind = kind if kind == torch.bfloat16 else torch.float32
     for slot, t in zip(slots, tensors):
         if slot is None:
             continue
         _, name, shape = slot
         fits = t is not None and t.shape == shape and t.is_contiguous()
-        if not fits or t.dtype != torch.float32 or t.device.type != "cpu":
-            return f"this {name} must be there, of shape {shape}, float32, contiguous, on the CPU"
+        if not fits or t.dtype != kind or t.device.type != "cpu":
+            return (f"this {name} must be there, of shape {shape}, {str(kind)[6:]}, contiguous, on "
+                    "the CPU")
     if setting or blocks_of(stack)[0].activation not in ACTIVATIONS:
         return f"all layers must have the same {setting or 'activation, one that it knows'}"
     return ""
@@ -227,47 +252,91 @@ def is_int8(stack):
 
 def unsupported(x, stack, first=None):
     """Why `run` cannot run this stack on x (B, L, D); empty if it can."""
+    B, L, D = x.shape
+    if first is not None and not 1 <= first <= L:
+        return f"it computes 1 to {L} of {L} tokens, not {first}"
+    if blocks_of(stack)[0].cross:
+        return "it takes only self-attention layers"
+    return unfit(x, stack, B * L, "few_rows")
+
+
+def undecodable(x, stack, lengths, memory):
+    """Why `decode` cannot run this stack on x (B or 1, T, D) and memory (B, N, D); empty if it
+    can."""
+    layer = blocks_of(stack)[0]
+    if not layer.cross or layer.pre_norm or is_int8(stack):
+        return "it takes only cross-attention layers with norms behind, and no int8"
+    if x.dtype != torch.float32 or memory.dtype != torch.float32:
+        return "a motion's many frames are decoded in float32 only"
+    if memory.device != x.device or len(x) not in (1, len(memory)) or not memory.numel():
+        return "queries and memory do not fit"
+    if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
+        return "a motion has 1 frame at least"
+    return unfit(x, stack, 1, "decode")
+
+
+def unfit(x, stack, rows, name):
+    """Why the C file of this name cannot run this stack on x; empty if it can."""
     if backend.MODE != "auto" or x.device.type != "cpu":
         return ("MLD_KERNELS must be auto and the tokens on a CPU, not "
                 f"{backend.MODE} and {x.device}")
     autocast = torch.is_autocast_enabled("cpu")
     if torch.is_grad_enabled() or stack.training or autocast or torch.jit.is_tracing():
-        return "it has no backward, no dropout, no type but float32, and cannot be traced"
-    (B, L, D), layer = x.shape, blocks_of(stack)[0]
+        return "it has no backward, no dropout, no autocast, and cannot be traced"
+    D, layer = x.shape[-1], blocks_of(stack)[0]
     if torch._C._len_torch_dispatch_stack():
         return "torch's operations are being watched, as by a counter of FLOPs"
-    function = library(is_int8(stack))
+    if x.dtype not in TYPES.values():
+        return f"tokens must be float32 or bfloat16, not {x.dtype}"
+    bf16 = x.dtype == torch.bfloat16
+    function = library("int8" if is_int8(stack) else "bf16" if bf16 else "float32", name)
     if isinstance(function, str):
         return function
-    if not 1 <= B * L <= function.max_rows:
-        return f"it takes up to {function.max_rows} rows of tokens, not {B * L}"
-    if first is not None and not 1 <= first <= L:
-        return f"it computes 1 to {L} of {L} tokens, not {first}"
-    if x.dtype != torch.float32:
-        return f"tokens must be float32, not {x.dtype}"
+    if not 1 <= rows <= function.max_rows:
+        return f"it takes up to {function.max_rows} rows of tokens, not {rows}"
     odd = D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16
-    if layer.cross or odd or D != layer.linear2.out_features:
-        return "it takes only self-attention layers, of widths that are multiples of 16"
+    if odd or D != layer.linear2.out_features:
+        return "it takes only widths that are multiples of 16"
     modules, slots, settings = layout(stack)
     if slots is None:
         return "it knows no modules but transformer.py's"
     made = altered(stack, modules) or pack(stack, slots, settings)
     if isinstance(made, str):
         return made
-    function = library(made[2])  # float32, where weights are no longer rounded
+    if x.dtype != TYPES[made[2]]:
+        return f"tokens must be of the weights' type, not {x.dtype}"
+    function = library(made[2], name)  # float32, where weights are no longer rounded
     return function if isinstance(function, str) else ""
 
 
 def run(x, stack, first=None, causal=False):
     """stack(x, causal=causal)[:, :first]; `unsupported` must have returned "" just before."""
-    (B, L, D), blocks, (*weights, int8) = x.shape, blocks_of(stack), packed[stack][1]
-    layer, x = blocks[0], x.contiguous()
+    (B, L, D), blocks, (*weights, kind) = x.shape, blocks_of(stack), packed[stack][1]
+    layer, given, x = blocks[0], x.dtype, x.float().contiguous()
     out = x.new_empty(B, first or L, D)
-    failed = library(int8)(
+    failed = library(kind)(
         x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D,
         layer.self_attn.heads, layer.linear1.out_features, len(blocks), layer.pre_norm,
         ACTIVATIONS.index(layer.activation), causal, *weights, layer.norm1.eps,
         min(torch.get_num_threads(), MAX_THREADS))
     if failed:
         raise MemoryError("few_rows.c found no memory for its buffers.")
+    return out.to(given)
+
+
+def decode(x, stack, lengths, memory):
+    """stack(x, lengths, memory) for x (B, T, D) or (1, T, D), and zeros behind each motion's own
+    length; `undecodable` must have returned "" just before."""
+    (B, N, D), T, blocks = memory.shape, x.shape[1], blocks_of(stack)
+    x, memory, layer, (*weights, kind) = x.contiguous(), memory.contiguous(), blocks[0], packed[
+        stack][1]
+    whole = torch.full((B,), T) if lengths is None else lengths
+    whole, out = whole.to(torch.int32).contiguous(), x.new_empty(B, T, D)
+    failed = library(kind, "decode")(
+        x.data_ptr(), len(x) == 1, out.data_ptr(), whole.data_ptr(), B, T, memory.data_ptr(), N, D,
+        layer.self_attn.heads, layer.linear1.out_features, len(blocks),
+        ACTIVATIONS.index(layer.activation), *weights, layer.norm1.eps,
+        min(torch.get_num_threads(), MAX_THREADS))
+    if failed:
+        raise MemoryError("decode.c found no memory for its buffers.")
     return out

@@ -22,6 +22,7 @@ SMALL = [
     "--train_diffusion.batch_size=4",
     "--cache_latents=1",
     "--train.threads=1",
+    "--precision=float32",
     "--train.device=cpu",
     "--train_evaluator.steps=3",
     "--train_evaluator.batch_size=4",

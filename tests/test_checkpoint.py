@@ -1,4 +1,5 @@
 """Our own checkpoints come back whole, or are refused in one sentence."""
+import itertools
 import os
 import time
 
@@ -9,7 +10,8 @@ import torch
 import checkpoint
 from conftest import ROOT
 from clip import WordEncoder
-from config import PRESETS, AssetsConfig, Config, set_value
+from config import PRESETS, AssetsConfig, Config, get_value, set_value
+from judge.own import OwnJudge
 from mld import MLD
 
 
@@ -104,6 +106,38 @@ def test_the_linear_path_is_kept_in_8_bits(tmp_path):
         checkpoint.save(tmp_path / "bad.pt", data["config"], state, vocabulary=data["vocabulary"])
         with pytest.raises(ValueError, match="to_waves.weight.int8_scale does not fit the matrix"):
             checkpoint.load(tmp_path / "bad.pt")
+
+
+def test_the_bound_on_a_networks_size_is_one():
+    """Of presets, and of networks in which one size after another is much larger; and it is no
+    more than four times too large, or every model would be made twice."""
+    sizes = {"vae": ("latent_dim", "ff_size", "num_layers", "max_positions", "latent_size",
+                     "cosines"),
+             "denoiser": ("latent_dim", "ff_size", "num_layers", "max_positions",
+                          "text_encoded_dim", "num_actions", "principal"),
+             "text": ("width", "layers", "context_length"), "data": ("max_frames",),
+             "evaluator": ("width", "layers", "embed_dim")}
+    keys = ["", *(f"{part}.{key}" for part, names in sizes.items() for key in names)]
+    for name, key in itertools.product(("toy", "mld_kit", "novae_humanml3d", "mld_uestc"), keys):
+        config = Config()
+        for one, value in PRESETS[name].items():
+            set_value(config, one, value)
+        if config.vae.arch == "actor" and key == "vae.latent_size":
+            continue
+        if key:
+            more = 9 if key in ("vae.num_layers", "denoiser.num_layers") else 8
+            set_value(config, key, more * (get_value(config, key) or 5))
+        own = config.text.kind == "scratch" and config.denoiser.condition == "text"
+        norms = torch.zeros(config.data.nfeats), torch.ones(config.data.nfeats)
+        words = [str(i) for i in range(50)]
+        with torch.device("meta"):
+            model = MLD(config, WordEncoder(config.text, words) if own else None)
+            judge = OwnJudge(config, *norms, words, ["walk"])
+        for network, is_judge in ((model, False), (judge, True)):
+            true = sum(v.nbytes for v in (*network.parameters(), *network.buffers())) / 4
+            bound = checkpoint.at_most(config, 51, is_judge)
+            assert true <= bound, (name, key, is_judge)
+            assert key or bound < 4 * true, (name, is_judge)
 
 
 def test_training_state_comes_back(tmp_path):

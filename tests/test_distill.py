@@ -207,7 +207,7 @@ def test_val_measures_the_distance_to_the_paths_ends():
 FEW = ["--stage=distill", "--train_distill.steps=6", "--train_distill.batch_size=8",
        "--train_distill.levels=8", "--train_distill.lr=1e-3", "--train_distill.warmup=0",
        "--train.eval_every=3", "--train.save_every=3", "--train.log_every=1",
-       "--train.sample_every=0", "--train.threads=1"]
+       "--train.sample_every=0", "--train.threads=1", "--precision=float32"]
 
 
 @pytest.fixture(scope="module")

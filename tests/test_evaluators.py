@@ -266,6 +266,7 @@ SMALL = ("--evaluator.width=32 --evaluator.layers=1 --evaluator.embed_dim=16 "
          "--train_evaluator.steps=200 --train_evaluator.batch_size=32 --train_evaluator.lr=3e-3 "
          "--train_evaluator.warmup=5 --train_evaluator.ema=0 --train.eval_every=100 "
          "--train.save_every=200 --train.log_every=100 --train.threads=1 --stage=evaluator "
+         "--precision=float32 "
          "--dataset=made").split()
 
 

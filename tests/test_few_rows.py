@@ -21,15 +21,15 @@ from mld import Denoiser
 from test_mld import LENGTHS, condition, make
 from transformer import Stack
 
-pytestmark = pytest.mark.skipif(isinstance(few_rows.library(), str),
-                                reason=f"NOT TESTED: {few_rows.library()}")
+pytestmark = pytest.mark.skipif(isinstance(few_rows.library("float32"), str),
+                                reason=f"NOT TESTED: {few_rows.library('float32')}")
 
 
 @pytest.fixture(autouse=True)
 def all_rows(monkeypatch):
     """Also where the compiler has no OpenMP, and C therefore takes few rows only."""
-    for int8 in (False, True):
-        monkeypatch.setattr(few_rows.library(int8), "max_rows", few_rows.MAX_ROWS)
+    for kind in few_rows.DEFINES:
+        monkeypatch.setattr(few_rows.library(kind), "max_rows", few_rows.MAX_ROWS)
 
 
 def stack_of(layers=3, dim=32, heads=2, ff=48, **settings):
@@ -169,13 +169,13 @@ def test_unsupported_ones_run_as_the_stack():
     fast.few_tokens(stack, x).sum().backward()
     assert stack.layers[0].linear1.weight.grad is not None
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert "float32" in few_rows.unsupported(x, stack)
+        assert "autocast" in few_rows.unsupported(x, stack)
     with torch.no_grad(), mock.patch.object(backend, "MODE", "torch"):
         assert "must be auto" in few_rows.unsupported(x, stack)
 
 
 def test_one_thread_takes_fewer_rows(monkeypatch):
-    monkeypatch.setattr(few_rows.library(False), "max_rows", few_rows.FEWEST)
+    monkeypatch.setattr(few_rows.library("float32"), "max_rows", few_rows.FEWEST)
     stack = stack_of()
     check(stack, torch.randn(few_rows.FEWEST, 1, 32))
     with torch.no_grad():
@@ -464,7 +464,7 @@ def test_int8_weights(pre_norm):
 
 def read_as_int8(stack):
     """Whether C read this stack's weights as int8 in its last run."""
-    return few_rows.packed[stack][1][2]
+    return few_rows.packed[stack][1][2] == "int8"
 
 
 def test_copies_of_an_int8_stack_are_int8():
@@ -537,6 +537,71 @@ def test_int8_models_sample_the_same_in_c_and_torch():
 
 
 # --------------------------------------------------------------------------------------------------
+# bfloat16
+
+
+def check_bf16(stack, x, **arguments):
+    """C's numbers are those of float32 sums over the same weights, rounded once, at the end."""
+    found, count = ran(lambda: fast.few_tokens(stack, x, **arguments))
+    assert count == 1 and found.dtype == torch.bfloat16
+    first = arguments.pop("n", None)
+    with torch.no_grad():
+        expected = copy.deepcopy(stack).float()(x.float(), **arguments)[:, :first]
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 13), (32, 3)], ids=str)
+def test_bf16_weights(shape, pre_norm):
+    stack = stack_of(5, skip=True, pre_norm=pre_norm, ff=528).bfloat16()
+    x = torch.randn(*shape, 32).bfloat16()
+    for arguments in ({}, {"n": 1}, {"causal": True}):
+        check_bf16(stack, x, **arguments)
+
+
+def test_bf16_weights_that_change_are_seen():
+    """A weight is read where it lies; a bias and a norm are copied, and copied again."""
+    stack, x = stack_of().bfloat16(), torch.randn(1, 3, 32).bfloat16()
+    check_bf16(stack, x)
+    layer = stack.layers[0]
+    for changed in (layer.linear1.weight, layer.linear1.bias, layer.norm2.weight, stack.norm.bias):
+        with torch.no_grad():
+            changed.mul_(-1)
+        check_bf16(stack, x)
+    stack.load_state_dict({k: v.roll(1, 0) for k, v in stack.state_dict().items()})
+    check_bf16(stack, x)
+    check(stack.float(), x.float())  # the same stack in another type
+    check_bf16(stack.bfloat16(), x)
+
+
+def test_bf16_that_c_does_not_read_runs_as_the_stack():
+    stack, x = stack_of().bfloat16(), torch.randn(1, 3, 32).bfloat16()
+    with torch.no_grad():
+        assert "weights' type" in few_rows.unsupported(x, stack_of())
+        assert "weights' type" in few_rows.unsupported(x.float(), stack)
+        stack.layers[0].norm1.float()
+        assert "bfloat16, contiguous" in few_rows.unsupported(x, stack)
+    with torch.inference_mode():
+        made = stack_of().bfloat16()
+        for _ in range(2):
+            assert "inference mode" in few_rows.unsupported(x, made)
+            found, count = ran(lambda: fast.few_tokens(made, x))
+            assert count == 0 and torch.equal(found, made(x))
+            made.layers[0].linear1.bias.mul_(-1)
+
+
+def test_bf16_models_sample_in_c():
+    model = make(**WIDE)
+    given = dict(lengths=LENGTHS, seed=5, guidance_scale=2.5, num_inference_steps=5,
+                 **condition(model))
+    exact = model.generate(**given)[0]
+    model.to_precision("bf16")
+    near, count = ran(lambda: model.generate(**given)[0])
+    assert count >= 5 and near.dtype == torch.float32
+    assert 1e-4 < (near - exact).norm() / exact.norm() < 0.05
+
+
+# --------------------------------------------------------------------------------------------------
 # Building
 
 SCRIPT = """
@@ -548,7 +613,7 @@ torch.manual_seed(0)
 stack, x = Stack(1, 32, 2, 32).eval(), torch.randn(1, 3, 32)
 with torch.no_grad():
     torch.testing.assert_close(fast.few_tokens(stack, x), stack(x))
-print(kernels.summary(), "|", few_rows.library())
+print(kernels.summary(), "|", few_rows.library("float32"))
 """
 
 

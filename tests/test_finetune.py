@@ -13,7 +13,7 @@ from formats.pack import Caption, Clip, Pack, write_pack
 from test_train import ROOT, clips_of, command, log, run
 
 NEW = ["--dataset=other", "--train_vae.steps=4", "--train_diffusion.steps=4", "--train.threads=1",
-       "--train.log_every=1", "--train.eval_every=2", "--train.save_every=2",
+       "--precision=float32", "--train.log_every=1", "--train.eval_every=2", "--train.save_every=2",
        "--train.sample_every=0", "--train_vae.batch_size=8", "--train_diffusion.batch_size=8"]
 
 

@@ -306,7 +306,8 @@ def test_the_sampler_keeps_its_tensors_on_one_device():
 TWO = ("--train_vae.steps=2 --train_vae.batch_size=4 --train_diffusion.steps=2 "
        "--train_diffusion.batch_size=8 --train.log_every=1 --train.eval_every=2 "
        "--data.max_length=45 --train.save_every=2 --train.sample_every=2 --train.cache_latents={} "
-       "--diffusion.num_inference_steps=2 --train_diffusion.accumulate=2").split()
+       "--diffusion.num_inference_steps=2 --train_diffusion.accumulate=2 "
+       "--precision=float32").split()
 
 
 @pytest.mark.parametrize("cached", [0, 1])

@@ -322,3 +322,15 @@ def test_what_is_cut_off_is_said(capsys):
         sample.say_what_is_cut_off(encoder, ["jump " * (most + 3)])
         said = capsys.readouterr().err
         assert f"reads {most} {unit}" in said and "the last 3 of 'jump" in said
+
+
+def test_the_start_imports_no_compiler(models, tmp_path):
+    """torch imports it for some operations on the meta device, and then takes twice as long."""
+    code = ("import runpy, sys\nsys.argv = sys.argv[1:]\ntry:\n    runpy.run_path(sys.argv[0], "
+            "run_name='__main__')\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+            "print([name for name in ('torch._dynamo', 'sympy', 'torch._inductor', 'regex', "
+            "'formats.hub', 'PIL') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT / "sample.py"), "a man jumps",
+                           "--ckpt", str(models["text"]), "--out", str(tmp_path)],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr[-800:]

@@ -20,6 +20,7 @@ import train
 from config import PART, parse_args
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, write_pack
+from kernels import rates
 from stages import DiffusionStage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ SMALL = """
     --denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1
     --diffusion.num_inference_steps=4 --train_vae.batch_size=8 --train_vae.optimizer=muon
     --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1
-    --data.max_frames=60
+    --precision=float32 --data.max_frames=60
 """.split()
 
 
@@ -293,6 +294,35 @@ def test_nothing_of_another_run_is_taken(root, whole):
             f"--train.vae_checkpoint={root / 'out' / 'other-vae' / 'vae_best.pt'}", "--resume")
     refused(root, "more steps would change", "--name=on-others", "--resume",
             "--train_vae.steps=14", "--allow-change=steps")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_without_a_precision_resume_goes_on_in_that_which_it_began_in(root, precision):
+    name = f"--name=in-{precision}"
+    flags = (name, *VAE, "--train_vae.steps=6", "--train_vae.schedule=constant")
+    assert run(root, *flags, f"--precision={precision}").returncode == 0
+    done = run(root, *flags, "--train_vae.steps=9", "--allow-change=steps", "--resume",
+               "--precision=auto")
+    assert done.returncode == 0 and "going on from step 6" in done.stdout, done.stderr[-800:]
+    assert ("training in bfloat16" in done.stdout) == (precision == "bf16")
+    held = checkpoint.load(root / "out" / name[7:] / "vae.pt")
+    assert (held["step"], held["config"].train.precision) == (9, precision)
+
+
+def test_the_precision_is_chosen_by_what_the_processor_does(root, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    options, chosen = train.Options(), []
+    for rate in (1.9, 2.0, 9.0):
+        monkeypatch.setattr(train, "bf16_rate", lambda device, rate=rate: rate)
+        config, _ = parse_args(command(root, "--name=rates", "--precision=auto")[2:], options, "")
+        chosen.append(train.Run(config, options).config.train.precision)
+    assert chosen == ["float32", "bf16", "bf16"]
+    assert rates.bf16_rate(torch.device("mps")) == 0 < rates.bf16_rate(torch.device("cpu"))
+    # a product in bfloat16 that takes 100 times as long is tried on small matrices only
+    sizes = []
+    slow = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+    monkeypatch.setattr(rates, "seconds", lambda a, b: sizes.append(len(a)) or slow[a.dtype])
+    assert rates.bf16_rate(torch.device("cpu")) == pytest.approx(0.01) and set(sizes) == {64}
 
 
 def test_resume_refuses_changes_that_are_not_named(root):
