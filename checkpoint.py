@@ -332,8 +332,9 @@ def fetched(word, assets, clip=True):
 
 
 def fitted(make, config, state, path, optional=(), words=(), judge=False):
-    """make(), a network with these settings and these words, with the weights `state`. ValueError as in `fill`, before much memory is taken for it: where its settings may ask for too
-    much, the network is first made without, on the meta device."""
+    """make(), a network with these settings and these words, with the weights `state`. ValueError
+    as in `fill`, before much memory is taken for it: where its settings may ask for too much, the
+    network is first made without, on the meta device."""
     for key in ("vae.num_layers", "denoiser.num_layers", "text.layers", "evaluator.layers"):
         if get_value(config, key) > len(state):
             raise ValueError(f"{path} does not fit: {key} is {get_value(config, key)}, but it has "

@@ -127,8 +127,9 @@ def few_tokens(stack, x, n=None, causal=False):
 def shared_queries(stack, queries, lengths, memory):
     """stack(queries, lengths, memory) for queries (B, T, D), or (1, T, D) for all samples.
 
-    When sampling on a CPU, one call of C runs all the layers, if it can. Elsewhere: queries that start out equal stay equal until the first cross-attention, so the first
-    self-attention is computed only once. Padding or dropout would make them differ earlier."""
+    When sampling on a CPU, one call of C runs all the layers, if it can. Otherwise, queries that
+    start out equal stay equal until the first cross-attention, so the first self-attention is
+    computed only once. Padding or dropout would make them differ earlier."""
     if "decode" not in OFF:
         done = kernels.decode(stack, queries, lengths, memory)
         if done is not None:

@@ -39,7 +39,7 @@ SETTINGS = ("activation", "pre_norm", "cross", "heads", "eps")
 
 
 @functools.lru_cache(maxsize=None)
-def library(kind, name="few_rows"):
+def library(kind, name):
     """The C function for weights of a kind of DEFINES, or a text that says why there is none."""
     made = c_library.load(os.path.join(FOLDER, f"{name}.c"), ["-O2", *DEFINES[kind]], FLAGS)
     if isinstance(made, str):
@@ -314,7 +314,7 @@ def run(x, stack, first=None, causal=False):
     (B, L, D), blocks, (*weights, kind) = x.shape, blocks_of(stack), packed[stack][1]
     layer, given, x = blocks[0], x.dtype, x.float().contiguous()
     out = x.new_empty(B, first or L, D)
-    failed = library(kind)(
+    failed = library(kind, "few_rows")(
         x.data_ptr(), out.data_ptr(), B, L, out.shape[1], D,
         layer.self_attn.heads, layer.linear1.out_features, len(blocks), layer.pre_norm,
         ACTIVATIONS.index(layer.activation), causal, *weights, layer.norm1.eps,

@@ -116,10 +116,11 @@ def test_what_c_does_not_decode_runs_as_the_stack():
     assert seen
     assert "backward" in few_rows.undecodable(x, stack_of(cross=True), None, memory)  # grad mode
     with torch.no_grad():
-        assert "fit" in few_rows.undecodable(x.expand(3, -1, -1), stack_of(cross=True), None, memory)
-        assert "self-attention" in few_rows.unsupported(x, stack_of(cross=True))
+        stack, three = stack_of(cross=True), x.expand(3, -1, -1)
+        assert "fit" in few_rows.undecodable(three, stack, None, memory)
+        assert "self-attention" in few_rows.unsupported(x, stack)
         with mock.patch.object(backend, "MODE", "torch"):
-            assert "must be auto" in few_rows.undecodable(x, stack_of(cross=True), None, memory)
+            assert "must be auto" in few_rows.undecodable(x, stack, None, memory)
 
 
 @pytest.mark.parametrize("values", [{}, {"vae__latent_size": 3}, {"vae__cosines": 6},

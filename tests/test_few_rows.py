@@ -21,15 +21,15 @@ from mld import Denoiser
 from test_mld import LENGTHS, condition, make
 from transformer import Stack
 
-pytestmark = pytest.mark.skipif(isinstance(few_rows.library("float32"), str),
-                                reason=f"NOT TESTED: {few_rows.library('float32')}")
+pytestmark = pytest.mark.skipif(isinstance(few_rows.library("float32", "few_rows"), str),
+                                reason=f"NOT TESTED: {few_rows.library('float32', 'few_rows')}")
 
 
 @pytest.fixture(autouse=True)
 def all_rows(monkeypatch):
     """Also where the compiler has no OpenMP, and C therefore takes few rows only."""
     for kind in few_rows.DEFINES:
-        monkeypatch.setattr(few_rows.library(kind), "max_rows", few_rows.MAX_ROWS)
+        monkeypatch.setattr(few_rows.library(kind, "few_rows"), "max_rows", few_rows.MAX_ROWS)
 
 
 def stack_of(layers=3, dim=32, heads=2, ff=48, **settings):
@@ -175,7 +175,7 @@ def test_unsupported_ones_run_as_the_stack():
 
 
 def test_one_thread_takes_fewer_rows(monkeypatch):
-    monkeypatch.setattr(few_rows.library("float32"), "max_rows", few_rows.FEWEST)
+    monkeypatch.setattr(few_rows.library("float32", "few_rows"), "max_rows", few_rows.FEWEST)
     stack = stack_of()
     check(stack, torch.randn(few_rows.FEWEST, 1, 32))
     with torch.no_grad():
@@ -613,7 +613,7 @@ torch.manual_seed(0)
 stack, x = Stack(1, 32, 2, 32).eval(), torch.randn(1, 3, 32)
 with torch.no_grad():
     torch.testing.assert_close(fast.few_tokens(stack, x), stack(x))
-print(kernels.summary(), "|", few_rows.library("float32"))
+print(kernels.summary(), "|", few_rows.library("float32", "few_rows"))
 """
 
 
