@@ -25,10 +25,11 @@ static void attend(const float *qkv, int L, int queries, int D, int size, int ca
             most = p[j] > most ? p[j] : most;
         }
         for (int j = 0; j < keys; j++) sum += p[j] = expf(p[j] - most);
-        for (int d = 0; d < size; d += V) {
+        for (int d = 0; d < size; d += V) {  /* reads up to V - 1 numbers of the next head */
             vec s = {0};
             for (int j = 0; j < keys; j++) s += p[j] * AT(qkv + 3L * j * D + 2 * D + d);
-            AT(o + (long)i * D + d) = s / sum;
+            s /= sum;
+            memcpy(o + (long)i * D + d, &s, sizeof(float) * (size - d < V ? size - d : V));
         }
     }
 }
@@ -37,8 +38,8 @@ static void attend(const float *qkv, int L, int queries, int D, int size, int ca
 /* The stack */
 
 /* x (B, L, D) -> result (B, first, D), the first tokens of each sequence. H heads, F hidden units;
-   `last`: the norm behind the layers, or null. D / H, D and F are multiples of 16. Returns 0, or 1
-   where there is no memory. */
+   `last`: the norm behind the layers, or null. D and F are multiples of 16, D one of H. Returns 0, or
+   1 where there is no memory. */
 int few_rows(const float *x, float *result, int B, int L, int first, int D, int H, int F, int count,
              int pre_norm, int activation, int causal, const Layer *layers, const Norm *last,
              float eps, int threads) {

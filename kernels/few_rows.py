@@ -294,7 +294,8 @@ def unfit(x, stack, rows, name):
         return function
     if not 1 <= rows <= function.max_rows:
         return f"it takes up to {function.max_rows} rows of tokens, not {rows}"
-    odd = D % (16 * layer.self_attn.heads) or layer.linear1.out_features % 16
+    odd = D % (16 * layer.self_attn.heads if name == "decode" else 16)
+    odd = odd or layer.linear1.out_features % 16
     if odd or D != layer.linear2.out_features:
         return "it takes only widths that are multiples of 16"
     modules, slots, settings = layout(stack)

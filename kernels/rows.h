@@ -108,8 +108,11 @@ INLINE vec load(const weight *w) { return AT(w); }
 
 INLINE float dot(const float *a, const float *b, int size) {
     vec s = {0};
-    for (int i = 0; i < size; i += V) s += AT(a + i) * AT(b + i);
-    return total(s);
+    int i = 0;
+    for (; i + V <= size; i += V) s += AT(a + i) * AT(b + i);
+    float rest = 0;
+    for (; i < size; i++) rest += a[i] * b[i];
+    return total(s) + rest;
 }
 
 /* e^x to 2e-7 relative: 2^n times a polynomial (Taylor's, degree 7) on [-ln 2 / 2, ln 2 / 2] */

@@ -92,6 +92,15 @@ def test_published_sizes():
           torch.randn(1, 10, 768), causal=True)
 
 
+@pytest.mark.parametrize("dim, heads", [(160, 4), (48, 2), (48, 4), (48, 16), (16, 16)])
+def test_heads_of_any_size(dim, heads):
+    """40, 24, 12, 3 and 1 numbers a head, which no vector divides."""
+    stack = stack_of(3, dim, heads, 64, skip=True)
+    for shape in ((1, 5), (3, 5), (2, 1)):
+        check(stack, torch.randn(*shape, dim))
+        check(stack, torch.randn(*shape, dim), n=1)
+
+
 @pytest.mark.parametrize("ff", [496, 512, 528, 1040])
 @pytest.mark.parametrize("rows", [1, 11, 13, 96])
 def test_products_in_blocks_of_rows_and_columns(ff, rows):
