@@ -320,7 +320,7 @@ TOY = SMALL | {  # sequences of two actions and counts need more latent tokens a
     "text.row_dropout": 0.1, "denoiser.num_layers": 9, "denoiser.latent_dim": 160,
     "denoiser.ff_size": 640, "denoiser.principal": 2, "diffusion.prediction_type": "v_prediction",
     "diffusion.guidance_scale": 2.5, "train_vae.batch_size": 32, "train_vae.steps": 4600,
-    "train_diffusion.steps": 20_000, "train_diffusion.draws": 4,
+    "train_diffusion.steps": 17_000, "train_diffusion.draws": 4,
     "train_diffusion.optimizer": "muon", "train_diffusion.lr": 4e-3, "train.cache_latents": 1,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
