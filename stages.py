@@ -250,7 +250,7 @@ class DiffusionStage(nn.Module):
         return tensors
 
     def forward(self, batch):
-        model, (B, K) = self.model[0], batch["t"].shape
+        model, K = self.model[0], batch["t"].shape[1]
         t, eps, dropped = (batch[name].flatten(0, 1) for name in ("t", "eps", "dropped"))
         x0, lengths = (repeated(batch[name], K) for name in ("x0", "lengths"))
         out = model.diffusion_loss(x0, lengths, t=t, eps=eps, dropped=dropped,

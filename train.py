@@ -53,6 +53,7 @@ import data
 import distill
 import finetune
 import kernels
+import resume
 from kernels import graphs
 from kernels.rates import PAYS, bf16_rate
 from clip import WordEncoder
@@ -193,7 +194,7 @@ class Run:
 
     def save(self, path, model, **state):
         """checkpoint.save, with the run's identity and the data's."""
-        pack = checkpoint.pack_digest(self.pack)
+        pack = resume.pack_digest(self.pack)
         checkpoint.save(path, self.config, model, run=self.id, pack=pack, init=self.init,
                         **state)
 
@@ -264,7 +265,7 @@ class Run:
         """SettingError if a process was started with other settings or data than the first."""
         names = [None] * self.world
         if self.world > 1:
-            dist.all_gather_object(names, checkpoint.identity(self))
+            dist.all_gather_object(names, resume.identity(self))
         for rank, name in enumerate(names):
             if name != names[0]:
                 raise SettingError(
@@ -599,7 +600,7 @@ def trained_vae(path, pack):
         raise SettingError(f"{path} does not exist: train the VAE first (--stage vae) or name one "
                            "with --train.vae_checkpoint=FILE.")
     data = checkpoint.load(path)
-    state, digest = data["model"], checkpoint.pack_digest(pack)
+    state, digest = data["model"], resume.pack_digest(pack)
     alike = data.get("pack", digest) == digest
     if "mean" in state:  # of a finished model
         norms = [torch.as_tensor(x, dtype=torch.float32) for x in (pack.mean, pack.std)]
@@ -623,7 +624,7 @@ def train_model(run):
     if c.stage == "vae":
         return run.path("vae_best.pt")
     if model.vae and c.stage == "diffusion":
-        source = checkpoint.vae_of(run)
+        source = resume.vae_of(run)
         if source != c.init_from:  # whose VAE the model has already
             state = run.from_main(lambda: trained_vae(source, run.pack))
             checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
@@ -644,7 +645,7 @@ def train(config, options):
         distill.settings(config)
     run = Run(config, options)
     run.check_alike()
-    run.id, run.states = run.from_main(lambda: checkpoint.claim(run))
+    run.id, run.states = run.from_main(lambda: resume.claim(run))
     config.train.precision = run.from_main(lambda: config.train.precision)
     if run.chosen and config.train.precision == "bf16":
         run.say("training in bfloat16, in which this processor multiplies at least twice as fast; "

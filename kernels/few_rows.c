@@ -29,7 +29,8 @@ static void attend(const float *qkv, int L, int queries, int D, int size, int ca
             vec s = {0};
             for (int j = 0; j < keys; j++) s += p[j] * AT(qkv + 3L * j * D + 2 * D + d);
             s /= sum;
-            memcpy(o + (long)i * D + d, &s, sizeof(float) * (size - d < V ? size - d : V));
+            int own = size - d < V ? size - d : V;
+            memcpy(o + (long)i * D + d, &s, sizeof(float) * own);
         }
     }
 }

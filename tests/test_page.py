@@ -262,8 +262,8 @@ def test_weights_of_8_bits_are_read_as_they_were_rounded(tmp_path):
 
 PROMPTS = """a man saunters to the rigth with a cup; he does not jump; A man jumps, then walks.
 someone side-steps 3 times; a person wlaks backwrads; hurries and can't stop; watlz; a man who's
-jogging's; un hombre salta; cartwhel; prancing, leisurely; two jumping-jacks; he\u2019s danced; golf;
-\uff41 man \uff4a\uff55\uff4d\uff50\uff53;
+jogging's; un hombre salta; cartwhel; prancing, leisurely; two jumping-jacks; he\u2019s danced;
+golf; \uff41 man \uff4a\uff55\uff4d\uff50\uff53;
 jumpng quikly then kiks; _ walks; the; ; she tiptoes stealthily; a gymnast somersaulted; no
 """.replace("\n", " ").split(";")
 
