@@ -39,8 +39,8 @@ static void attend(const float *qkv, int L, int queries, int D, int size, int ca
 /* The stack */
 
 /* x (B, L, D) -> result (B, first, D), the first tokens of each sequence. H heads, F hidden units;
-   `last`: the norm behind the layers, or null. D and F are multiples of 16, D one of H. Returns 0, or
-   1 where there is no memory. */
+   `last`: the norm behind the layers, or null. D and F are multiples of 16, D one of H. Returns 0,
+   or 1 where there is no memory. */
 int few_rows(const float *x, float *result, int B, int L, int first, int D, int H, int F, int count,
              int pre_norm, int activation, int causal, const Layer *layers, const Norm *last,
              float eps, int threads) {
