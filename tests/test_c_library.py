@@ -261,4 +261,4 @@ def test_a_compiler_that_fails(home, text, reason):
 
 def test_a_library_of_something_else(home, monkeypatch):
     monkeypatch.setattr(c_library, "load", lambda *args, made=home.load(): made)
-    assert "something else" in few_rows.library.__wrapped__()
+    assert "something else" in few_rows.library.__wrapped__("float32", "few_rows")

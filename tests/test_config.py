@@ -132,7 +132,7 @@ def test_paper_recipe():
         (["--denoiser.num_layers=4"], "denoiser.num_layers must be odd"),
         (["--vae.num_heads=5"], "must divide vae.latent_dim"),
         (["--vae.latent_dim=64", "--denoiser.principal=0"],
-         "must be equal; found denoiser.latent_dim=128, vae"),
+         "must be equal; found denoiser.latent_dim=160, vae"),
         (["--vae.latent_size=11"], "1 to 10"),
         (["--vae.max_positions=100"], "must hold data.max_frames"),
         (["--modules", "novae", "--stage", "vae"], "needs a VAE to train"),

@@ -283,7 +283,8 @@ def test_bvh_of_another_skeleton(tmp_path, skeleton, joints):
     for key, value in {**PRESETS["toy"], **SIZES, "data.skeleton": skeleton,
                        "denoiser.condition": "none"}.items():
         set_value(config, key, value)
-    checkpoint.save(tmp_path / "other.pt", config, MLD(config).state_dict())
+    model = MLD(config, rest=torch.randn(24, 3) if skeleton == "smpl" else None)
+    checkpoint.save(tmp_path / "other.pt", config, model.state_dict())
     sample.main(["--unconditional", "--ckpt", str(tmp_path / "other.pt"), "--format", "bvh,npy",
                  "--seconds", "3", "--out", str(tmp_path / "o")])
     made = np.load(next((tmp_path / "o").glob("*.npy")))
