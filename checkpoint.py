@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from clip import WordEncoder
 from config import AssetsConfig, SettingError, atomic_write, from_dict, get_value, to_dict
 from formats.safe_pickle import load_torch
+from kernels.few_rows import to_int8
 from mld import MLD
 from published import check_names, norms, read_published
 from published_clip import finite, load_clip
@@ -192,14 +193,9 @@ def check(path, data):
     return {name: own(value) for name, value in data.items()}
 
 
-def in_8_bits(name, matrix):
-    """A matrix as whole numbers from -127 to 127, and a factor for each row: two entries."""
-    scale = matrix.float().abs().amax(1).clamp_min(1e-12) / 127
-    return {name: (matrix / scale[:, None]).round().to(torch.int8), name + SCALE: scale}
-
-
 def whole_matrices(path, state):
-    """A state dict with each pair of in_8_bits as a matrix again. ValueError for half a pair."""
+    """A state dict with each pair that `halve` made of a matrix as a matrix again. ValueError for
+    half a pair."""
     for name in [name for name in state if name.endswith(SCALE)]:
         scale, numbers = state.pop(name), state.get(name[:-len(SCALE)])
         if numbers is None or numbers.dtype != torch.int8 or scale.shape != numbers.shape[:1]:
@@ -270,7 +266,7 @@ def load_model(path, assets=None, device="cpu", clip=True):
     FileNotFoundError or ValueError in one sentence if there is no checkpoint, if it is cut short or
     of another kind, if its weights do not fit, or if CLIP's weights are missing.
     """
-    if not os.path.exists(path) and path in words_of_the_hub():
+    if not os.path.exists(path):
         path, assets = fetched(path, assets or AssetsConfig(), clip)
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no checkpoint {path}.")
@@ -312,17 +308,13 @@ def load_model(path, assets=None, device="cpu", clip=True):
     return model.to(device).eval()
 
 
-def words_of_the_hub():
-    from formats import hub  # here, since most never download
-
-    return hub.WORDS
-
-
 def fetched(word, assets, clip=True):
     """Where a word's published weights are now, and the assets with the path of their CLIP. Whoever
     has CLIP already, or named a place for it, keeps that one."""
-    from formats import hub
+    from formats import hub  # here, since most never download
 
+    if word not in hub.WORDS:
+        return word, assets
     own_clip = assets.clip_path != AssetsConfig.clip_path or os.path.exists(assets.clip_path)
     path, clip = hub.fetch(word, assets.cache, assets.lock, assets.clip_dtype, assets.offline,
                            clip=clip and not own_clip)
@@ -354,7 +346,7 @@ def fitted(make, config, state, path, optional=(), words=(), judge=False):
 
 def at_most(config, words, judge=False):
     """More numbers than a network with these settings and so many words can have: a bound that is
-    quickly had, and two to four times what most have."""
+    quickly had, and one and a half to four times what most have."""
     d, v, n, t, e = (getattr(config, name) for name in
                      ("data", "vae", "denoiser", "text", "evaluator"))
 
@@ -431,7 +423,8 @@ def halve(source, target):
              for name, value in data["model"].items()}
     for name in ("to_latent", "to_waves"):
         name = f"vae.linear_path.{name}.weight"
-        state |= in_8_bits(name, data["model"][name]) if name in state else {}
+        if name in state:
+            state[name], state[name + SCALE] = to_int8(data["model"][name].float())
     kept = {name: data[name] for name in ("vocabulary", "actions", "judge") if name in data}
     save(target, data["config"], state, **kept)
 

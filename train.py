@@ -648,7 +648,7 @@ def train(config, options):
     run.id, run.states = run.from_main(lambda: resume.claim(run))
     config.train.precision = run.from_main(lambda: config.train.precision)
     if run.chosen and config.train.precision == "bf16":
-        run.say("training in bfloat16, in which this processor multiplies at least twice as fast; "
+        run.say("training in bfloat16, in which this device multiplies at least twice as fast; "
                 "--precision float32 for the other way")
     if options.verbose:
         run.say(json.dumps(to_dict(config), indent=1))

@@ -90,7 +90,8 @@ static void attend_to_few(const float *q, const float *kv, int N, int D, int H, 
 /* x (T, D) and memory (N, D) -> result (T, D), by the threads t counts */
 static void decode_one(const Decoder *d, const float *x, int T, const float *memory, float *result,
                        const Room *r, float *scores, const float *nothing, Thread t) {
-    int D = d->D, F = d->F, N = d->N, K = WHOLE(T), W = F + 16, blocks = (T + 11) / ROWS_AT_ONCE;
+    int D = d->D, F = d->F, N = d->N, K = WHOLE(T), W = F + 16;
+    int blocks = (T + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     const float *in = x;
     for (long i = t.number; i < 3L * (K - T) * D; i += t.count) r->qkv[3L * T * D + i] = 0;
     for (int i = 0; i < d->count; i++) {

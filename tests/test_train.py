@@ -323,6 +323,11 @@ def test_the_precision_is_chosen_by_what_the_processor_does(root, monkeypatch):
     slow = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
     monkeypatch.setattr(rates, "seconds", lambda a, b: sizes.append(len(a)) or slow[a.dtype])
     assert rates.bf16_rate(torch.device("cpu")) == pytest.approx(0.01) and set(sizes) == {64}
+    # small ones may take longer where large ones are faster
+    took = {(64, torch.float32): 1e-5, (64, torch.bfloat16): 2e-5,
+            (512, torch.float32): 2e-3, (512, torch.bfloat16): 5e-4}
+    monkeypatch.setattr(rates, "seconds", lambda a, b: took[len(a), a.dtype])
+    assert rates.bf16_rate(torch.device("cpu")) == pytest.approx(4)
 
 
 def test_resume_refuses_changes_that_are_not_named(root):
