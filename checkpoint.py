@@ -5,7 +5,7 @@
     load_model(path)                 MLD, ready for generate(), from a model.pt of train.py or from
                                      published weights (published.py)
 
-    python checkpoint.py halve out/toy/model.pt checkpoints/toy.pt   float16 weights: half the size
+    python checkpoint.py halve out/toy/model.pt checkpoints/toy.pt   for a file of a third
 
 Nothing in a file is ever run: formats/safe_pickle.py reads tensors and plain data only. A checksum
 over all of them is verified at loading, and the sizes that the settings declare are compared with
@@ -37,6 +37,7 @@ from words import vectors
 
 FORMAT, VERSION = "nanoMLD checkpoint", 3  # 1 had no checksum, 2 no weights of 8 bits
 SCALE = ".int8_scale"  # the factors, one a row, of a matrix of 8-bit numbers
+LARGE, MATRICES = 2**14, ("weight", "latent_in", "latent_out")  # what halve makes such matrices of
 TIMES, SPARE = 20, 2**20  # memory that a file may ask for: bytes for each of its own, and for any
 DEEPEST = 20  # how deeply dicts and lists may be nested
 # what a checkpoint may hold: the kind of each entry, and of what is in it
@@ -414,17 +415,16 @@ def weights_digest(module):
 
 
 def halve(source, target):
-    """Write our finished model or evaluator `source` to `target` with its weights in float16, and
-    the VAE's linear path, its largest matrices, in 8 bits; loading casts them back. The mean and
-    std of features and of latents stay exact."""
+    """Write our finished model or evaluator `source` to `target` with its large matrices in 8 bits
+    and a factor for each row, the rest in float16; loading casts them back. The mean and std of
+    features and of latents stay exact."""
     data = load(source)
     exact = ("mean", "std", "latent_mean", "latent_std")
     state = {name: value.half() if value.is_floating_point() and name not in exact else value
              for name, value in data["model"].items()}
-    for name in ("to_latent", "to_waves"):
-        name = f"vae.linear_path.{name}.weight"
-        if name in state:
-            state[name], state[name + SCALE] = to_int8(data["model"][name].float())
+    for name, value in data["model"].items():
+        if value.dim() == 2 and value.numel() >= LARGE and name.endswith(MATRICES):
+            state[name], state[name + SCALE] = to_int8(value.float())
     kept = {name: data[name] for name in ("vocabulary", "actions", "judge") if name in data}
     save(target, data["config"], state, **kept)
 

@@ -168,7 +168,7 @@ class WordEncoder(nn.Module):
         """(B, L) int64: the words' numbers, then END; L is what the longest text needs."""
         room = self.cfg.context_length - 1
         rows = [torch.tensor([*map(self.id, words.words_of(text)[:room]), END]) for text in texts]
-        return nn.utils.rnn.pad_sequence(rows, True, END).to(self.tower.positional_embedding.device)
+        return nn.utils.rnn.pad_sequence(rows, True, END)
 
     def forward(self, texts):
         return self.of_ready(self.ids(texts))
@@ -181,4 +181,4 @@ class WordEncoder(nn.Module):
 
     def of_ready(self, ids):
         """... and what is computed of it: (B, L) -> (B, 1, W)."""
-        return self.tower.pooled(ids, END)[:, None]
+        return self.tower.pooled(ids.to(self.tower.positional_embedding.device), END)[:, None]

@@ -67,7 +67,7 @@ class DataConfig:
     unit_length: int = 4  # crops are cut to a multiple of this
     balance_actions: bool = False  # action models: repeat clips of rare actions within an epoch
     batch_by_length: bool = True  # batches of clips of similar length: little padding
-    workers: int = 0  # processes that prepare batches ahead; 0 = the training process does it
+    workers: int = 0  # processes that prepare batches ahead; 0 = none, or 8 for a GPU
 
     @property
     def nfeats(self):
@@ -206,6 +206,7 @@ class StageConfig:
 @dataclass
 class DenoisingConfig(StageConfig):
     draws: int = 1  # noise levels for each clip of a batch, whose text is encoded once
+    length_weight: float = 0.01  # of the length estimator's loss beside the denoiser's
 
 
 @dataclass

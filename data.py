@@ -1,5 +1,6 @@
 """Packed datasets -> padded batches with lengths, in which clips of similar length are together."""
 import signal
+import sys
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from formats.pack import Caption, Pack
 
 # Batches that are sorted by length together: 7% padding instead of 51% on clips of 24..196 frames
 GROUP = 16
-
 
 def open_pack(config):
     """The Pack that a Config names; ValueError if it is damaged or the settings don't fit it."""
@@ -166,23 +166,35 @@ class Batches:
                 "ids": pack.ids_of(items), "items": torch.from_numpy(items.astype(np.int64)),
                 "global_size": len(everyone), "global_frames": global_frames}
 
-    def __getitem__(self, key):
-        return self.batch(*key)
+    def epoch(self, epoch, workers=0):
+        """Iterate over an epoch's batches."""
+        return self.stream(epoch * self.steps, (epoch + 1) * self.steps, workers)
 
-    def epoch(self, epoch, first_step=0, workers=0):
-        """Iterate over an epoch's batches from `first_step`; `workers` processes prepare them."""
-        keys = [(epoch, step) for step in range(first_step, self.steps)]
-        if not workers:
-            return (self.batch(*key) for key in keys)
+    def stream(self, first, last, workers=0, prepare=lambda batch, step: batch):
+        """Iterate over prepare(batch, step) for the steps first ... last - 1 of a training, epoch
+        after epoch; `workers` processes make them ahead of time."""
+        steps, ahead = range(first, last), Ahead(self, prepare)
+        if not workers or sys.platform != "linux":  # others can't share a training by forking
+            return (ahead[step] for step in steps)
         return plainly(torch.utils.data.DataLoader(
-            self, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=4,
-            worker_init_fn=ignore_signals,
+            ahead, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4,
+            worker_init_fn=ignore_signals, multiprocessing_context="fork",
             generator=torch.Generator()))  # of its own: the global one must not be drawn from
 
     def padded_share(self, epoch=0):
         """The share of padding in the frames of an epoch's batches, over all ranks."""
         lengths = [self.crops(epoch, self.items_of(epoch, step))[1] for step in range(self.steps)]
         return 1 - sum(n.sum() for n in lengths) / sum(n.max() * len(n) for n in lengths)
+
+
+class Ahead:
+    """What the worker processes of a stream share: step -> what is made for it."""
+
+    def __init__(self, batches, prepare):
+        self.batches, self.prepare = batches, prepare
+
+    def __getitem__(self, step):
+        return self.prepare(self.batches.batch(*divmod(step, len(self.batches))), step)
 
 
 def plainly(batches):

@@ -262,7 +262,7 @@ class MLD(nn.Module):
     # --- training ---
 
     def diffusion_loss(self, x0, lengths=None, texts=None, actions=None, t=None, eps=None,
-                       dropped=None, **others):
+                       dropped=None, whole=None, **others):
         """The denoiser's loss (section 3.2): |output - target|^2 at a noise level t per sample,
         where the target is eps, x0 or v. The condition is dropped for some samples, so that one
         network learns both sides of guidance (section 3.3).
@@ -272,6 +272,7 @@ class MLD(nn.Module):
         texts, actions, others   the condition, as in `generate`; an action of -1 is unknown
         t, eps, dropped   (B,) int64, like x_T of `generate`, (B,) bool; None: drawn from torch's
                   global generator
+        whole     (B,) lengths of the clips, x0 being parts of them: adds their "length_loss"
 
         Returns {"loss": scalar, "error": (B,), each sample's loss, without gradient}."""
         B, device = len(x0), x0.device
@@ -288,23 +289,21 @@ class MLD(nn.Module):
         output = self.denoiser(x_t.to(self.dtype), t, drop(cond, uncond, dropped), lengths)
         error = output.to(x0.dtype) - training_target(self.schedule, x0, eps, t)
         error = clip_mean(error.square(), padded, per_clip=True)
-        return {"loss": error.mean(), "error": error.detach()}
+        more = {} if whole is None else {"length_loss": self.length_loss(cond, whole)}
+        return {"loss": error.mean(), "error": error.detach(), **more}
 
     # --- lengths ---
 
-    def length_logits(self, given, count, known_only=False):
-        """(B, max_frames / unit_length); gradients stay within the length estimator."""
-        with torch.no_grad():
-            cond, _ = self.condition.encode(self, given, count, known_only)
-            summary = self.condition.summary(self.denoiser.emb_proj, cond)
-            if summary is None:
-                summary = self.mean.new_zeros(count, 1)
+    def length_logits(self, cond, count):
+        """A condition as it is encoded, for B motions -> (B, max_frames / unit_length)"""
+        summary = self.condition.summary(self.denoiser.emb_proj, cond)
+        if summary is None:
+            summary = self.mean.new_zeros(count, 1)
         return self.length_estimator(summary.to(self.dtype)).float()
 
-    def length_loss(self, lengths, texts=None, actions=None, **others):
+    def length_loss(self, cond, lengths):
         """Cross-entropy of the motions' lengths (B,) in frames; longer ones count as max_frames."""
-        given = pick(self.condition, texts=texts, actions=actions, **others)
-        logits = self.length_logits(given, len(lengths))
+        logits = self.length_logits(cond, len(lengths))
         units = (lengths // self.config.data.unit_length).clamp(1, logits.shape[1])
         return F.cross_entropy(logits, units - 1)
 
@@ -318,7 +317,8 @@ class MLD(nn.Module):
                              "the motions.")
         given = pick(self.condition, texts=texts, actions=actions, **others)
         count = count if given is None else len(given)
-        shares = self.length_logits(given, count, known_only=True).softmax(-1).cpu()
+        cond = self.condition.encode(self, given, count, known_only=True)[0]
+        shares = self.length_logits(cond, count).softmax(-1).cpu()
         # a small share is more often the estimator's doubt than a real length
         shares[shares < shares.amax(-1, keepdim=True) / 10] = 0
         generators = make_generators(seed, count) or [None] * count

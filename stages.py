@@ -3,7 +3,8 @@ optimiser. train.py runs the loop.
 
 A stage is an nn.Module whose trainable parameters are those that it trains, with
     name, settings (StageConfig), batches    its name, how it is optimised, what it draws from
-    prepare(batch, step)                     adds a step's random numbers: noise, levels, dropping
+    prepare(batch, step)                     adds a step's random numbers: noise, levels, dropping;
+                                             on the CPU, if need be in another process
     forward(batch) -> {"loss", ...}          means over the batch's clips
     summary(means) -> {name: number}         what is logged of them
     validate() -> {"loss", ...}              over val
@@ -175,7 +176,7 @@ class DiffusionStage(nn.Module):
         logvar, cropped = torch.zeros_like(mu), torch.zeros(crops, count, dtype=torch.int64)
         bar = tqdm(range(crops), "encoding the train clips", leave=False, disable=not self.run.main)
         for k in bar:
-            for batch in batches.epoch(k):
+            for batch in batches.epoch(k, self.run.workers):
                 rows, batch = batch["items"], to_device(batch, self.run.device)
                 m, v = vae.encode(batch["features"], batch["lengths"])
                 mu[k, rows], logvar[k, rows] = m.float().cpu(), v.float().cpu()
@@ -184,22 +185,17 @@ class DiffusionStage(nn.Module):
         self.rows[items] = torch.arange(len(items))
         return mu[:, items], logvar[:, items], cropped[:, items]
 
-    def latents(self, batch, noise, crop=None):
-        """z ~ q(z | clip), drawn from the cached posteriors of a crop or by encoding the batch, and
-        the lengths (B,) of the motions that are in z."""
-        lengths = batch["lengths"]
-        if self.posteriors is not None and crop is not None:
-            rows = self.rows[batch["items"]]
-            mu, logvar, lengths = (p[crop % len(p), rows] for p in self.posteriors)
-        else:
-            features, device = batch["features"].to(self.run.device), self.run.device
-            with torch.no_grad():
-                mu, logvar = self.vae[0].encode(features, lengths.to(device))
-        return mu + (0.5 * logvar).exp() * noise.to(mu.device), lengths
+    @torch.no_grad()
+    def with_latents(self, batch):
+        """The batch with x0, z ~ q(z | clip), if that was not drawn from the cached posteriors."""
+        if "x0" not in batch:
+            mu, logvar = self.vae[0].encode(batch["features"], batch["lengths"])
+            batch = {**batch, "x0": mu + (0.5 * logvar).exp() * batch["noise"]}
+        return batch
 
     def prepare(self, batch, step, name="diffusion"):
-        """What forward takes. A step of validation has another `name`: its own random numbers, the
-        batch's own crops, and no dropped words."""
+        """What with_latents and forward take. A step of validation has another `name`: its own
+        random numbers, the batch's own crops, and no dropped words."""
         c, g, n = self.run.config, self.run.draws(name, step), batch["global_size"]
         share, model, training = self.run.share, self.model[0], name == self.name
         K = self.settings.draws if training else 1
@@ -209,20 +205,25 @@ class DiffusionStage(nn.Module):
             shape = model.vae.latent_size, model.vae.latent_dim
             noise = torch.randn(n, *shape, generator=g)[share]
             eps = torch.randn(n, K, *diffused_shape(c), generator=g)[share]
-            crop = step // len(self.batches) if training else None
-            x0, lengths = self.latents(batch, noise, crop)
+            batch = {**batch, "noise": noise}
+            if self.posteriors is not None and training:
+                crop, rows = step // len(self.batches), self.rows[batch["items"]]
+                mu, logvar, lengths = (p[crop % len(p), rows] for p in self.posteriors)
+                batch |= {"x0": mu + (0.5 * logvar).exp() * noise, "lengths": lengths}
         else:
-            x0, lengths = batch["features"], batch["lengths"]
+            x0 = batch["features"]
             eps = torch.randn(n, K, c.data.max_frames, x0.shape[-1], generator=g)
-            eps = eps[share, :, :x0.shape[1]]
+            eps, batch = eps[share, :, :x0.shape[1]], {**batch, "x0": x0}
         whole = torch.from_numpy(self.run.pack.lengths[batch["items"]]).long()
-        batch = {**batch, "x0": x0, "lengths": lengths, "t": t, "eps": eps, "dropped": dropped,
-                 "whole": whole.clamp(max=c.data.max_frames)}
+        batch |= {"t": t, "eps": eps, "dropped": dropped,
+                  "whole": whole.clamp(max=c.data.max_frames)}
         if self.scratch and training:
             seeds = ([c.train.seed, step, i] for i in batch["items"].tolist())
             shares = c.text.word_dropout, c.text.row_dropout * c.text.vectors
             batch["texts"] = [drop_words(text, np.random.default_rng(seed), *shares)
                               for text, seed in zip(batch["texts"], seeds)]
+        if self.scratch and self.run.device.type == "cuda":  # for tensors()
+            batch["ready"] = model.text_encoder.ready([*batch["texts"], ""])
         return batch
 
     def noise_levels(self, n, K, generator):
@@ -242,22 +243,26 @@ class DiffusionStage(nn.Module):
 
     def tensors(self, batch):
         """What forward reads, as tensors of few shapes, for a CUDA graph each (graphs.py)."""
+        batch = self.with_latents(batch)
         names = ["x0", "lengths", "t", "eps", "dropped", "whole"]
         names += ["actions"] * (self.kind == "action")
         tensors = {name: batch[name] for name in names}
         if self.kind == "text":
-            tensors["texts"] = self.model[0].text_encoder.ready([*batch["texts"], ""])
+            ready = batch.get("ready")
+            if ready is None:
+                ready = self.model[0].text_encoder.ready([*batch["texts"], ""])
+            tensors["texts"] = ready
         return tensors
 
     def forward(self, batch):
-        model, K = self.model[0], batch["t"].shape[1]
+        model, batch, K = self.model[0], self.with_latents(batch), batch["t"].shape[1]
         t, eps, dropped = (batch[name].flatten(0, 1) for name in ("t", "eps", "dropped"))
-        x0, lengths = (repeated(batch[name], K) for name in ("x0", "lengths"))
-        out = model.diffusion_loss(x0, lengths, t=t, eps=eps, dropped=dropped,
+        x0, lengths, whole = (repeated(batch[name], K) for name in ("x0", "lengths", "whole"))
+        out = model.diffusion_loss(x0, lengths, t=t, eps=eps, dropped=dropped, whole=whole,
                                    **self.condition(batch, K))
-        # its input is detached: it trains the estimator of lengths and nothing else
-        length_loss = model.length_loss(batch["whole"], **self.condition(batch))
-        losses = {"loss": out["loss"] + 0.01 * length_loss, "length_loss": length_loss}
+        length_loss = out["length_loss"]
+        loss = out["loss"] + self.settings.length_weight * length_loss
+        losses = {"loss": loss, "length_loss": length_loss}
         bands = t * BANDS // len(model.schedule)
         for band in range(BANDS):  # the sum of errors and how many there were: summary() divides
             inside = bands == band
@@ -285,6 +290,7 @@ class DiffusionStage(nn.Module):
                 totals[key] = totals.get(key, 0.0) + share * value
         first = self.prepare(batches.batch(0, 0), 0, "val")
         first = to_device({**first, "actions": first["actions"].clamp(min=0)}, self.run.device)
+        first = self.with_latents(first)
         model, seeds = self.model[0], first["items"].tolist()
         made = model.generate(**self.condition(first), lengths=first["lengths"], seed=seeds,
                               latents=True)
@@ -369,19 +375,22 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             lr, momentum, by_shape = group["lr"], group["momentum"], {}
-            for p in group["params"]:
+            params = group["params"]
+            for p in params:
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-                average = self.state[p]["momentum"]
-                average.lerp_(p.grad, 1 - momentum)
-                update = p.grad.lerp(average, momentum)  # Nesterov's look ahead
+            averages, grads = [self.state[p]["momentum"] for p in params], [p.grad for p in params]
+            torch._foreach_lerp_(averages, grads, 1 - momentum)
+            updates = torch._foreach_lerp(grads, averages, momentum)  # Nesterov's look ahead
+            for p, update in zip(params, updates):
                 by_shape.setdefault(p.shape, []).append((p, update))
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             for shape, pairs in by_shape.items():
-                updates = torch.stack([update for _, update in pairs])
-                updates = in_blocks(updates.to(self.kind)).to(updates.dtype)
-                for (p, _), update in zip(pairs, updates):
-                    p.mul_(1 - lr * group["weight_decay"])
-                    p.add_(update, alpha=-0.2 * lr * max(shape) ** 0.5)
+                alike, updates = zip(*pairs)
+                updates = in_blocks(torch.stack(updates).to(self.kind)).to(updates[0].dtype)
+                rate = -0.2 * lr * max(shape) ** 0.5
+                torch._foreach_add_(alike, updates.unbind(), alpha=rate)
 
 
 def in_blocks(x):

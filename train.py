@@ -108,8 +108,10 @@ class Run:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         keep_freed_memory()
+        here, self.workers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), config.data.workers
+        if self.device.type == "cuda" and not self.workers:  # it would wait for one CPU
+            self.workers = min(8, (os.cpu_count() or 1) // (2 * here))
         if self.world > 1:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             alone = self.device.type == "cuda" and here <= torch.cuda.device_count()
             dist.init_process_group("nccl" if alone else "gloo")  # NCCL wants a GPU a process
         self.chosen = config.train.precision == "auto"  # by us; --resume goes on as it began
@@ -387,19 +389,15 @@ class Loop:
 
     def batches(self):
         """The batches of the steps that are left, until the run is told to stop."""
-        self.source = self.epoch = None
+        self.source = self.stage.batches.stream(
+            self.step, self.s.steps, self.run.workers, self.stage.prepare)
         while self.step < self.s.steps and not self.run.stopping:
             self.started = time.perf_counter()
-            batch, self.ahead = self.ahead or self.fetch(self.step), None
+            batch, self.ahead = self.ahead or self.fetch(), None
             yield batch
 
-    def fetch(self, step):
-        batches = self.stage.batches
-        epoch, first = divmod(step, len(batches))
-        if epoch != self.epoch:
-            workers = self.run.config.data.workers
-            self.epoch, self.source = epoch, batches.epoch(epoch, first, workers)
-        batch = to_device(self.stage.prepare(next(self.source), step), self.run.device)
+    def fetch(self):
+        batch = to_device(next(self.source), self.run.device)
         return batch if self.graph is None else {**batch, "tensors": self.stage.tensors(batch)}
 
     def update(self, batch):
@@ -424,7 +422,7 @@ class Loop:
         self.step += 1
         if self.graph is not None:
             if self.step < self.s.steps:
-                self.ahead = self.fetch(self.step)
+                self.ahead = self.fetch()
             losses = self.checked(losses, batch, self.step - 1)
         since, sums = self.since, self.since["sums"]
         since["steps"] += 1

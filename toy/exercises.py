@@ -21,7 +21,7 @@ def squat(rng, real, brief=False):
     arms = pick(rng, 'front', 'guard', 'hips')
     down = lean(55 * depth, 35 * depth, -60 * depth, p=(0, -depth, -0.32 * depth), **both(arms))
     keys = [(0.55, down), (hold, down), (0.55, {}), (0.08, {})]
-    return perform(rng, real, keys, brief=brief, fast=1.45, holds=down, depth=depth)
+    return perform(rng, real, keys, brief=brief, fast=1.45, depth=depth)
 
 
 def bow(rng, real, brief=False):
