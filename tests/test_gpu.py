@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import checkpoint
+import finetune
 import kernels
 import latents
 import train
@@ -183,6 +186,7 @@ def test_programs_on_device(on_device, tmp_path):
 # A GPU that is not there
 
 WAITS = {"item", "tolist", "__int__", "__float__", "__bool__", "__index__", "nonzero", "unique"}
+COPIES = {"tensor", "as_tensor", "new_tensor", "asarray"}  # to the GPU, of numbers in Python
 MAY_MIX = {"copy_", "type_as", "_has_compatible_shallow_copy_type", "__set__", "load_state_dict"}
 
 
@@ -190,11 +194,42 @@ class PretendedGPU(TorchFunctionMode):
     """Inside, device="cuda" works: data stay on the CPU, and the mode remembers which storages
     would be on the GPU. What a real GPU refuses is refused: operations on tensors of both devices,
     a generator of the other device, numpy(). `waits` counts, by function, what waits for the GPU
-    or copies to it from memory that is not pinned."""
+    or copies to it from memory that is not pinned; while a graph is recorded, that is an error."""
 
     def __init__(self):
         super().__init__()
-        self.there, self.alive, self.waits = set(), [], Counter()
+        self.there, self.alive, self.waits, self.recording = set(), [], Counter(), False
+
+    def wait(self, what):
+        if self.recording:
+            raise RuntimeError(f"{what}: operation not permitted when a stream is capturing")
+        self.waits[what] += 1
+
+    def capture(self, run, device, warm_ups=2, pool=None):
+        """graphs.capture, of a graph that is no more than a list of addresses: what run() leaves in
+        new tensors is copied to where the recording left it."""
+        run()
+        self.recording = True
+        try:
+            outputs = run()
+        finally:
+            self.recording = False
+        held = [t for t in tree_leaves(outputs) if torch.is_tensor(t)]
+
+        def replay():
+            for old, new in zip(held, tree_leaves(run())):
+                old.copy_(new)
+
+        return SimpleNamespace(replay=replay, pool=lambda: 0), outputs
+
+    def record(self, monkeypatch, mode="1"):
+        """From now on CUDA graphs are recorded, and replayed, as far as that goes here."""
+        monkeypatch.setattr(graphs, "MODE", mode)
+        monkeypatch.setattr(graphs, "capture", self.capture)
+        monkeypatch.setattr(graphs, "recorded", OrderedDict())
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def on_gpu(self, tensor):
         return tensor.untyped_storage()._cdata in self.there
@@ -227,18 +262,21 @@ class PretendedGPU(TorchFunctionMode):
             tensors = [i for i in index if isinstance(i, torch.Tensor)]
             if not self.on_gpu(mine) and any(self.on_gpu(i) for i in tensors):
                 raise RuntimeError("a tensor on the CPU is indexed by one on the GPU")
-            if self.on_gpu(mine) and (isinstance(args[1], list)
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if self.on_gpu(mine) and (any(isinstance(i, (list, np.ndarray)) for i in parts)
                                       or any(not self.on_gpu(i) for i in tensors)):
-                self.waits["index from the CPU"] += 1
+                self.wait("index from the CPU")
             gpu = {self.on_gpu(mine)}
         elif len(gpu) == 2 and name not in MAY_MIX:
             raise RuntimeError(f"{name}: tensors on the GPU and on the CPU")
         if name in WAITS and True in gpu:
-            self.waits[name] += 1
+            self.wait(name)
         made_there = True in gpu
         if kwargs.get("device") is not None:
             made_there = torch.device(kwargs["device"]).type == "cuda"
             kwargs["device"] = "cpu"
+        if made_there and name in COPIES and not leaves:
+            self.wait(name)
         generator = kwargs.get("generator")
         if generator is not None and (generator.device.type == "cuda") != made_there:
             raise RuntimeError(f"{name}: a generator on {generator.device} for the other device")
@@ -259,7 +297,7 @@ class PretendedGPU(TorchFunctionMode):
                 gpu = torch.device(word).type == "cuda"
         if gpu == self.on_gpu(tensor):
             return self.tag(tensor if dtype is None else tensor.to(dtype), gpu)
-        self.waits["copy"] += 1
+        self.wait("copy")
         return self.tag(tensor.to(dtype or tensor.dtype, copy=True), gpu)
 
 
@@ -305,23 +343,35 @@ def test_the_sampler_keeps_its_tensors_on_one_device():
 
 TWO = ("--train_vae.steps=2 --train_vae.batch_size=4 --train_diffusion.steps=2 "
        "--train_diffusion.batch_size=8 --train.log_every=1 --train.eval_every=2 "
-       "--data.max_length=45 --train.save_every=2 --train.sample_every=2 --train.cache_latents={} "
-       "--diffusion.num_inference_steps=2 --train_diffusion.accumulate=2 "
-       "--precision=float32").split()
+       "--data.max_length=45 --train.save_every=2 --train.sample_every=2 "
+       "--diffusion.num_inference_steps=2 --precision=float32 --train_distill.steps=2 "
+       "--train_distill.batch_size=4 --train_distill.levels=4").split()
 
 
-@pytest.mark.parametrize("cached", [0, 1])
-def test_training_keeps_its_tensors_on_one_device(cached, tmp_path, monkeypatch):
-    words = [word.format(cached) for word in TWO]
-    config, _ = parse_args(["--dataset", "toy", "--out", str(tmp_path), *words], train.Options())
+def pretend(monkeypatch):
+    """What train.py finds on its pretended GPU."""
     monkeypatch.setattr(checkpoint, "find_device", lambda *_: torch.device("cuda:0"))
     monkeypatch.setattr(train, "keep_freed_memory", lambda *_: None)
-    monkeypatch.setattr(graphs, "MODE", "0")  # there is nothing to record
     monkeypatch.setattr(latents, "BATCHES", 2)  # the pretended GPU keeps every tensor
     monkeypatch.setattr(latents, "BATCH", 8)
-    with PretendedGPU():
-        train.train(config, train.Options())
-    assert (tmp_path / "toy" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("words", [
+    "", "--train.cache_latents=0 --train_diffusion.accumulate=2", "--condition=action",
+    "--modules=novae --diffusion.sampler=ddim"])
+def test_training_keeps_its_tensors_on_one_device(words, tmp_path, monkeypatch):
+    """And nothing of what it records as a CUDA graph waits for the GPU: both stages, a student."""
+    pretend(monkeypatch)
+    with PretendedGPU() as mode:
+        mode.record(monkeypatch)
+        for stage in ("all", "distill"):
+            words_of_it = ["--dataset", "toy", "--out", str(tmp_path), *TWO, *words.split()]
+            words_of_it += ["--stage", stage]
+            if stage == "distill":
+                words_of_it += ["--init_from", str(tmp_path / "toy" / "model.pt"), "--name=few"]
+            config, _ = parse_args(words_of_it, train.Options(), "", finetune.settings)
+            train.train(config, train.Options())
+    assert (tmp_path / "toy" / "model.pt").exists() and (tmp_path / "few" / "student.pt").exists()
 
 
 # --------------------------------------------------------------------------------------------------
