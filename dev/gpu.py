@@ -206,8 +206,8 @@ def tests(*words):
         record(what=name, ok=False, failed=[said])
     for name in lost:
         record(what=f"{name} did not end", ok=False)
-    record(what=f"{passed} passed, {len(failed)} failed, {len(lost)} did not end; {last.strip('= ')}",
-           ok=code == 0)
+    counts = f"{passed} passed, {len(failed)} failed, {len(lost)} did not end"
+    record(what=f"{counts}; {last.strip('= ')}", ok=code == 0)
 
 
 FEW = ("train_vae.steps=3 train_vae.batch_size=8 train_diffusion.steps=3 train.cache_latents=1 "

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 import checkpoint
 import diffusion
 import edit
+import fast
 import finetune
 import guidance
 import kernels
@@ -180,7 +181,7 @@ MAY_MIX = {"copy_", "type_as", "_has_compatible_shallow_copy_type", "__set__", "
 
 def fresh_tables():
     """A pretended GPU does not know what another one kept."""
-    for table in (diffusion.on_device, losses.parents_of):
+    for table in (diffusion.on_device, losses.parents_of, fast.levels_on):
         table.cache_clear()
 
 
