@@ -89,7 +89,7 @@ class CLIPTextEncoder(nn.Module):
         """The empty text -> (1, L, E). Guidance asks for it every time, so it is kept until a
         weight changes or moves."""
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version)
-                   for p in self.parameters()]
+                   for p in graphs.tensors_of(self)]
         weights.append(fast.autocast(self.tower.positional_embedding))
         if weights != self.weights:
             self.weights, self.empty = weights, self.encode([""])

@@ -9,6 +9,7 @@
 | needed_lengths   | masks, though all lengths are the same           | nothing is masked          |
 | in_parts         | `vae.decode(z, lengths)`                         | clips don't see each other |
 | Guided           | two calls of the denoiser a step, then `guide`   | embeddings do not change   |
+| fused            | diffusion.walk with Guided, on a GPU             | the same sums, in one call |
 | replayed         | the sampling loop, operation by operation        | a CUDA graph repeats it    |
 
 The textbook code calls each of them at one place. `without("first_tokens")` switches one off: the
@@ -17,6 +18,7 @@ with forward hooks take the plain way, so that hooks see all that they would see
 """
 import contextlib
 import dataclasses
+import functools
 from functools import partial
 
 import torch
@@ -27,7 +29,7 @@ import kernels
 from kernels import graphs
 
 NAMES = ("attend_to_memory", "first_tokens", "few_tokens", "shared_queries", "needed_lengths",
-         "in_parts", "decode", "Guided", "replayed")
+         "in_parts", "decode", "Guided", "fused", "replayed")
 OFF = set()  # names of the shortcuts that are switched off
 RUNG = 28  # frames: a CUDA graph of the decoder serves lengths up to a multiple of this
 DECODED_AT_ONCE = 8  # clips that a CPU decodes together: small buffers stay in its caches
@@ -185,6 +187,8 @@ def decode(model, z, lengths):
     recordable = graphs.wanted(z, lengths) and not watched(*model.vae.modules())
     if not recordable or "replayed" in OFF or model.rest is not None:
         return model.finish(in_parts(model.vae, z, lengths), needed_lengths(lengths))
+    # before the next line, which waits for the GPU: it is still busy with the sampling loop
+    weights = state(model.vae), model.mean.data_ptr(), model.std.data_ptr()
     T = int(lengths.max())
     rung = min(model.max_frames, -(-T // RUNG) * RUNG)
 
@@ -192,7 +196,6 @@ def decode(model, z, lengths):
         return model.finish(model.vae.decode(z, lengths, rung), lengths)
 
     settings = rung, dataclasses.astuple(model.config.vae), model.config.data.skeleton
-    weights = state(model.vae), model.mean.data_ptr(), model.std.data_ptr()
     features, joints = replayed(run, ("decode", settings, weights), z, lengths)
     return features[:, :T], joints[:, :T]
 
@@ -247,24 +250,52 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
         plain = model.guided(cond, uncond, lengths, d)
         times = diffusion.levels(steps, x_T.device)[:, None].repeat(1, len(x_T))
         return diffusion.walk(steps, times, plain, x_T, *rest)
-    if guides(d):
-        both = None if cond is None else torch.cat((uncond, cond))
-        tokens = denoiser.condition_tokens(both, lengths.repeat(2))
-    else:
-        tokens = denoiser.condition_tokens(cond if d.guidance_scale else uncond, lengths)
-    times = denoiser.time_embedding(diffusion.levels(steps, x_T.device))  # (n, D)
+    conditions = (uncond, cond) if guides(d) else (cond if d.guidance_scale else uncond,)
+    conditions = conditions if cond is not None else ()
     ragged = None if frames is None else needed_lengths(frames)
+    seen = callback is not None or progress or any(step.c_noise for step in steps)
+    seen = seen or frames is not None or watched(*denoiser.modules())
 
-    def run(x_T, times, *tokens):
-        guided = Guided(denoiser, *(tokens or [None]), ragged, d, model.dtype, frames)
+    def run(x_T, lengths, levels, *conditions):
+        tokens = denoiser.condition_tokens(torch.cat(conditions) if conditions else None,
+                                           lengths.repeat(2) if guides(d) else lengths)
+        times = denoiser.time_embedding(levels)  # (n, D)
+        done = None if seen else fused(denoiser, steps, x_T, tokens, times, d, model.dtype)
+        if done is not None:
+            return done
+        guided = Guided(denoiser, tokens, ragged, d, model.dtype, frames)
         return diffusion.walk(steps, times, guided, x_T, *rest)
 
-    inputs = (x_T, times) if tokens is None else (x_T, times, tokens)
-    seen = callback is not None or progress or any(step.c_noise for step in steps)
-    if seen or frames is not None or watched(*denoiser.modules()):
+    inputs = x_T, lengths, levels_on(tuple(steps), x_T.device), *conditions
+    if seen:
         return run(*inputs)
     settings = tuple(steps), dataclasses.astuple(d), dataclasses.astuple(denoiser.cfg), model.dtype
     return replayed(run, ("walk", settings, state(denoiser)), *inputs)
+
+
+@functools.lru_cache(maxsize=64)
+def levels_on(steps, device):
+    """diffusion.levels, copied to a GPU once: the copy would wait for all that runs there."""
+    return diffusion.levels(steps, device)
+
+
+def fused(denoiser, steps, x_T, tokens, times, d, dtype):
+    """The loop with one launch between two calls of the layers (kernels/denoising_step.py) -> x0;
+    None where that does not fit. tokens, times: of the condition, of all steps."""
+    if ("fused" in OFF or denoiser.nfeats or denoiser.cfg.arch == "trans_dec" or autocast(x_T)
+            or guides(d) and d.guidance_rescale or "predict" in vars(denoiser)):
+        return None
+    n, pe, copies = x_T.shape[1], denoiser.query_pos.pe, 1 + guides(d)
+    x = x_T.to(dtype).repeat(copies, 1, 1)
+    first = [x, times[:1].expand(len(x), -1)[:, None], tokens]  # as in Denoiser.predict
+    first = denoiser.query_pos(torch.cat([part for part in first if part is not None], 1))
+
+    def ask(tokens):
+        x = few_tokens(denoiser.encoder, tokens, n)
+        return x if denoiser.final_linear is None else denoiser.final_linear(x)
+
+    return kernels.denoising_steps(steps, x_T, first, times + pe[n].to(dtype), pe.to(dtype), ask,
+                                   d.guidance_scale if guides(d) else None, d.clip_sample)
 
 
 def replayed(function, key, *tensors):
@@ -279,9 +310,10 @@ def replayed(function, key, *tensors):
 
 def state(network):
     """What a recording depends on: where a network's weights lie, and its modules' settings."""
+    settings = (vars(m) for m in graphs.modules_of(network))
     names = "training", *kernels.few_rows.SETTINGS
-    settings = tuple(vars(m).get(name) for m in network.modules() for name in names)
-    return graphs.addresses(network), settings
+    return graphs.addresses(network), tuple([s[name] for s in settings for name in names
+                                             if name in s])
 
 
 def autocast(x):

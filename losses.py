@@ -32,6 +32,7 @@ J' (reconstructed), in metres, that do not:
 
 All are means over a clip's own frames, and then over clips, as in vae_loss.
 """
+import functools
 import math
 
 import torch
@@ -102,9 +103,16 @@ def power_loss(a, b, lengths):
 
 def bones_loss(a, b, lengths):
     """a, b (B, T, J, 3) -> mean distance of the unit vectors along the bones, 0 to 2."""
-    parents = PARENTS[a.shape[2]][1:]
+    parents = parents_of(a.shape[2], a.device)
     made, real = (F.normalize(x[:, :, 1:] - x[:, :, parents], dim=-1) for x in (a, b))
     return clip_mean((made - real).norm(dim=-1), lengths)
+
+
+@functools.lru_cache
+def parents_of(joints, device):
+    """(J - 1,) int64: of each joint but the root its parent; copied to each device once, since a
+    CUDA graph cannot record a copy from Python."""
+    return torch.tensor(PARENTS[joints][1:], device=device)
 
 
 def window_share(joints, lengths):

@@ -15,6 +15,7 @@ cache; "eager" is without a graph and contains the cost of launching. The floor 
 the operations take at this machine's measured speed, whichever is longer.
 """
 import argparse
+import contextlib
 import copy
 import faulthandler
 import json
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import product
 
@@ -34,6 +36,7 @@ import torch.nn.functional as F
 
 import kernels
 from config import HERE
+from dev import recorder
 from dev.baseline import (Sides, draw_lengths, prompts, random_clips, trainer, training_lengths,
                           vae_step_loss)
 from dev.measure import machine, peak_mb, seconds, settings, synchronize
@@ -179,19 +182,68 @@ def correctness():
     """The tests that need a GPU: the kernels' first, and alone on the machine."""
     files = ["tests/test_kernels.py", "tests/test_kernels_models.py"]
     if ARGS.dry:
-        return {"tests": partial(tests, "-n0", "-k", "no_gradients", files[0])}
-    return {"tests of kernels": partial(tests, "-n12", *files),
+        return {"tests": partial(tests, "-n1", "-k", "no_gradients", files[0])}
+    return {"tests of what is new": partial(tests, "-n12", "tests/test_on_device.py"),
             # in a process of its own, since one of them fails to record on purpose
-            "tests of CUDA graphs": partial(tests, "-n0", "tests/test_fast.py"),
-            "tests against float64": partial(tests, "-n4", "tests/test_gpu.py", "-k", "on_device")}
+            "tests of CUDA graphs": partial(tests, "-n1", "tests/test_fast.py"),
+            "tests against float64": partial(tests, "-n6", "tests/test_gpu.py", "-k", "on_device"),
+            "two processes": partial(two_processes, "gloo"),
+            "two processes, torchrun": partial(two_processes, "torchrun"),
+            "tests of kernels": partial(tests, "-n12", *files)}
 
 
 def tests(*words):
-    options = ["-q", "-rf", "--tb=short", "-p", "no:cacheprovider"]
-    code, text = python(left() - 5, "-m", "pytest", *options, *words, OMP_NUM_THREADS="1")
-    *lines, last = text.strip().splitlines()
-    failed = [line[:140] for line in lines if line.startswith(("FAILED", "ERROR"))]
-    record(what=last.strip("= "), ok=code == 0, failed=failed[:12])
+    """pytest with these words. Whatever becomes of it, what failed or did not end is recorded."""
+    kept = os.path.join(OUT, "tests-" + "".join(c for c in NOW["job"] if c.isalpha()) + ".jsonl")
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(kept)
+    options = ["-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "-p", "dev.recorder"]
+    code, text = python(left() - 5, "-m", "pytest", *options, *words, OMP_NUM_THREADS="1",
+                        TEST_RECORD=kept, TEST_PATIENCE=f"{ARGS.hang:.0f}")
+    passed, failed, lost = recorder.read(kept)
+    last = (text.strip().splitlines() or ["nothing was said"])[-1]
+    for name, said in failed:
+        record(what=name, ok=False, failed=[said])
+    for name in lost:
+        record(what=f"{name} did not end", ok=False)
+    counts = f"{passed} passed, {len(failed)} failed, {len(lost)} did not end"
+    record(what=f"{counts}; {last.strip('= ')}", ok=code == 0)
+
+
+FEW = ("train_vae.steps=3 train_vae.batch_size=8 train_diffusion.steps=3 train.cache_latents=1 "
+       "train_diffusion.batch_size=16 train.log_every=1 train.eval_every=3 train.save_every=3 "
+       "train.sample_every=0 diffusion.num_inference_steps=2 data.max_length=60 precision=float32 "
+       "denoiser.principal=0 denoiser.latent_dim=128")
+
+
+def two_processes(how):
+    """Two processes of train.py on one device log the losses of one. Each says where it is when its
+    time is up."""
+    limit = min(ARGS.hang, left()) - 12
+    out = os.path.join(SCRATCH, how)
+    program = ["-m", "dev.stacks", f"{limit:.0f}", "train.py", "--dataset", "toy", "--device",
+               DEVICE, "--out", out, *[f"--{word}" for word in FEW.split()], "--name"]
+    port = 29500 + os.getpid() % 400
+    runs = {"one": [(program, {})]}
+    if how == "torchrun":
+        launcher = ["-m", "torch.distributed.run", "--nnodes=1", "--nproc_per_node=2",
+                    "--local-addr=127.0.0.1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+        runs["two"] = [(launcher + program, {})]
+    else:
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                  "MASTER_PORT": str(port), "TORCH_DISTRIBUTED_DEBUG": "INFO"}
+        runs["two"] = [(program, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+
+    def run(name, words, environment):
+        return python(limit + 5, *words, name, **environment)
+
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(run, name, *one) for name, some in runs.items() for one in some]
+        codes = [job.result()[0] for job in jobs]
+    assert not any(codes), f"ended with {codes}; the log says where"
+    one, two = (torch.tensor([r[key] for r in read_log(os.path.join(out, name, "log.jsonl"))
+                              for key in ("loss", "val_loss") if key in r]) for name in runs)
+    accept(f"{len(one)} losses", two, one, 1e-3)
 
 
 # --------------------------------------------------------------------------------------------------

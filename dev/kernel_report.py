@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compile_harness import (STEP, Built, attention_launches, compile_launch, denoiser_launches,
-                             problems, row_launches)
+                             denoising_launches, problems, row_launches)
 from dev.baseline import Sides
 from dev.measure import settings
 from dev.tables import fill, markdown
@@ -53,7 +53,8 @@ def write():
     jobs = []
     for dtype in (torch.bfloat16, torch.float32):
         for arch in (80, 90):
-            for launches in (attention_launches, row_launches, denoiser_launches):
+            for launches in (attention_launches, row_launches, denoiser_launches,
+                             denoising_launches):
                 jobs += [(launch, arch) for launch in launches(arch, dtype)]
         amd = attention_launches(0, dtype, (64,)) + row_launches(0, dtype, (256, 1024))
         amd += denoiser_launches(0, dtype, ((3, 256, 4, 1024),))

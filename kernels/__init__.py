@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import attention as attention_kernels  # below, a function takes its name
-from kernels import backend, denoiser_layer, few_rows, graphs  # noqa: F401
+from kernels import backend, denoiser_layer, denoising_step, few_rows, graphs  # noqa: F401
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
 from kernels.backend import calls, launched
@@ -95,6 +95,16 @@ def few_tokens(stack, x, first=None, causal=False):
         return None
     calls["few_rows", "c"] += 1
     return few_rows.run(x, stack, first, causal)
+
+
+def denoising_steps(steps, x_T, tokens, times, pe, ask, scale=None, clip=False):
+    """The sampling loop with one launch between two calls of the network (denoising_step.py); None
+    where that does not fit, or would not be faster: launched one by one it is not."""
+    triton = backend.MODE != "torch" and not backend.WHY_NOT
+    fits = backend.INTERPRETED or x_T.is_cuda and graphs.MODE != "0"
+    if not triton or not fits or denoising_step.unsupported(x_T, tokens, pe):
+        return None
+    return denoising_step.walk(steps, x_T, tokens, times, pe, ask, scale, clip)
 
 
 def decode(stack, queries, lengths, memory):

@@ -268,6 +268,8 @@ def undecodable(x, stack, lengths, memory):
         return "it takes only cross-attention layers with norms behind, and no int8"
     if x.dtype != torch.float32 or memory.dtype != torch.float32:
         return "a motion's many frames are decoded in float32 only"
+    if x.device.type != "cpu":  # asked here, since lengths on a GPU cannot be read in a recording
+        return f"the tokens must be on a CPU, not {x.device}"
     if memory.device != x.device or len(x) not in (1, len(memory)) or not memory.numel():
         return "queries and memory do not fit"
     if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:

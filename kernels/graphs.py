@@ -160,7 +160,21 @@ def record(function, tensors):
         return None
 
 
-def addresses(*modules):
+def modules_of(*networks):
+    """Their modules in a fixed order. torch's own walk, which makes names, takes several times as
+    long, and every call of `generate` asks."""
+    found = [m for m in networks if m is not None]
+    for m in found:  # which grows
+        found += [child for child in m._modules.values() if child is not None]
+    return found
+
+
+def tensors_of(*networks):
+    """Their parameters and buffers, in a fixed order."""
+    return [t for m in modules_of(*networks) for held in (m._parameters, m._buffers)
+            for t in held.values() if t is not None]
+
+
+def addresses(*networks):
     """Where the parameters and buffers of these modules lie, for a key."""
-    tensors = (t for m in modules if m is not None for t in (*m.parameters(), *m.buffers()))
-    return tuple(t.data_ptr() for t in tensors)
+    return tuple([t.data_ptr() for t in tensors_of(*networks)])

@@ -19,13 +19,14 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # fused multiply-add, as
 import torch
 
 import kernels  # noqa: F401 (brings in the modules below)
+from diffusion import Step
 from kernels import backend
 from kernels.tiles import attention_tiles
 from transformer import Stack
 
 MODULES = {name: sys.modules[f"kernels.{name}"]
-           for name in ("attention", "layer_norm", "gelu", "denoiser_layer")}
-ATTENTION, LAYER_NORM, GELU, DENOISER = MODULES.values()
+           for name in ("attention", "layer_norm", "gelu", "denoiser_layer", "denoising_step")}
+ATTENTION, LAYER_NORM, GELU, DENOISER, DENOISING = MODULES.values()
 # Bytes of shared memory that a block may have. sm_80 has 163 KB, but its tiles are also those of
 # sm_86, sm_89 and sm_120.
 SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024, "gfx942": 64 * 1024}
@@ -155,6 +156,19 @@ def denoiser_launches(arch, dtype, sizes=((3, 64, 4, 128), (4, 128, 4, 512), (3,
         for L, D, H, F in sizes:
             stack = Stack(9, D, H, F, skip=True).eval().to(dtype)
             DENOISER.denoiser_layers(torch.empty(2, L, D), stack)
+    return list(found)
+
+
+def denoising_launches(arch, dtype, sizes=((1, 3, 256), (2, 5, 160), (4, 7, 48))):
+    """What lies between two calls of the denoiser, for (latent tokens, all tokens, width)."""
+    with recorded(arch) as found, torch.no_grad(), torch.device("meta"):
+        for N, L, D in sizes:
+            for scale, last in ((None, 0.0), (7.5, 0.0), (7.5, 0.1)):
+                copies = 1 + (scale is not None)
+                x, tokens = torch.empty(2, N, D), torch.empty(2 * copies, L, D, dtype=dtype)
+                pe = torch.empty(L, D, dtype=dtype)
+                plan = [Step(1, 1.0, 1.0, 1.0, 1.0, last, 0.0)] * 2
+                DENOISING.walk(plan, x, tokens, pe, pe, lambda t: t[:, :N], scale, bool(last))
     return list(found)
 
 

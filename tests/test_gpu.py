@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, OrderedDict
 from itertools import product
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,17 +20,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import checkpoint
+import diffusion
+import edit
+import fast
+import finetune
+import guidance
 import kernels
 import latents
+import losses
+import story
 import train
 from config import parse_args
 from conftest import ROOT
-from dev import gpu
+from dev import gpu, recorder
 from dev.baseline import draw_lengths, prompts, random_clips, vae_step_loss
 from dev.gpu import CUDA, DEVICE, SAMPLERS, generate, make_sides
 from dev.measure import settings
 from kernels import graphs
-from view.report import read_log
 
 # --------------------------------------------------------------------------------------------------
 # On the device: dev/gpu.sh runs these on a GPU, at the published sizes
@@ -45,9 +52,12 @@ def on_device(request, monkeypatch):
         monkeypatch.setattr(gpu, "RESULTS", os.devnull)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    faulthandler.dump_traceback_later(90, exit=True)
+    alone = recorder.FILE is None  # else it watches over every test
+    if alone:
+        faulthandler.dump_traceback_later(90, exit=True)
     yield
-    faulthandler.cancel_dump_traceback_later()
+    if alone:
+        faulthandler.cancel_dump_traceback_later()
     torch.use_deterministic_algorithms(False)
     try:
         torch.rand(2, device=DEVICE).sum().item()
@@ -150,51 +160,71 @@ def test_one_process_with_nccl_on_device(on_device):
         dist.destroy_process_group()
 
 
-FEW = ("train_vae.steps=3 train_vae.batch_size=8 train_diffusion.steps=3 train.cache_latents=1 "
-       "train_diffusion.batch_size=16 train.log_every=1 train.eval_every=3 train.save_every=3 "
-       "train.sample_every=0 diffusion.num_inference_steps=2 data.max_length=60")
-
-
 @pytest.mark.skipif(not CUDA, reason="NOT RUN on a GPU, there is none")
-def test_programs_on_device(on_device, tmp_path):
-    """Two processes of train.py, which share the GPU, log the losses of one."""
-    training = ["train.py", "--dataset", "toy", "--device", DEVICE, "--out", tmp_path,
-                *[f"--{word}" for word in FEW.split()], "--name"]
-    two = ["-m", "torch.distributed.run", "--nnodes=1", "--nproc_per_node=2",
-           "--master_addr=127.0.0.1", f"--master_port={29500 + os.getpid() % 400}"]
-    few = ["--eval.replications=1", "--eval.mm_texts=2", "--eval.mm_samples=4", "--eval.mm_pairs=2"]
-    words = [[*training, "one"], [*two, *training, "two"],
-             ["sample.py", "a man jumps", "--format", "html,npy", "--out", tmp_path],
-             ["eval.py", "--ckpt", "checkpoints/toy.pt", *few, "--out", tmp_path]]
-
-    def run(words):
-        return gpu.python(80, *map(str, words))
-
-    with ThreadPoolExecutor() as pool:
-        for code, text in pool.map(run, words):
-            assert code == 0, text[-2000:]
-    logs = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
-    one, two = (torch.tensor([r[key] for r in log for key in ("loss", "val_loss") if key in r])
-                for log in logs)
-    assert gpu.accept(f"{len(one)} losses", two, one, 1e-3)
+@pytest.mark.parametrize("words", [
+    ["sample.py", "a man jumps", "--format", "html,npy"],
+    ["sample.py", "a man walks", "--precision", "bf16", "--num", "3"],
+    ["eval.py", "--ckpt", "checkpoints/toy.pt", "--eval.replications=1", "--eval.mm_texts=2",
+     "--eval.mm_samples=4", "--eval.mm_pairs=2"]], ids=" ".join)
+def test_programs_on_device(on_device, words, tmp_path):
+    code, text = gpu.python(50, *words, "--out", str(tmp_path))
+    assert code == 0, text[-2000:]
 
 
 # --------------------------------------------------------------------------------------------------
 # A GPU that is not there
 
 WAITS = {"item", "tolist", "__int__", "__float__", "__bool__", "__index__", "nonzero", "unique"}
+COPIES = {"tensor", "as_tensor", "new_tensor", "asarray"}  # to the GPU, of numbers in Python
 MAY_MIX = {"copy_", "type_as", "_has_compatible_shallow_copy_type", "__set__", "load_state_dict"}
+
+
+def fresh_tables():
+    """A pretended GPU does not know what another one kept."""
+    for table in (diffusion.on_device, losses.parents_of, fast.levels_on):
+        table.cache_clear()
 
 
 class PretendedGPU(TorchFunctionMode):
     """Inside, device="cuda" works: data stay on the CPU, and the mode remembers which storages
     would be on the GPU. What a real GPU refuses is refused: operations on tensors of both devices,
     a generator of the other device, numpy(). `waits` counts, by function, what waits for the GPU
-    or copies to it from memory that is not pinned."""
+    or copies to it from memory that is not pinned; while a graph is recorded, that is an error."""
 
     def __init__(self):
         super().__init__()
-        self.there, self.alive, self.waits = set(), [], Counter()
+        self.there, self.alive, self.waits, self.recording = set(), [], Counter(), False
+
+    def wait(self, what):
+        if self.recording:
+            raise RuntimeError(f"{what}: operation not permitted when a stream is capturing")
+        self.waits[what] += 1
+
+    def capture(self, run, device, warm_ups=2, pool=None):
+        """graphs.capture, of a graph that is no more than a list of addresses: what run() leaves in
+        new tensors is copied to where the recording left it."""
+        run()
+        self.recording = True
+        try:
+            outputs = run()
+        finally:
+            self.recording = False
+        held = [t for t in tree_leaves(outputs) if torch.is_tensor(t)]
+
+        def replay():
+            for old, new in zip(held, tree_leaves(run())):
+                old.copy_(new)
+
+        return SimpleNamespace(replay=replay, pool=lambda: 0), outputs
+
+    def record(self, monkeypatch, mode="1"):
+        """From now on CUDA graphs are recorded, and replayed, as far as that goes here."""
+        monkeypatch.setattr(graphs, "MODE", mode)
+        monkeypatch.setattr(graphs, "capture", self.capture)
+        monkeypatch.setattr(graphs, "recorded", OrderedDict())
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def on_gpu(self, tensor):
         return tensor.untyped_storage()._cdata in self.there
@@ -227,18 +257,21 @@ class PretendedGPU(TorchFunctionMode):
             tensors = [i for i in index if isinstance(i, torch.Tensor)]
             if not self.on_gpu(mine) and any(self.on_gpu(i) for i in tensors):
                 raise RuntimeError("a tensor on the CPU is indexed by one on the GPU")
-            if self.on_gpu(mine) and (isinstance(args[1], list)
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if self.on_gpu(mine) and (any(isinstance(i, (list, np.ndarray)) for i in parts)
                                       or any(not self.on_gpu(i) for i in tensors)):
-                self.waits["index from the CPU"] += 1
+                self.wait("index from the CPU")
             gpu = {self.on_gpu(mine)}
         elif len(gpu) == 2 and name not in MAY_MIX:
             raise RuntimeError(f"{name}: tensors on the GPU and on the CPU")
         if name in WAITS and True in gpu:
-            self.waits[name] += 1
+            self.wait(name)
         made_there = True in gpu
         if kwargs.get("device") is not None:
             made_there = torch.device(kwargs["device"]).type == "cuda"
             kwargs["device"] = "cpu"
+        if made_there and name in COPIES and not leaves:
+            self.wait(name)
         generator = kwargs.get("generator")
         if generator is not None and (generator.device.type == "cuda") != made_there:
             raise RuntimeError(f"{name}: a generator on {generator.device} for the other device")
@@ -259,7 +292,7 @@ class PretendedGPU(TorchFunctionMode):
                 gpu = torch.device(word).type == "cuda"
         if gpu == self.on_gpu(tensor):
             return self.tag(tensor if dtype is None else tensor.to(dtype), gpu)
-        self.waits["copy"] += 1
+        self.wait("copy")
         return self.tag(tensor.to(dtype or tensor.dtype, copy=True), gpu)
 
 
@@ -281,7 +314,8 @@ def test_the_pretended_gpu_refuses_what_a_real_one_refuses():
         assert a.sum().item() is not None and mode.waits["item"] == 1
 
 
-def test_the_sampler_keeps_its_tensors_on_one_device():
+def test_the_sampler_keeps_its_tensors_on_one_device(monkeypatch):
+    fresh_tables()
     there = checkpoint.load_model(os.path.join(ROOT, "checkpoints", "toy.pt"))
     texts = ["a man jumps", "a woman walks slowly"]
     expected = there.generate(texts, lengths=[24, 8], seed=1, num_inference_steps=2)
@@ -301,27 +335,66 @@ def test_the_sampler_keeps_its_tensors_on_one_device():
         assert counts[0] == counts[1], "something in the sampling loop waits for the GPU"
         z = model.encode_motion(found[0], [24, 8])
         model.decode_latent(z, [24, 8])
+        mode.record(monkeypatch)  # the loop and the decoder, recorded and then replayed
+        for seed in (1, 2):
+            found = model.generate(texts, lengths=[24, 8], seed=seed, num_inference_steps=2)
+            if seed == 1:
+                for a, b in zip(found, expected):
+                    torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)
+        assert len(graphs.recorded) == 2
+
+
+def test_editing_keeps_its_tensors_on_one_device(monkeypatch):
+    """Constraints, a story, a loop, variations; with every effort."""
+    fresh_tables()
+    monkeypatch.setattr(guidance, "TRIES", 2)
+    there = checkpoint.load_model(os.path.join(ROOT, "checkpoints", "toy.pt"))
+    wrist = [{"joint": "left_wrist", "time": 0.5, "position": [0.3, 1.2, 0.5]}]
+    with PretendedGPU():
+        for precision in ("float32", "int8", "bf16"):
+            model = there.to("cuda:0").to_precision(precision)
+            settings = {"num_inference_steps": 2}
+            effort = {"float32": "high", "int8": "normal", "bf16": "low"}[precision]
+            motions, _ = edit.edit(model, ["a man jumps"], constraints=wrist, lengths=[24],
+                                   effort=effort, **settings)
+            assert np.isfinite(motions[0]).all()
+        story.story(model, ["a man walks", "he jumps"], lengths=[24, 24], loop=True, **settings)
+        story.vary(model, motions[0], ["a man jumps"], num=2, **settings)
+        story.interpolate(model, ["a man jumps", "a man walks"], lengths=[24, 8], num=2, **settings)
 
 
 TWO = ("--train_vae.steps=2 --train_vae.batch_size=4 --train_diffusion.steps=2 "
        "--train_diffusion.batch_size=8 --train.log_every=1 --train.eval_every=2 "
-       "--data.max_length=45 --train.save_every=2 --train.sample_every=2 --train.cache_latents={} "
-       "--diffusion.num_inference_steps=2 --train_diffusion.accumulate=2 "
-       "--precision=float32").split()
+       "--data.max_length=45 --train.save_every=2 --train.sample_every=2 "
+       "--diffusion.num_inference_steps=2 --precision=float32 --train_distill.steps=2 "
+       "--train_distill.batch_size=4 --train_distill.levels=4").split()
 
 
-@pytest.mark.parametrize("cached", [0, 1])
-def test_training_keeps_its_tensors_on_one_device(cached, tmp_path, monkeypatch):
-    words = [word.format(cached) for word in TWO]
-    config, _ = parse_args(["--dataset", "toy", "--out", str(tmp_path), *words], train.Options())
+def pretend(monkeypatch):
+    """What train.py finds on its pretended GPU."""
     monkeypatch.setattr(checkpoint, "find_device", lambda *_: torch.device("cuda:0"))
     monkeypatch.setattr(train, "keep_freed_memory", lambda *_: None)
-    monkeypatch.setattr(graphs, "MODE", "0")  # there is nothing to record
     monkeypatch.setattr(latents, "BATCHES", 2)  # the pretended GPU keeps every tensor
     monkeypatch.setattr(latents, "BATCH", 8)
-    with PretendedGPU():
-        train.train(config, train.Options())
-    assert (tmp_path / "toy" / "model.pt").exists()
+    fresh_tables()
+
+
+@pytest.mark.parametrize("words", [
+    "", "--train.cache_latents=0 --train_diffusion.accumulate=2 --modules=novae "
+    "--diffusion.sampler=ddim"])
+def test_training_keeps_its_tensors_on_one_device(words, tmp_path, monkeypatch):
+    """And nothing of what it records as a CUDA graph waits for the GPU: both stages, a student."""
+    pretend(monkeypatch)
+    with PretendedGPU() as mode:
+        mode.record(monkeypatch)
+        for stage in ("all", "distill"):
+            words_of_it = ["--dataset", "toy", "--out", str(tmp_path), *TWO, *words.split()]
+            words_of_it += ["--stage", stage]
+            if stage == "distill":
+                words_of_it += ["--init_from", str(tmp_path / "toy" / "model.pt"), "--name=few"]
+            config, _ = parse_args(words_of_it, train.Options(), "", finetune.settings)
+            train.train(config, train.Options())
+    assert (tmp_path / "toy" / "model.pt").exists() and (tmp_path / "few" / "student.pt").exists()
 
 
 # --------------------------------------------------------------------------------------------------

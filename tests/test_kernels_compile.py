@@ -87,6 +87,16 @@ def test_denoiser_layers(arch, dtype, size):
 
 
 @inside
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_lies_between_two_calls_of_the_denoiser(arch, dtype):
+    launches = report.denoising_launches(arch, dtype)
+    assert len(launches) == 9 and {launch.kernel for launch in launches} == {
+        "denoising_step.advance"}
+    compile_all(launches, arch)
+
+
+@inside
 @pytest.mark.parametrize("dtype", TYPES)
 def test_gfx942(dtype):
     launches = report.attention_launches(0, dtype, (64,), ((True, False, False),))

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 
+import fast
 import kernels
 from clip import TextTower
 from config import Config, VAEConfig
@@ -144,3 +145,55 @@ def test_denoiser_layers_says_what_it_cannot_do():
         assert "float64" in unsupported(x, copy.deepcopy(good).double())
         assert "eval" in unsupported(x, Stack(1, 64, 4, 64).train())
     assert "no_grad" in unsupported(x, good)
+
+
+def sampler(D, n, layers=1, **changes):
+    """An MLD of random weights whose denoiser is D wide and sees n latent tokens; no condition."""
+    c = Config()
+    sizes = dict(latent_dim=D, latent_size=n, ff_size=64, num_layers=layers, num_heads=4)
+    for key, value in sizes.items():
+        setattr(c.vae, key, value)
+        if hasattr(c.denoiser, key):
+            setattr(c.denoiser, key, value)
+    c.denoiser.condition, c.denoiser.length_token = "action", True
+    c.denoiser.num_actions, c.denoiser.final_linear = 4, n > 1
+    for key, value in changes.items():
+        setattr(c.diffusion, key, value)
+    torch.manual_seed(0)
+    return MLD(c).eval().to(DEVICE)
+
+
+@pytest.mark.parametrize("D, n, changes", [
+    (64, 1, dict(sampler="ddim")), (64, 2, dict(sampler="dpm++", prediction_type="sample")),
+    (80, 1, dict(sampler="ddim", guidance_scale=1.0, clip_sample=True)),
+    (80, 2, dict(sampler="dpm++", guidance_scale=0.4, prediction_type="v_prediction")),
+    (64, 1, dict(sampler="ddim", guidance_scale=0.0))])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_what_lies_between_two_calls_of_the_denoiser(D, n, changes, precision, monkeypatch):
+    """One launch a step gives the numbers of the plain loop; and it is what ran."""
+    monkeypatch.setattr(graphs, "MODE", "1" if DEVICE == "cuda" else "0")
+    model = sampler(D, n, **changes).to_precision(precision)
+    given = dict(actions=[0, 3], lengths=[12, 8], seed=3, num_inference_steps=3,
+                 latents=True)
+    before = kernels.calls["denoising_step", "triton"]
+    with fast.without("fused"):
+        expected = model.generate(**given)
+    assert kernels.calls["denoising_step", "triton"] == before
+    found = model.generate(**given)
+    # on a GPU: two warm-ups and the recording
+    assert kernels.calls["denoising_step", "triton"] - before == (9 if DEVICE == "cuda" else 3)
+    close(found, expected, torch.bfloat16 if precision == "bf16" else torch.float32, looser=4)
+
+
+def test_where_the_plain_loop_runs_instead(monkeypatch):
+    """Guidance with a rescaled deviation, noise in each step, somebody who watches, float64."""
+    monkeypatch.setattr(graphs, "MODE", "1" if DEVICE == "cuda" else "0")
+    model, before = sampler(64, 1), kernels.calls["denoising_step", "triton"]
+    given = dict(actions=[0, 3], lengths=[12, 8], seed=3, num_inference_steps=2, latents=True)
+    model.generate(**given, guidance_rescale=0.5)
+    model.generate(**given, eta=1.0)
+    model.generate(**given, callback=lambda *_: None)
+    monkeypatch.setattr(backend, "MODE", "torch")
+    model.generate(**given)
+    copy.deepcopy(model).double().generate(**given)
+    assert kernels.calls["denoising_step", "triton"] == before

@@ -1,0 +1,102 @@
+"""What lies between two calls of the denoiser's layers, when sampling latents, in one launch.
+
+Between them the textbook code takes eleven: it casts the output, leads it (guidance), makes x0 and
+the next x of it, casts that, doubles it for the two halves of guidance, joins it with the tokens of
+the noise level and the condition, and adds positions. All of it works on a few hundred numbers, so
+the time is that of the launches, and of the memory that each waits for. Here
+
+    o = lerp(uncond, cond, scale)      x0 = p_x x + p_out o
+    x = c_x x + c_0 x0 + c_last (x0 of the step before)      tokens = [x, time] + positions
+
+is one kernel, which writes x, x0 and the next tokens where the old ones were. The coefficients are
+numbers of the plan (diffusion.Step), so a CUDA graph holds them as they are. The twin in torch is
+the sampling loop itself: diffusion.walk with fast.Guided.
+"""
+import torch
+
+from kernels.backend import launched, tl, triton
+
+TYPES = torch.float32, torch.float16, torch.bfloat16
+
+
+@triton.jit
+def advance(out, x, x0, tokens, time, pe, p_x, p_out, c_x, c_0, c_last, scale, B, out_stride,
+            N: tl.constexpr, L: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+            BOTH: tl.constexpr, CLIP: tl.constexpr, LAST: tl.constexpr):
+    """Grid (B, N + 1): a program for each of a motion's N latent tokens, and one for its token of
+    time.
+
+    out         (2 B, >= N, D), or (B, ...) without BOTH, rows of out_stride numbers between motions
+    x, x0       (B, N, D) float32: the sampler's, in place
+    tokens      (2 B, L, D) or (B, L, D): the next input's tokens 0..N, in place
+    time, pe    (D,) with its position added, and the positions (>= N, D)
+    BOTH        both halves of guidance; CLIP: x0 to -1..1; LAST: read the x0 of the step before"""
+    b, n = tl.program_id(0), tl.program_id(1)
+    d = tl.arange(0, BD)
+    there = d < D
+    dtype = tokens.dtype.element_ty
+    at = tokens + (b * L + n) * D + d
+    if n == N:
+        row = tl.load(time + d, mask=there, other=0.0)
+        tl.store(at, row, mask=there)
+        if BOTH:
+            tl.store(at + B * L * D, row, mask=there)
+    else:
+        o = tl.load(out + b * out_stride + n * D + d, mask=there, other=0.0).to(tl.float32)
+        if BOTH:
+            c = tl.load(out + (B + b) * out_stride + n * D + d, mask=there, other=0.0)
+            c = c.to(tl.float32)
+            # as torch.lerp has it, from the nearer end
+            o = tl.where(scale < 0.5, o + scale * (c - o), c - (c - o) * (1.0 - scale))
+        mine = (b * N + n) * D + d
+        old = tl.load(x + mine, mask=there, other=0.0)
+        now = p_x * old + p_out * o
+        if CLIP:
+            now = tl.minimum(tl.maximum(now, -1.0), 1.0)
+        new = c_x * old + c_0 * now
+        if LAST:
+            new += c_last * tl.load(x0 + mine, mask=there, other=0.0)
+        tl.store(x + mine, new, mask=there)
+        tl.store(x0 + mine, now, mask=there)
+        position = tl.load(pe + n * D + d, mask=there, other=0.0).to(tl.float32)
+        row = (new.to(dtype).to(tl.float32) + position).to(dtype)
+        tl.store(at, row, mask=there)
+        if BOTH:
+            tl.store(at + B * L * D, row, mask=there)
+
+
+def unsupported(x_T, tokens, pe):
+    """Why `walk` cannot take these; empty if it can."""
+    if x_T.dtype != torch.float32 or tokens.dtype not in TYPES or pe.dtype != tokens.dtype:
+        return "it takes float32 latents, and tokens and positions of float32, float16 or bfloat16"
+    if not 1 <= x_T.shape[2] <= 4096 or not x_T.numel():
+        return f"it takes widths of 1 to 4096, not {x_T.shape[2]}"
+    return ""
+
+
+def walk(steps, x_T, tokens, times, pe, ask, scale=None, clip=False):
+    """The sampling loop -> x0 (B, N, D), float32. `unsupported` must have returned "".
+
+    steps    diffusion.Steps without noise
+    x_T      (B, N, D) float32
+    tokens   (2 B, L, D) with both halves of guidance, or (B, L, D): the first step's, positions and
+             all; they are written over
+    times    (steps, D): the tokens of time, with their position
+    pe       (>= N, D): the positions of the latent tokens
+    ask      tokens -> the network's output for the first N of them
+    scale    of guidance; None without"""
+    (B, N, D), both = x_T.shape, scale is not None
+    x, x0, pe = x_T.clone(), torch.zeros_like(x_T), pe.contiguous()
+    assert tokens.is_contiguous() and times.is_contiguous() and x.is_contiguous()
+    for i, step in enumerate(steps):
+        out = ask(tokens)
+        if out.stride()[1:] != (D, 1):
+            out = out.contiguous()
+        time = times[min(i + 1, len(steps) - 1)]  # nobody reads what the last step writes
+        with launched("denoising_step", x):
+            advance[(B, N + 1)](
+                out, x, x0, tokens, time, pe, step.p_x, step.p_out, step.c_x, step.c_0, step.c_last,
+                float(scale or 0), B, out.stride(0), N=N, L=tokens.shape[1], D=D,
+                BD=max(16, triton.next_power_of_2(D)), BOTH=both, CLIP=clip,
+                LAST=step.c_last != 0, num_warps=4 if D > 128 else 1)
+    return x
