@@ -1,4 +1,7 @@
 """Packed datasets -> padded batches with lengths, in which clips of similar length are together."""
+import atexit
+import functools
+import multiprocessing
 import signal
 import sys
 
@@ -65,6 +68,18 @@ def ignore_signals(worker):
     """Ctrl-C and SIGTERM reach the workers too; the training process decides when they end."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@functools.cache
+def end_with_us():
+    """From now on, worker processes are killed when this one exits. What multiprocessing sends them
+    then is SIGTERM, and it would wait for them forever."""
+    def end():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # to torch, a killed worker is an error
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    atexit.register(end)
 
 
 class Batches:
@@ -176,6 +191,7 @@ class Batches:
         steps, ahead = range(first, last), Ahead(self, prepare)
         if not workers or sys.platform != "linux":  # others can't share a training by forking
             return (ahead[step] for step in steps)
+        end_with_us()
         return plainly(torch.utils.data.DataLoader(
             ahead, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4,
             worker_init_fn=ignore_signals, multiprocessing_context="fork",

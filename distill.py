@@ -102,7 +102,7 @@ class DistillStage(DiffusionStage):
         names = ["eps", "lengths", "dropped"] + ["actions"] * (self.kind == "action")
         tensors = {name: batch[name] for name in names}
         if self.kind == "text":
-            tensors["texts"] = self.model[0].text_encoder.ready([*batch["texts"], ""])
+            tensors["texts"] = self.ready(batch)
         return tensors
 
     @torch.no_grad()

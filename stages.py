@@ -248,11 +248,15 @@ class DiffusionStage(nn.Module):
         names += ["actions"] * (self.kind == "action")
         tensors = {name: batch[name] for name in names}
         if self.kind == "text":
-            ready = batch.get("ready")
-            if ready is None:
-                ready = self.model[0].text_encoder.ready([*batch["texts"], ""])
-            tensors["texts"] = ready
+            tensors["texts"] = self.ready(batch)
         return tensors
+
+    def ready(self, batch):
+        """What the text encoder makes beforehand of a batch's texts and of the empty one."""
+        found = batch.get("ready")
+        if found is None:
+            found = self.model[0].text_encoder.ready([*batch["texts"], ""])
+        return found.to(self.run.device)
 
     def forward(self, batch):
         model, batch, K = self.model[0], self.with_latents(batch), batch["t"].shape[1]

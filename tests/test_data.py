@@ -3,6 +3,8 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 import data
 import motion
 from config import Config
+from conftest import ROOT
 from data import Batches
 from formats.pack import Caption, Clip, Pack, write_pack
 from formats.pack_index import PREFIX, TYPES, fault_of
@@ -526,6 +529,18 @@ def test_opening_and_drawing_copies_little_of_the_index(tmp_path):
     assert (
         batch["ids"] == [pack.ids[i] for i in batch["items"]] == pack.ids_of(batch["items"].numpy())
     )
+
+
+def test_a_program_that_fails_ends_with_its_workers(tmp_path):
+    """Workers ignore SIGTERM, which is what multiprocessing sends them at the end."""
+    save(tmp_path / "a.pack", clips_of([50] * 8))
+    lines = ("import sys; from data import Batches; from formats.pack import Pack",
+             f"batches = Batches(Pack.open({str(tmp_path / 'a.pack')!r}), 'train', 2)",
+             "sys.held = batches.epoch(0, workers=1); next(sys.held)",  # as a traceback holds it
+             "raise RuntimeError('the end')")
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, timeout=60,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().endswith("RuntimeError: the end")
 
 
 # --------------------------------------------------------------------------------------------------
