@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import checkpoint
 import diffusion
+import distill
 import edit
 import fast
 import finetune
@@ -181,7 +182,7 @@ MAY_MIX = {"copy_", "type_as", "_has_compatible_shallow_copy_type", "__set__", "
 
 def fresh_tables():
     """A pretended GPU does not know what another one kept."""
-    for table in (diffusion.on_device, losses.parents_of, fast.levels_on):
+    for table in (diffusion.on_device, losses.parents_of, fast.levels_on, distill.numbers_on):
         table.cache_clear()
 
 
@@ -399,6 +400,28 @@ def test_training_keeps_its_tensors_on_one_device(words, tmp_path, monkeypatch):
 
 # --------------------------------------------------------------------------------------------------
 # The script
+
+
+def test_names_are_kept_of_tests_that_fail_hang_or_die(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import os, time\n"
+        "def test_right(): pass\n"
+        "def test_wrong(): assert 1 == 2, 'not so'\n"
+        "def test_hangs(): time.sleep(100)\n"
+        "def test_dies(): os._exit(3)\n"
+        "def test_last(): pass\n")
+    kept = tmp_path / "tests.jsonl"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n1", "-p", "dev.recorder", "-p",
+         "no:cacheprovider", str(tmp_path)], cwd=ROOT, capture_output=True, timeout=120,
+        env=os.environ | {"TEST_RECORD": str(kept), "TEST_PATIENCE": "3", "PYTHONPATH": str(ROOT)})
+    passed, failed, lost = recorder.read(str(kept))
+    said = {name.split("::")[1]: words for name, words in failed}
+    assert passed == 2 and said.keys() == {"test_wrong", "test_hangs", "test_dies"} and not lost
+    assert "crashed" in said["test_hangs"] and "not so" in said["test_wrong"]
+    assert "test_hangs" in (tmp_path / "tests.jsonl.stacks").read_text()
+    kept.write_text('{"begun": "a"}\n{"begun": "b"}\n{"ended": "a", "outcome": "passed"}\n{"e')
+    assert recorder.read(str(kept)) == (1, [], ["b"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a bash script")
