@@ -9,6 +9,8 @@ off the end token, so nothing after that token can change it. Computing only as 
 the longest prompt needs gives the same numbers as the published 77, several times faster. Only
 `last_hidden_state`, where the denoiser attends to all positions, padding included, needs all 77.
 """
+from itertools import accumulate
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -77,13 +79,11 @@ class CLIPTextEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, texts):
         """A list of B texts of any length (cut off at 77 tokens) -> (B, L, E)."""
-        given = [i for i, text in enumerate(texts) if text]
-        if len(given) == len(texts):
-            return self.encode(texts)
-        result = self.encode_empty().repeat(len(texts), 1, 1)
-        if given:
-            result[given] = self.encode([texts[i] for i in given])
-        return result
+        given, empty = [text for text in texts if text], self.encode_empty()
+        # each text's row; told first, since a copy to a GPU waits for what runs there
+        rows = [i * bool(text) for i, text in zip(accumulate(map(bool, texts)), texts)]
+        rows = torch.tensor(rows, device=empty.device)
+        return torch.cat((empty, self.encode(given)) if given else (empty,))[rows]
 
     def encode_empty(self):
         """The empty text -> (1, L, E). Guidance asks for it every time, so it is kept until a

@@ -45,12 +45,13 @@ class Text:
                              "text_encoder.")
         texts = [""] * count if texts is None else list(texts)
         unique = {text: i for i, text in enumerate(dict.fromkeys([*texts, ""]))}
+        # before the encoder runs, since a copy to a GPU waits for what runs there
+        rows = torch.tensor([unique[text] for text in texts], device=model.mean.device)
         table = model.text_encoder(list(unique)).to(model.mean.device, model.dtype)
         wanted = model.config.denoiser.text_encoded_dim
         if table.shape[-1] != wanted:
             raise ValueError(f"The text encoder's output has width {table.shape[-1]}, but the "
                              f"denoiser takes {wanted}; use the one that it was trained with.")
-        rows = [unique[text] for text in texts]
         return table[rows], table[unique[""]].expand(count, -1, -1)
 
     def tokens(self, projection, embeddings):

@@ -18,6 +18,7 @@ both ways measured. Nothing but captions and lengths is taken from the data.
 f is the teacher's denoiser, whose output gives x0 as it always did (from noise, x0 or v), trained
 on from the teacher's weights. Everything else of the model stays: VAE, text tower, lengths.
 """
+import functools
 import itertools
 
 import torch
@@ -60,6 +61,13 @@ def path_steps(schedule, count):
     return steps
 
 
+@functools.lru_cache(maxsize=64)
+def numbers_on(steps, device):
+    """t, p_x and p_out of each step (n, 3), copied to a device once: a CUDA graph cannot record a
+    copy from Python."""
+    return torch.tensor([step[:3] for step in steps], device=device)
+
+
 class DistillStage(DiffusionStage):
     name = "distill"
     summary = staticmethod(dict)
@@ -73,8 +81,6 @@ class DistillStage(DiffusionStage):
         teacher.load_state_dict(model.denoiser.state_dict())
         self.teacher = [teacher.requires_grad_(False).eval()]  # in a list: no part of the stage
         self.steps, self.paths = path_steps(model.schedule, self.settings.levels), None
-        # t, p_x and p_out of each step (steps, 3); made here, since no graph records such a copy
-        self.numbers = torch.tensor([step[:3] for step in self.steps], device=run.device)
         self.batches = run.batches(
             "train", self.settings.batch_size, motion=False,
             balanced=self.kind == "action" and c.data.balance_actions)
@@ -124,15 +130,15 @@ class DistillStage(DiffusionStage):
             x, x0 = take_step(step, x, output.to(x.dtype), x0, None, d.clip_sample)
         return points[:self.settings.levels], x, cond
 
-    def errors(self, points, numbers, end, cond, lengths):
-        """Squared errors (B * n,) of the student's answers at n points of B paths, at the steps
-        that have these numbers (n, 3)."""
+    def errors(self, points, steps, end, cond, lengths):
+        """Squared errors (B * n,) of the student's answers at n points of B paths."""
         model, n = self.model[0], len(points)
 
         def repeated(x):
             return x if x is None else x.repeat(n, *[1] * (x.dim() - 1))
 
         x, lengths, like = torch.cat(points), repeated(lengths), (-1, *[1] * (end.dim() - 1))
+        numbers = numbers_on(tuple(steps), x.device)
         t, p_x, p_out = numbers.repeat_interleave(len(end), 0).unbind(1)
         output = self.denoiser(x.to(model.dtype), t.long(), repeated(cond), lengths).to(x.dtype)
         x0 = p_x.view(like) * x + p_out.view(like) * output
@@ -143,7 +149,7 @@ class DistillStage(DiffusionStage):
 
     def forward(self, batch):
         points, end, cond = self.path(batch)
-        errors = self.errors(points, self.numbers[:len(points)], end, cond, batch["lengths"])
+        errors = self.errors(points, self.steps[:len(points)], end, cond, batch["lengths"])
         return {"loss": errors.mean()}
 
     @torch.no_grad()
@@ -159,9 +165,8 @@ class DistillStage(DiffusionStage):
                 self.paths.append((len(batch["ids"]) / total, self.path(ready), ready["lengths"]))
         every, sums = self.settings.levels // FEW, {}
         for share, (points, end, cond), lengths in self.paths:
-            for i, point in list(enumerate(points))[::every]:
-                error = self.errors([point], self.numbers[i:i + 1], end, cond, lengths)
-                error = share * error.mean()
-                for key, part in (("loss", error / FEW), (f"error_{self.steps[i].t}", error)):
+            for point, step in zip(points[::every], self.steps[::every]):
+                error = share * self.errors([point], [step], end, cond, lengths).mean()
+                for key, part in (("loss", error / FEW), (f"error_{step.t}", error)):
                     sums[key] = sums.get(key, 0.0) + part
         return self.run.mean(sums)

@@ -208,13 +208,13 @@ class MLD(nn.Module):
         self.check_eval()
         lengths = self.check_lengths(lengths)
         given = pick(self.condition, texts=texts, actions=actions, **others)
-        cond, uncond = self.condition.encode(self, given, len(lengths), known_only=True)
         d = self.sampling(
             sampler=sampler, num_inference_steps=num_inference_steps, eta=eta,
             guidance_scale=1.0 if given is None else guidance_scale,
             guidance_rescale=guidance_rescale)
         generator = make_generators(seed, len(lengths))
         x_T = self.start(lengths, generator, x_T)  # z_T ~ N(0, I)
+        cond, uncond = self.condition.encode(self, given, len(lengths), known_only=True)
         steps = plan(self.schedule, d.sampler, d.num_inference_steps, d.eta)
         z = fast.walk(self, steps, x_T, cond, uncond, lengths, d, generator, callback, progress)
         if self.vae is None:

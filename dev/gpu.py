@@ -15,7 +15,6 @@ cache; "eager" is without a graph and contains the cost of launching. The floor 
 the operations take at this machine's measured speed, whichever is longer.
 """
 import argparse
-import contextlib
 import copy
 import faulthandler
 import json
@@ -179,28 +178,30 @@ def generate(model, **given):
 
 
 def correctness():
-    """The tests that need a GPU: the kernels' first, and alone on the machine."""
+    """The tests that need a GPU, what has never run on one first."""
     files = ["tests/test_kernels.py", "tests/test_kernels_models.py"]
     if ARGS.dry:
         return {"tests": partial(tests, "-n1", "-k", "no_gradients", files[0])}
-    return {"tests of what is new": partial(tests, "-n12", "tests/test_on_device.py"),
+    new = partial(tests, "-n12", "tests/test_on_device.py", limit=100)
+    return {"tests of what is new": new,
             # in a process of its own, since one of them fails to record on purpose
-            "tests of CUDA graphs": partial(tests, "-n1", "tests/test_fast.py"),
-            "tests against float64": partial(tests, "-n6", "tests/test_gpu.py", "-k", "on_device"),
+            "tests of CUDA graphs": partial(tests, "-n1", "tests/test_fast.py", limit=70),
+            "tests against float64": partial(tests, "-n6", "tests/test_gpu.py", "-k", "on_device",
+                                             limit=90),
             "two processes": partial(two_processes, "gloo"),
             "two processes, torchrun": partial(two_processes, "torchrun"),
             "tests of kernels": partial(tests, "-n12", *files)}
 
 
-def tests(*words):
-    """pytest with these words. Whatever becomes of it, what failed or did not end is recorded."""
-    kept = os.path.join(OUT, "tests-" + "".join(c for c in NOW["job"] if c.isalpha()) + ".jsonl")
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(kept)
+def tests(*words, limit=1e9):
+    """pytest with these words, for at most `limit` seconds. Whatever becomes of it, what failed or
+    did not end is recorded."""
+    kept = os.path.join(OUT, "tests.jsonl")
+    start = os.path.getsize(kept) if os.path.exists(kept) else 0
     options = ["-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "-p", "dev.recorder"]
-    code, text = python(left() - 5, "-m", "pytest", *options, *words, OMP_NUM_THREADS="1",
-                        TEST_RECORD=kept, TEST_PATIENCE=f"{ARGS.hang:.0f}")
-    passed, failed, lost = recorder.read(kept)
+    given = dict(OMP_NUM_THREADS="1", TEST_RECORD=kept, TEST_PATIENCE=f"{ARGS.hang:.0f}")
+    code, text = python(min(limit, left() - 5), "-m", "pytest", *options, *words, **given)
+    passed, failed, lost = recorder.read(kept, start)
     last = (text.strip().splitlines() or ["nothing was said"])[-1]
     for name, said in failed:
         record(what=name, ok=False, failed=[said])

@@ -11,7 +11,7 @@ import faulthandler
 import json
 import os
 
-FILE = os.environ.get("TEST_RECORD")
+FILE = os.environ.get("TEST_RECORD") and os.path.abspath(os.environ["TEST_RECORD"])
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "60"))
 held = []  # the file of stacks, open as long as this process lives
 
@@ -39,22 +39,24 @@ def pytest_runtest_logreport(report):
     if report.when == "teardown":
         faulthandler.cancel_dump_traceback_later()
     if report.when == "call" or report.outcome != "passed":
-        said = str(report.longrepr).strip().splitlines()[-1:] if report.failed else []
+        crash = getattr(report.longrepr, "reprcrash", None)
+        said = str(crash.message if crash else report.longrepr or "")[:300]
         write(ended=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2),
-              said="".join(said)[:300])
+              said=said if report.failed else "")
 
 
-def read(path):
-    """-> how many tests passed, [(name, what it said)] of those that failed, and the names of those
-    that began and did not end."""
+def read(path, start=0):
+    """From byte `start` on -> how many tests passed, [(name, what it said)] of those that failed,
+    and the names of those that began and did not end."""
     try:
         with open(path, encoding="utf-8") as file:
+            file.seek(start)
             rows = [json.loads(line) for line in file if line.endswith("}\n")]
     except FileNotFoundError:
         rows = []
     ended = {}
     for row in rows:  # the process that waits tells it, too, and of a process that died it alone
-        if "ended" in row and ended.get(row["ended"], row)["outcome"] != "failed":
+        if "ended" in row and ended.get(row["ended"], {}).get("outcome") != "failed":
             ended[row["ended"]] = row
     failed = [(name, row["said"]) for name, row in ended.items() if row["outcome"] == "failed"]
     begun = dict.fromkeys(row["begun"] for row in rows if "begun" in row)
