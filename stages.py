@@ -236,10 +236,12 @@ class DiffusionStage(nn.Module):
 
     def condition(self, batch, times=1):
         """What guides the batch, each clip `times` times, by the name that generate and
-        diffusion_loss know it by."""
+        diffusion_loss know it by. A table of texts that an encoder's `ready` made is left as it is:
+        conditions.py repeats what the encoder makes of it."""
         condition = self.model[0].condition
         given = {condition.keyword: condition.of_batch(batch)} if condition.keyword else {}
-        return {key: repeated(value, times) for key, value in given.items()}
+        return {key: value if key == "texts" and torch.is_tensor(value) else
+                repeated(value, times) for key, value in given.items()}
 
     def tensors(self, batch):
         """What forward reads, as tensors of few shapes, for a CUDA graph each (graphs.py)."""
@@ -316,20 +318,20 @@ class DiffusionStage(nn.Module):
         items = items[np.linspace(0, len(items) - 1, 8).astype(int)]
         lengths = np.minimum(pack.lengths[items], self.run.config.data.max_frames).tolist()
         captions = [caption_of(pack, i) if self.kind == "text" else pack.action(i) for i in items]
-        condition = self.condition({"texts": captions, "actions": pack.labels[items].tolist()})
+        actions = pack.labels[items].clip(min=0).tolist()
+        condition = self.condition({"texts": captions, "actions": actions})
         _, joints = model.generate(**condition, lengths=lengths, seed=0)
         self.run.show(f"{self.name}-{step:07d}", [(j[:n].cpu().numpy(), caption) for j, n, caption
                                                 in zip(joints, lengths, captions)])
 
 
 def repeated(value, times):
-    """Each item of a list or tensor `times` times in a row; None stays None. A table of texts that
-    an encoder's `ready` made is left: conditions.py repeats what the encoder makes of it."""
+    """Each item of a list or tensor `times` times in a row; None stays None."""
     if value is None or times == 1:
         return value
     if isinstance(value, list):
         return [one for one in value for _ in range(times)]
-    return value.repeat_interleave(times, 0) if value.dim() != 2 else value
+    return value.repeat_interleave(times, 0)
 
 
 # --------------------------------------------------------------------------------------------------
