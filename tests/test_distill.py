@@ -1,13 +1,13 @@
 """Students of few steps: the right answers where they are known, exact resume, wrong settings."""
 import dataclasses
 import math
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import warm
 
 import checkpoint
 import edit
@@ -19,7 +19,7 @@ from diffusion import PREDICTION_TYPES, make_schedule, plan, take_step
 from distill import DistillStage, path_steps
 from formats.pack import write_pack
 from test_edit import tiny
-from test_train import ROOT, clips_of, command, log, run
+from test_train import clips_of, command, log, run
 
 # --------------------------------------------------------------------------------------------------
 # The sampler
@@ -227,9 +227,9 @@ def root(tmp_path_factory):
 
 def distilled(root, name, *flags, processes=1):
     place = [word for word in command(root) if "data_root" in word or "--out=" in word]
-    line = [*command(root, processes=processes)[:1 + 4 * (processes > 1)], "train.py",
+    line = [*command(root, processes=processes)[1:1 + 4 * (processes > 1)], "train.py",
             "--dataset=made", *place, f"--name={name}", *FEW, *flags]
-    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    return warm.run(*line)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@ import dataclasses
 import json
 import pathlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+import warm
 
 from judge import metrics
 import motion
@@ -272,9 +271,8 @@ SMALL = ("--evaluator.width=32 --evaluator.layers=1 --evaluator.embed_dim=16 "
 
 def train(folder, *flags, processes=1):
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *many[: 4 * (processes > 1)], "train.py", *SMALL,
-               f"--assets.data_root={folder}", f"--out={folder / 'out'}", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return warm.run(*many[: 4 * (processes > 1)], "train.py", *SMALL,
+                    f"--assets.data_root={folder}", f"--out={folder / 'out'}", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import time
 import browser
 import numpy as np
 import pytest
+import warm
 from conftest import ROOT
 
 import sample
@@ -85,8 +86,7 @@ def post(server, job, path="/make", **headers):
 
 def sampled(folder, *more):
     """The only file that sample.py writes."""
-    done = subprocess.run([sys.executable, "sample.py", *more, "--out", str(folder)], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = warm.run("sample.py", *more, "--out", folder)
     assert done.returncode == 0, done.stderr
     path, = folder.iterdir()
     return path.read_bytes()
@@ -107,10 +107,9 @@ def test_files_to_look_at_and_usd_are_those_of_sample_py(server, tmp_path):
     for kind in ("html", "gif", "usda"):
         status, files[kind] = post(server, job | {"kind": kind}, "/file")
         assert status == 200
-    done = subprocess.run(
-        [sys.executable, "sample.py", "--seconds", "2", "--seed", "5", "--guidance", "2.5",
-         "--sampler", "dpm++", "--steps", "4", "--format", "html,gif,usda", "--out",
-         str(tmp_path), "--", "-jumps"], cwd=ROOT, capture_output=True, text=True)
+    done = warm.run("sample.py", "--seconds", "2", "--seed", "5", "--guidance", "2.5", "--sampler",
+                    "dpm++", "--steps", "4", "--format", "html,gif,usda", "--out", tmp_path, "--",
+                    "-jumps")
     assert done.returncode == 0, done.stderr
     for path in tmp_path.iterdir():
         assert path.read_bytes() == files.pop(path.suffix[1:])
