@@ -41,9 +41,10 @@ def start():
 
 
 def run(*argv, cwd=ROOT, timeout=300, stdout=None, **environment):
-    """`python argv`, which is a script, -m module or -c code and their words, with further variables
-    in its environment -> what subprocess.run returns, with the text of stdout and stderr. stdout:
-    a file descriptor to write to instead. Whatever runs longer than `timeout` seconds is killed."""
+    """`python argv`, which is a script, -m module or -c code and their words, with further
+    variables in its environment -> what subprocess.run returns, with the text of stdout and stderr.
+    stdout: a file descriptor to write to instead. What runs longer than `timeout` seconds is
+    killed."""
     argv = [str(word) for word in argv]
     early = [name for name in environment if name.startswith(EARLY)]
     assert not early, f"{early} would come too late: use subprocess"
