@@ -107,7 +107,8 @@ def check_attention(q, k, v, lengths, causal, dtype, keep=1.0, dropout_p=0.0, se
     assert o.transpose(1, 2).is_contiguous()
 
 
-LENGTHS = [1, 3, 16, 17, 63, 64, 65, 198, 199, 200]
+# what a length is a multiple of means something to the compiler, and nothing to the interpreter
+LENGTHS = [1, 3, 16, 17, 63, 64, 65, *((199,) if backend.INTERPRETED else (198, 199, 200))]
 CASES = [
     (L, dtype, causal, whole)
     for L in LENGTHS

@@ -6,11 +6,9 @@ import pathlib
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -511,19 +509,12 @@ def test_a_second_signal_ends_at_once_and_without_a_traceback(root, tmp_path, nu
 
 
 def two_processes(root, script, *flags, other=()):
-    """Two processes that share nothing but a port, the second with flags of its own. Returns their
-    exit codes and what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    def process(rank):
-        argv = [str(script) if word == "train.py" else word
-                for word in command(root, *flags, *(other if rank else ()))]
-        return warm.run(*argv[1:], timeout=200, RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank,
-                        MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    """Two processes, the second with flags of its own -> exit codes, and what they printed."""
+    def line(*more):
+        words = command(root, *flags, *more)[1:]
+        return [str(script) if word == "train.py" else word for word in words]
 
-    with ThreadPoolExecutor() as pool:
-        ended = list(pool.map(process, (0, 1)))
+    ended = warm.two(*line(), other=line(*other))
     return [done.returncode for done in ended], [done.stdout + done.stderr for done in ended]
 
 

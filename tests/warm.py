@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # what Python, torch and Triton read as they start
@@ -70,6 +71,21 @@ def run(*argv, cwd=ROOT, timeout=300, stdout=None, **environment):
             file.seek(0)
         texts = (file.read().decode().replace("\r\n", "\n") for file in (out, err))
         return subprocess.CompletedProcess(argv, code, *texts)
+
+
+def two(*argv, other=None, timeout=200):
+    """Two processes that share nothing but a port and train or evaluate together, the second with a
+    command line of its own if there is an `other` -> what run() gives for each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def process(rank):
+        return run(*(other if rank and other else argv), timeout=timeout, RANK=rank, WORLD_SIZE=2,
+                   LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(process, (0, 1)))
 
 
 def serve(requests):
