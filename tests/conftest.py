@@ -22,3 +22,12 @@ def shared():
             "that holds data/ and golden/)"
         )
     return folder
+
+
+# Each takes a minute or so: first, or one process would wait for the other at the end.
+LONG = {"test_all_cases_in_the_interpreter", "test_all_configurations_compile", "test_a_dry_run",
+        "test_twenty_kills_leave_every_line_of_the_log_as_it_is"}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.name not in LONG)

@@ -1,9 +1,8 @@
 """HumanAct12 and UESTC work from published files to the table, by the programs alone."""
 import json
-import subprocess
-import sys
 
 import pytest
+import warm
 
 from conftest import ROOT
 from test_prepare import dump, humanact12, uestc
@@ -32,13 +31,7 @@ SMALL = [
 
 
 def program(folder, *words):
-    done = subprocess.run(
-        [sys.executable, ROOT / words[0], *map(str, words[1:])],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = warm.run(ROOT / words[0], *words[1:], cwd=folder)
     assert done.returncode == 0, (words, done.stderr[-2000:])
     return done.stdout
 

@@ -1,11 +1,9 @@
 """What the benchmark compares gives the same numbers: baseline, each rung of the ladder, ours."""
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 
 from conftest import ROOT
 from dev.baseline import RUNGS, Sides, climb, draw_lengths, prompts
@@ -91,9 +89,7 @@ def test_the_empty_prompt_is_encoded_again_when_the_weights_change():
 
 
 def bench(*words, where=("-m", "dev.bench"), cwd=ROOT):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *map(str, where), *words], cwd=cwd, env=environment,
-                          capture_output=True, text=True)
+    return warm.run(*where, *words, cwd=cwd, PYTHONPATH=ROOT)
 
 
 SOME = {"text", "sentence", "sentence, dpm++ 10 steps", "train diffusion, bfloat16, cached latents"}

@@ -1,9 +1,8 @@
 """BVH files are written so that other programs read them, within the errors that are promised."""
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import warm
 from test_bvh import dancing, independent
 from test_rotations import ROOT, bandai, toy
 
@@ -174,10 +173,8 @@ def test_quaternion_signs_never_jump():
 # The program
 
 def test_sample_takes_rate_unit_and_kind(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "sample.py", "a man jumps", "--format", "bvh,npy", "--seconds",
-         "2", "--fps", "30", "--unit", "cm", "--device", "cpu", "--steps", "3"],
-        cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(ROOT / "sample.py", "a man jumps", "--format", "bvh,npy", "--seconds", "2",
+                    "--fps", "30", "--unit", "cm", "--device", "cpu", "--steps", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     path, = (tmp_path / "out").glob("*.bvh")
     clip, joints = read_bvh(path), np.load(next((tmp_path / "out").glob("*.npy")))

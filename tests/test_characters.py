@@ -12,6 +12,7 @@ import threading
 import browser
 import numpy as np
 import pytest
+import warm
 from test_bvh import dancing
 from test_rotations import ROOT, bandai, toy
 
@@ -408,8 +409,7 @@ def test_feet_are_locked_in_characters_and_where_it_is_asked_for(tmp_path):
 
 
 def run(program, *words, cwd):
-    return subprocess.run([sys.executable, ROOT / program, *words], cwd=cwd, capture_output=True,
-                          text=True)
+    return warm.run(ROOT / program, *words, cwd=cwd)
 
 
 def test_sample_writes_characters(tmp_path):

@@ -137,10 +137,15 @@ def test_the_bound_on_a_networks_size_is_one():
         own = config.text.kind == "scratch" and config.denoiser.condition == "text"
         norms = torch.zeros(config.data.nfeats), torch.ones(config.data.nfeats)
         words = [str(i) for i in range(50)]
-        with torch.device("meta"):
-            model = MLD(config, WordEncoder(config.text, words) if own else None)
-            judge = OwnJudge(config, *norms, words, ["walk"])
-        for network, is_judge in ((model, False), (judge, True)):
+        makers = {False: lambda: MLD(config, WordEncoder(config.text, words) if own else None),
+                  True: lambda: OwnJudge(config, *norms, words, ["walk"])}
+        if key.startswith(("vae.", "denoiser.")):
+            del makers[True]  # a judge has no such sizes,
+        if key.startswith("evaluator."):
+            del makers[False]  # and only it has these
+        for is_judge, make in makers.items():
+            with torch.device("meta"):
+                network = make()
             true = sum(v.nbytes for v in (*network.parameters(), *network.buffers())) / 4
             bound = checkpoint.at_most(config, 51, is_judge)
             assert true <= bound, (name, key, is_judge)
@@ -327,7 +332,7 @@ def test_flipped_bytes_are_refused_or_change_nothing(tmp_path):
     finished(tiny_config(), path)
     good, whole, accepted = checkpoint.load(path), path.read_bytes(), 0
     rng = np.random.default_rng(0)
-    for place in rng.integers(0, len(whole), 300):
+    for place in rng.integers(0, len(whole), 150):
         changed = bytearray(whole)
         changed[place] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
@@ -338,7 +343,7 @@ def test_flipped_bytes_are_refused_or_change_nothing(tmp_path):
         else:  # between the parts of a zip file there are bytes that mean nothing
             assert equal(found, good), f"byte {place}"
             accepted += 1
-    assert accepted < 60
+    assert accepted < 30
 
 
 def test_a_checksum_cannot_get_lost(tmp_path):

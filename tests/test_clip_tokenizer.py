@@ -1,11 +1,9 @@
 """CLIP's tokenizer equals the published one, even on awkward texts; batches, bad input, help."""
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+import warm
 
 from clip_tokenizer import Tokenizer
 
@@ -77,9 +75,7 @@ def test_what_is_no_text_is_refused(tokenizer):
 
 
 def program(argument, folder):
-    command = [sys.executable, str(ROOT / "clip_tokenizer.py"), argument]
-    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env).stdout
+    return warm.run(ROOT / "clip_tokenizer.py", argument, cwd=folder).stdout
 
 
 def test_as_a_program(tmp_path):

@@ -1,13 +1,13 @@
 """Students of few steps: the right answers where they are known, exact resume, wrong settings."""
 import dataclasses
 import math
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import warm
 
 import checkpoint
 import edit
@@ -19,7 +19,7 @@ from diffusion import PREDICTION_TYPES, make_schedule, plan, take_step
 from distill import DistillStage, path_steps
 from formats.pack import write_pack
 from test_edit import tiny
-from test_train import ROOT, clips_of, command, log, run
+from test_train import clips_of, command, log, run
 
 # --------------------------------------------------------------------------------------------------
 # The sampler
@@ -220,16 +220,14 @@ def root(tmp_path_factory):
                          ["frames", "--modules=novae", "--condition=none", "--cache_latents=0",
                           "--diffusion.prediction_type=epsilon", "--stage=diffusion",
                           "--diffusion.sampler=ddpm"]):
-        done = run(folder, f"--name={name}", *flags)
+        done = run(folder, f"--name={name}", "--train.sample_every=0", *flags)
         assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
 
-def distilled(root, name, *flags, processes=1):
+def distilled(root, name, *flags, start=warm.run):
     place = [word for word in command(root) if "data_root" in word or "--out=" in word]
-    line = [*command(root, processes=processes)[:1 + 4 * (processes > 1)], "train.py",
-            "--dataset=made", *place, f"--name={name}", *FEW, *flags]
-    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    return start("train.py", "--dataset=made", *place, f"--name={name}", *FEW, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -311,8 +309,7 @@ def test_a_stopped_run_goes_on_exactly(root, student):
 
 def test_two_processes_see_what_one_would(root, student):
     flags = (f"--init_from={root / 'out' / 'text' / 'model.pt'}", "--train_distill.steps=3")
-    for name, count in (("one", 1), ("two", 2)):
-        done = distilled(root, name, *flags, processes=count)
+    for done in (distilled(root, "one", *flags), *distilled(root, "two", *flags, start=warm.two)):
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = log(root, "one"), log(root, "two")
     assert one.keys() == two.keys()

@@ -2,13 +2,11 @@
 the README is one page."""
 import ast
 import importlib.util
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+import warm
 
 import config
 
@@ -153,8 +151,7 @@ def test_the_python_examples_run(name, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", text_of(ROOT / name), re.S)
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     program = "\n".join(blocks) + "\nassert joints.shape[1:] in {(48, 22, 3), (22, 3)}\n"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
-                          text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = warm.run("-c", program, cwd=tmp_path, PYTHONPATH=ROOT)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/jump.html").stat().st_size > 10_000
 

@@ -3,12 +3,11 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+import warm
 
 import checkpoint
 import data
@@ -174,12 +173,10 @@ def test_the_same_again_other_seeds_and_two_processes(root):
     one, again = run(root, "text")["rows"], run(root, "text")["rows"]
     other = run(root, "text", "--eval.seed=7")["rows"]
     assert one == again and one["generated"]["FID"] != other["generated"]["FID"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc_per_node=2", "eval.py", "--ckpt", str(root / "text.pt"),
-               "--evaluator", str(root / "judge.pt"), f"--assets.data_root={root}",
-               "--out", str(root / "two"), *QUICK]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout.count("AITS") == 1, done.stderr[-2000:]
+    ended = warm.two("eval.py", "--ckpt", root / "text.pt", "--evaluator", root / "judge.pt",
+                     f"--assets.data_root={root}", "--out", root / "two", *QUICK)
+    assert not any(done.returncode for done in ended), [done.stderr[-2000:] for done in ended]
+    assert sum(done.stdout.count("AITS") for done in ended) == 1
     two = json.loads((root / "two" / "eval.json").read_text())["rows"]
     for name, row in one.items():
         for key, value in row.items():

@@ -1,9 +1,6 @@
 """few_rows.c, a whole stack in one call of C, against the plain torch path it stands in for."""
 import copy
 import gc
-import os
-import subprocess
-import sys
 import weakref
 import zlib
 from unittest import mock
@@ -11,11 +8,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import warm
 from torch.utils.flop_counter import FlopCounterMode
 
 import fast
 from config import DenoiserConfig
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 from kernels import backend, few_rows
 from mld import Denoiser
 from test_mld import LENGTHS, condition, make
@@ -627,10 +625,9 @@ print(kernels.summary(), "|", few_rows.library("float32", "few_rows"))
 
 
 def build(tmp_path, **env):
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **env}
-    run = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True,
-                         check=True)
-    return run.stdout
+    done = warm.run("-c", SCRIPT, **{"XDG_CACHE_HOME": tmp_path, **env})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_built_once_and_kept(tmp_path):

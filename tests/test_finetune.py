@@ -1,16 +1,15 @@
 """Fine-tuning: what carries over of a trained model, what grows, and what is refused."""
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+import warm
 
 import checkpoint
 import finetune
 from config import parse_args
 from formats.pack import Caption, Clip, Pack, write_pack
-from test_train import ROOT, clips_of, command, log, run
+from test_train import clips_of, command, log, run
 
 NEW = ["--dataset=other", "--train_vae.steps=4", "--train_diffusion.steps=4", "--train.threads=1",
        "--precision=float32", "--train.log_every=1", "--train.eval_every=2", "--train.save_every=2",
@@ -35,7 +34,8 @@ def root(tmp_path_factory):
         write_pack(folder / "data" / name / f"{name}.pack", clips, name=name, skeleton="t2m",
                    fps=20.0, actions=actions)
     for condition in ("text", "action"):
-        done = run(folder, f"--name={condition}", f"--condition={condition}")
+        done = run(folder, f"--name={condition}", f"--condition={condition}",
+                   "--train.sample_every=0")
         assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -44,8 +44,7 @@ def tune(root, source, name, *flags):
     """A fine-tuning of a run's model on `other`, by the command that the docs give."""
     place = [word for word in command(root) if "data_root" in word or "--out=" in word]
     start = f"--init_from={root / 'out' / source / 'model.pt'}"
-    line = [sys.executable, "train.py", *place, start, f"--name={name}", *NEW, *flags]
-    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    return warm.run("train.py", *place, start, f"--name={name}", *NEW, *flags)
 
 
 def test_what_the_model_knew_is_where_the_training_starts(root):

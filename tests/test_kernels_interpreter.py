@@ -26,7 +26,7 @@ inside = pytest.mark.skipif(not backend.INTERPRETED,
 
 def pytest_process(files, **environment):
     """Run pytest on files in a fresh process -> how many tests passed; fails with its output."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *files]
     result = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True,
                             text=True, timeout=1500)
     said = f"{' '.join(command)}\n{result.stdout[-12000:]}\n{result.stderr[-4000:]}"

@@ -3,14 +3,13 @@ import hashlib
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 import types
 import zipfile
 
 import numpy as np
 import pytest
+import warm
 
 import motion
 import prepare
@@ -1229,8 +1228,7 @@ def test_the_program_itself_exits_with_a_sentence(argv, code, sentence):
 
 
 def program(*argv, **options):
-    command = [sys.executable, str(ROOT / "prepare.py"), *argv]
-    return subprocess.run(command, capture_output=True, text=True, **options)
+    return warm.run(ROOT / "prepare.py", *argv, **options)
 
 
 def test_the_program_runs_from_another_folder(tmp_path):

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
+import warm
 
 import checkpoint
 import sample
@@ -64,22 +65,8 @@ def files(folder):
 
 
 def test_as_a_program(models, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "sample.py",
-            "a man jumps",
-            "--ckpt",
-            models["text"],
-            "--format",
-            "html,bvh,npy,gif",
-            "--device",
-            "cpu",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = warm.run(ROOT / "sample.py", "a man jumps", "--ckpt", models["text"], "--format",
+                    "html,bvh,npy,gif", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "out") == [
         "a-man-jumps.bvh",
@@ -307,8 +294,7 @@ def test_a_large_seed_is_itself(models, tmp_path):
 
 @pytest.mark.parametrize("prompt", ["", "  ", "!!!"])
 def test_a_prompt_without_a_word_is_refused(prompt):
-    done = subprocess.run([sys.executable, ROOT / "sample.py", "a man jumps", prompt], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = warm.run("sample.py", "a man jumps", prompt)
     assert done.returncode and "says nothing: give it words" in done.stderr
 
 

@@ -1,15 +1,13 @@
 """What eval.json files say arrives in the tables, the plot and the FID of docs/results.md."""
 import json
-import os
 import re
-import subprocess
-import sys
 import types
 import xml.dom.minidom
 
 import numpy as np
 import pytest
 import torch
+import warm
 
 from conftest import ROOT
 from dev.floor import floor, stand_ins
@@ -37,8 +35,7 @@ def eval_json(path, fid, guidance=2.5, steps=50, vae=True, judge="our own", note
 
 def run(*words, program="tables", cwd=ROOT):
     """Run a program of dev/ by its path."""
-    command = [sys.executable, ROOT / "dev" / f"{program}.py", *words]
-    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+    return warm.run(ROOT / "dev" / f"{program}.py", *words, cwd=cwd)
 
 
 def test_table(tmp_path):
@@ -141,8 +138,7 @@ def test_the_kernels_report_counts_launches_where_triton_is_demanded():
     """The program runs with MLD_KERNELS=triton, which no operation on a CPU can satisfy."""
     pytest.importorskip("triton", reason="NOT TESTED: triton is not installed")
     code = "from dev.kernel_report import operation_counts; print(*operation_counts())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"MLD_KERNELS": "triton"})
+    done = warm.run("-c", code, MLD_KERNELS="triton")
     assert not done.returncode, done.stderr
     every, in_layers = map(int, done.stdout.split())
     assert every > in_layers > 50 * 23

@@ -6,7 +6,6 @@ import pathlib
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # optimisers import it: once here, not in every child that is forked
+import warm
 
 import checkpoint
 import train
@@ -63,9 +64,8 @@ def command(root, *flags, processes=1):
             f"--assets.data_root={root / 'data'}", f"--out={root / 'out'}", *SMALL, *flags]
 
 
-def run(root, *flags, processes=1, **options):
-    return subprocess.run(command(root, *flags, processes=processes), cwd=ROOT, text=True,
-                          capture_output=True, timeout=300, **options)
+def run(root, *flags):
+    return warm.run(*command(root, *flags)[1:])
 
 
 def log(root, name):
@@ -170,22 +170,23 @@ def test_killed_and_resumed_gives_the_same_numbers(root, whole, tmp_path, proces
         for word in command(root, f"--name={name}", processes=processes)
     ]
     # a dead rank takes the other with it
-    killed = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    start = subprocess.run if processes == 2 else lambda argv, **_: warm.run(*argv[1:])
+    killed = start(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert killed.returncode != 0 and not (root / "out" / name / "model.pt").exists()
     if processes == 2:
         assert "SIGKILL" in killed.stderr, "torchrun names the rank that died, and how"
     with open(root / "out" / name / "log.jsonl", "a") as file:
         file.write('{"stage": "vae", "st')  # a line cut in the middle
-    done = run(root, f"--name={name}", "--resume", processes=processes)
-    assert done.returncode == 0 and "going on from step" in done.stdout + done.stderr, done.stderr[
-        -2000:
-    ]
     if processes == 1:
+        done = run(root, f"--name={name}", "--resume")
+        assert done.returncode == 0 and "going on from step" in done.stdout, done.stderr[-2000:]
         assert log(root, name) == log(root, "whole")
     else:
+        codes, out = two_processes(root, "train.py", f"--name={name}", "--resume")
+        assert codes == [0, 0] and "going on from step" in out[0], out
         compare(log(root, name), log(root, "whole"), 1e-4)
-        second = run(root, "--name=two-whole", processes=2)
-        assert second.returncode == 0 and log(root, name) == log(root, "two-whole")
+        codes, out = two_processes(root, "train.py", "--name=two-whole")
+        assert codes == [0, 0] and log(root, name) == log(root, "two-whole"), out
 
 
 def forked(flags, root, hook=None):
@@ -261,7 +262,7 @@ def test_an_overwritten_run_leaves_nothing_to_the_new_one(root, whole, tmp_path)
     flags = ("--name=again", "--seed=7")
     argv = [str(killer) if word == "train.py" else word
             for word in command(root, *flags, "--overwrite")]
-    assert subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=120).returncode
+    assert warm.run(*argv[1:]).returncode
     left = os.listdir(root / "out" / "again")
     assert "vae.pt" in left and not {"diffusion.pt", "model.pt", "vae_best.pt"} & set(left)
     before = (whole / "model.pt").read_bytes()
@@ -457,7 +458,7 @@ def test_a_broken_tensorboard_costs_one_warning(root, tmp_path, fault):
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "__init__.py").write_text(fault)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = run(root, "--name=board", *VAE, "--overwrite", env=os.environ | {"PYTHONPATH": path})
+    done = warm.run(*command(root, "--name=board", *VAE, "--overwrite")[1:], PYTHONPATH=path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (done.stdout + done.stderr).count("warning: TensorBoard is broken") == 1
 
@@ -508,21 +509,13 @@ def test_a_second_signal_ends_at_once_and_without_a_traceback(root, tmp_path, nu
 
 
 def two_processes(root, script, *flags, other=()):
-    """Two processes that share nothing but a port, the second with flags of its own. Returns their
-    exit codes and what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    running = []
-    for rank in (0, 1):
-        argv = [str(script) if word == "train.py" else word
-                for word in command(root, *flags, *(other if rank else ()))]
-        env = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        running.append(subprocess.Popen(argv, cwd=ROOT, env=env, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    out = [one.communicate(timeout=200)[0] for one in running]
-    return [one.returncode for one in running], out
+    """Two processes, the second with flags of its own -> exit codes, and what they printed."""
+    def line(*more):
+        words = command(root, *flags, *more)[1:]
+        return [str(script) if word == "train.py" else word for word in words]
+
+    ended = warm.two(*line(), other=line(*other))
+    return [done.returncode for done in ended], [done.stdout + done.stderr for done in ended]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -670,7 +663,8 @@ def test_a_full_disk_leaves_the_checkpoint_intact(root, whole):
     assert done.returncode == 0
     before = (root / "out" / "full" / "vae.pt").read_bytes()
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
-    done = run(root, "--name=full", "--stage=vae", "--overwrite", preexec_fn=limit)
+    done = subprocess.run(command(root, "--name=full", "--stage=vae", "--overwrite"), cwd=ROOT,
+                          text=True, capture_output=True, timeout=300, preexec_fn=limit)
     assert done.returncode == 1 and "error: cannot write" in done.stderr, done.stderr[-1500:]
     assert (root / "out" / "full" / "previous" / "vae.pt").read_bytes() == before
     assert not list((root / "out" / "full").rglob("*.part"))

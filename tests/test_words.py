@@ -3,12 +3,11 @@ import copy
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+import warm
 
 import checkpoint
 import clip
@@ -351,8 +350,7 @@ def test_checkpoints_name_their_vectors(model, tmp_path, monkeypatch):
 
 
 def run(*argv, **kwargs):
-    return subprocess.run([sys.executable, ROOT / "sample.py", *map(str, argv), "--device", "cpu"],
-                          capture_output=True, text=True, **kwargs)
+    return warm.run("sample.py", *argv, "--device", "cpu", **kwargs)
 
 
 def test_sample_py_tells_what_it_understood(model, tmp_path):
