@@ -361,7 +361,7 @@ def make_optimizers(stage, precision="float32"):
     rest = [p for p in trained.values() if p not in matrices]
     groups = [{"params": [p for p in rest if p.dim() > 1], "weight_decay": s.weight_decay},
               {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}]
-    fused = all(p.is_cuda for p in trained.values())
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained.values())
     optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2), fused=fused)]
     if muon:
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
