@@ -19,8 +19,7 @@ import math
 import torch
 from tqdm import tqdm
 
-BATCH, BATCHES = 64, 20  # decoder's derivatives at a time, and how often at least
-PROBES = 6  # of them for each number of a latent; the error depends on that ratio
+BATCHES, BATCH = 100, 64  # decoder's derivatives to average
 POWER = 1 / 3  # of the importance: 0 would weigh all directions alike
 SMALLEST = 1e-9  # importance as a share of the largest: less counts as this much
 
@@ -40,10 +39,10 @@ def principal_axes(decode, mu, logvar, lengths, keep, device="cpu", progress=Fal
     spread = (centred.T @ centred).double() / len(mu) + noise.diag()
     values, vectors = torch.linalg.eigh(spread)
     root, inverse = ((vectors * values.clamp_min(1e-12)**p) @ vectors.T for p in (0.5, -0.5))
-    change, batches = torch.zeros_like(root), max(BATCHES, math.ceil(PROBES * len(root) / BATCH))
-    drawn = torch.randint(len(mu), (batches * BATCH,), generator=draw)
-    drawn = drawn[lengths[drawn].argsort()].split(BATCH)  # alike in length, with little padding
-    for rows in tqdm(drawn, "what the latents change", leave=False, disable=not progress):
+    change = torch.zeros_like(root)
+    for _ in tqdm(range(BATCHES), "what the latents change", leave=False, disable=not progress):
+        rows = torch.randint(len(mu), (BATCH,), generator=draw)
+        rows = rows[lengths[rows].argsort()]
         noise = torch.randn(BATCH, *mu.shape[1:], generator=draw)
         z = (mu[rows] + (0.5 * logvar[rows]).exp() * noise).to(device).requires_grad_()
         with torch.enable_grad():
@@ -53,7 +52,7 @@ def principal_axes(decode, mu, logvar, lengths, keep, device="cpu", progress=Fal
             weights = torch.randn(features.shape, generator=draw) / size.sqrt()
             gradient, = torch.autograd.grad((features * weights.to(features)).sum(), z)
         gradient = gradient.flatten(1).double().cpu()
-        change += gradient.T @ gradient / (BATCH * batches)
+        change += gradient.T @ gradient / (BATCH * BATCHES)
     importance, axes = torch.linalg.eigh(root @ change @ root)
     importance, axes = importance.flip(0)[:keep], axes.flip(1)[:, :keep]
     scale = importance.clamp_min(importance[0] * SMALLEST)**POWER

@@ -376,7 +376,6 @@ def pretend(monkeypatch):
     monkeypatch.setattr(checkpoint, "find_device", lambda *_: torch.device("cuda:0"))
     monkeypatch.setattr(train, "keep_freed_memory", lambda *_: None)
     monkeypatch.setattr(latents, "BATCHES", 2)  # the pretended GPU keeps every tensor
-    monkeypatch.setattr(latents, "PROBES", 0)
     monkeypatch.setattr(latents, "BATCH", 8)
     fresh_tables()
 

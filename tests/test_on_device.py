@@ -206,7 +206,6 @@ def test_words_by_their_vectors():
 def test_directions_that_matter(monkeypatch):
     """principal_axes decodes on the device; then into the coordinates and back, under autocast."""
     monkeypatch.setattr(latents, "BATCHES", 3)
-    monkeypatch.setattr(latents, "PROBES", 0)
     monkeypatch.setattr(latents, "BATCH", 8)
     N, D = preset("cpu").config.vae.latent_size, preset("cpu").config.vae.latent_dim
     spread = torch.logspace(0, -1, N * D).view(N, D)
@@ -333,7 +332,6 @@ def test_a_whole_training(precision, graph, tmp_path, monkeypatch):
     """The toy set's preset, with main directions, word vectors, four levels a clip, Muon: the same
     losses as on a CPU, step by step, both with and without graphs."""
     monkeypatch.setattr(latents, "BATCHES", 3)
-    monkeypatch.setattr(latents, "PROBES", 0)
     monkeypatch.setattr(graphs, "MODE", graph)
     found = losses_of(tmp_path / "there", DEVICE, precision, monkeypatch)
     expected = losses_of(tmp_path / "here", "cpu", "float32", monkeypatch)
