@@ -24,6 +24,7 @@ What a model with a vocabulary of its own did not understand, or took for someth
 refused; --force makes these.
 """
 import argparse
+import gc
 import itertools
 import math
 import os
@@ -343,6 +344,9 @@ def run(args, prompts):
     from config import AssetsConfig
     from formats import rigs
 
+    if not gc.isenabled():  # what was imported stays: it need not be searched for garbage again
+        gc.freeze()
+        gc.enable()
     assets = AssetsConfig(cache=args.cache, lock=args.lock, clip_dtype=args.clip_dtype,
                           offline=args.offline)
     assets.clip_path = args.clip or assets.clip_path
@@ -422,4 +426,5 @@ def main(argv):
 if __name__ == "__main__":
     from config import program
 
+    gc.disable()  # importing torch makes 250,000 objects that stay; run() turns it on again
     program(main)
