@@ -37,7 +37,8 @@ from words import vectors
 
 FORMAT, VERSION = "nanoMLD checkpoint", 3  # 1 had no checksum, 2 no weights of 8 bits
 SCALE = ".int8_scale"  # the factors, one a row, of a matrix of 8-bit numbers
-LARGE, MATRICES = 2**14, ("weight", "latent_in", "latent_out")  # what halve makes such matrices of
+LARGE = 2**13  # numbers of a matrix; halve makes such matrices of
+MATRICES = "weight", "latent_in", "latent_out", ".pe", "positional_embedding"
 TIMES, SPARE = 20, 2**20  # memory that a file may ask for: bytes for each of its own, and for any
 DEEPEST = 20  # how deeply dicts and lists may be nested
 # what a checkpoint may hold: the kind of each entry, and of what is in it
@@ -202,7 +203,7 @@ def whole_matrices(path, state):
         if numbers is None or numbers.dtype != torch.int8 or scale.shape != numbers.shape[:1]:
             raise ValueError(f"{path} is not a whole nanoMLD checkpoint: {name} does not fit the "
                              "matrix that it belongs to.")
-        state[name[:-len(SCALE)]] = numbers * scale[:, None]
+        state[name[:-len(SCALE)]] = numbers * scale[:, None].float()
     return state
 
 
@@ -424,7 +425,8 @@ def halve(source, target):
              for name, value in data["model"].items()}
     for name, value in data["model"].items():
         if value.dim() == 2 and value.numel() >= LARGE and name.endswith(MATRICES):
-            state[name], state[name + SCALE] = to_int8(value.float())
+            numbers, scale = to_int8(value.float())
+            state[name], state[name + SCALE] = numbers, scale.half()
     kept = {name: data[name] for name in ("vocabulary", "actions", "judge") if name in data}
     save(target, data["config"], state, **kept)
 
