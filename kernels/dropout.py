@@ -94,7 +94,8 @@ def unsupported(x, dropout_p, *others):
     for t in (x, *others):
         if t is not None and (type(t) not in (torch.Tensor, torch.nn.Parameter)
                               or t.device.type != "cpu" or t.dtype not in TYPES
-                              or t.layout != torch.strided or t.is_neg()):
+                              or t.layout != torch.strided or t.is_neg()
+                              or not torch._C._has_storage(t)):  # as in a vmap over gradients
             return "it takes float32 and bfloat16 tensors on a CPU"
     if not x.numel() or x.dim() == 0:
         return "there is nothing to drop"
@@ -116,6 +117,14 @@ def rule(seed, dropout_p, rows, columns, first=0):
 def draw_seed():
     """From torch's own generator, so that torch.manual_seed repeats a dropout."""
     return int(torch.randint(2**62, (1,)))
+
+
+def factors(shape, seed, dropout_p):
+    """-> what a dropout of this seed multiplies a tensor of this shape by."""
+    z = torch.ones(shape)
+    library().drop(z.data_ptr(), None, z.data_ptr(), False, False,
+                   *rule(seed, dropout_p, z.numel() // shape[-1], shape[-1]))
+    return z
 
 
 class Dropout(torch.autograd.Function):
@@ -143,9 +152,11 @@ class Dropout(torch.autograd.Function):
     def backward(ctx, dy):
         if dy is None:
             return (None,) * 6
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = Dropout.apply(dy, None, *ctx.rest, False)
+        dx, (seed, dropout_p, dtype) = None, ctx.rest
+        if ctx.needs_input_grad[0] and unsupported(dy, dropout_p):
+            dx = (dy * factors(dy.shape, seed, dropout_p)).to(dtype)
+        elif ctx.needs_input_grad[0]:
+            dx = Dropout.apply(dy, None, seed, dropout_p, dtype, False)
         return dx, dy if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
@@ -153,8 +164,8 @@ def dropout(x, dropout_p, residual=None, in_place=False):
     """residual + dropout(x), or dropout(x) where residual is None. x (..., C), residual of the same
     shape, dropout_p below 1.
 
-    The result has the type that torch's sum has. in_place: x may be overwritten, as nobody else
-    has it; it must be contiguous."""
+    The result has the type that torch's sum has. in_place: x may be overwritten, since nobody else
+    has it. torch's own dropout runs where dropout.c cannot."""
     if not dropout_p:
         return x if residual is None else residual + x
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
@@ -162,4 +173,5 @@ def dropout(x, dropout_p, residual=None, in_place=False):
     if not fits or unsupported(x, dropout_p, residual):
         y = F.dropout(x, dropout_p)
         return y if residual is None else residual + y
-    return Dropout.apply(x, residual, draw_seed(), dropout_p, dtype, in_place)
+    return Dropout.apply(x, residual, draw_seed(), dropout_p, dtype,
+                         in_place and x.is_contiguous())

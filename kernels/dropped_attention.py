@@ -11,7 +11,7 @@ backward.
 """
 import torch
 
-from kernels.dropout import draw_seed, library, rule, unsupported
+from kernels.dropout import draw_seed, factors, library, rule, unsupported
 
 
 def fits(q, k, v, causal, dropout_p):
@@ -55,10 +55,10 @@ def without_padding(t, own, heads):
 class DroppedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, counts, seed, dropout_p):
-        (B, H, L, D), kept = q.shape, []
+        (B, H, L, D), kept, ctx.parts = q.shape, [], list(parts(counts, q.shape[1]))
         o = torch.empty(B, L, H, D, dtype=q.dtype).transpose(1, 2)
         with torch.autocast("cpu", enabled=False):
-            for part, K, own in parts(counts, H):
+            for part, K, own in ctx.parts:
                 values = without_padding(matrices(v, part, K), own, H)
                 s = matrices(q, part, L) @ matrices(k, part, K).mT  # (n * H, L, K)
                 d = torch.empty_like(s)
@@ -74,16 +74,18 @@ class DroppedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, do):
         q, k, v, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is asked for
-            inputs = [t for t, needed in zip((q, k, v), ctx.needs_input_grad) if needed]
-            found = iter(torch.autograd.grad(plain(q, k, v, *ctx.rest), inputs, do,
-                                             create_graph=True))
-            needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[:3]
+        # a gradient of this gradient is asked for, or one in a vmap
+        if torch.is_grad_enabled() or unsupported(do, ctx.rest[2]):
+            with torch.enable_grad():
+                o = plain(q, k, v, *ctx.rest)
+            inputs = [t for t, need in zip((q, k, v), needed) if need]
+            found = iter(torch.autograd.grad(o, inputs, do, create_graph=torch.is_grad_enabled()))
             return *(next(found) if need else None for need in needed), None, None, None
-        (counts, seed, dropout_p), (B, H, L, D) = ctx.rest, q.shape
+        (_, seed, dropout_p), (B, H, L, D) = ctx.rest, q.shape
         dq, dk, dv = (t.new_zeros(B, t.shape[2], H, D).transpose(1, 2) for t in (q, k, v))
         with torch.autocast("cpu", enabled=False):
-            for (part, K, own), p in zip(parts(counts, H), kept):
+            for (part, K, own), p in zip(ctx.parts, kept):
                 values = without_padding(matrices(v, part, K), own, H)
                 keys = without_padding(matrices(k, part, K), own, H)
                 g = matrices(do, part, L)
@@ -99,12 +101,10 @@ class DroppedAttention(torch.autograd.Function):
 
 def plain(q, k, v, counts, seed, dropout_p):
     """The same in torch's own operations, with the same seed's decisions."""
-    z = torch.ones(*q.shape[:3], k.shape[2])
-    library().drop(z.data_ptr(), None, z.data_ptr(), False, False,
-                   *rule(seed, dropout_p, z.numel() // z.shape[3], z.shape[3]))
+    z = factors((*q.shape[:3], k.shape[2]), seed, dropout_p)
     absent = (torch.arange(k.shape[2]) >= torch.tensor(counts)[:, None])[:, None]  # (B, 1, Lk)
-    k, v = (t.masked_fill(absent[..., None], 0) for t in (k, v))
-    s = (q @ k.mT * q.shape[3]**-0.5).float()
+    k, v = (t.float().masked_fill(absent[..., None], 0) for t in (k, v))
+    s = q.float() @ k.mT * q.shape[3]**-0.5
     p = s.masked_fill(absent[:, :, None], -torch.inf).softmax(-1)
     p = p.masked_fill(absent[:, :, None], 0)  # where there is no key, the softmax is 0 / 0
-    return (p * z).to(v.dtype) @ v
+    return ((p * z) @ v).to(q.dtype)
