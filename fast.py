@@ -107,7 +107,7 @@ def first_tokens(stack, x, n, lengths=None):
         norm1 = last.norm1
         h = kernels.add_layer_norm(x, None, norm1.weight, norm1.bias, norm1.eps)
         h, y = last.add_norm(y, last.self_attn(h[:, :n], h, lengths), last.norm2, True)
-        return y + F.dropout(last.feed_forward(h), last.p)
+        return kernels.dropout(last.feed_forward(h), last.p, y)
 
     return run_layers(stack, [*(partial(layer, lengths=lengths) for layer in layers), only_n], x)
 

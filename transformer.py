@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from fast import attend_to_memory
-from kernels import add_layer_norm, attention, few_rows, linear_gelu
+from kernels import add_layer_norm, attention, dropout, few_rows, linear_gelu
 
 # --------------------------------------------------------------------------------------------------
 # Lengths and positions
@@ -157,7 +157,7 @@ class Layer(nn.Module):
         h, x = self.add_norm(x, self.self_attn(h, None, lengths, causal), self.norm2, True)
         if self.cross:
             h, x = self.add_norm(x, attend_to_memory(self, h, memory), self.norm3, True)
-        return x + F.dropout(self.feed_forward(h), self.p)
+        return dropout(self.feed_forward(h), self.p, x)
 
     @property
     def p(self):
@@ -177,7 +177,7 @@ class Layer(nn.Module):
             h = F.relu(h)
         else:  # quick_gelu, CLIP's
             h = h * torch.sigmoid(1.702 * h)
-        return self.linear2(F.dropout(h, self.p))
+        return self.linear2(dropout(h, self.p))
 
 
 def norm(x, layer, residual=None, dropout_p=0.0, return_sum=False):

@@ -8,7 +8,7 @@
 This file picks the path. Environment variables overrule it:
 
     MLD_KERNELS=auto      the default: Triton for CUDA tensors of a supported shape and type; C
-                          for a few rows of tokens on a CPU, when sampling; else plain torch
+                          on a CPU, for a few rows of tokens and for dropout; else plain torch
     MLD_KERNELS=triton    Triton, or an error that says why not: never a silent fallback
     MLD_KERNELS=torch     plain torch
     MLD_GRAPH=auto, 0, 1  CUDA graphs of the sampler (graphs.py)
@@ -28,6 +28,7 @@ from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
 from kernels.backend import calls, launched
 from kernels.denoiser_layer import blocks_of  # noqa: F401
+from kernels.dropout import dropout  # noqa: F401
 
 if not backend.WHY_NOT:
     from kernels import operators

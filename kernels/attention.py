@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels.backend import architecture, tl, triton
+from kernels import dropped_attention
 from kernels.dropout import kept, row_keys, threshold_and_scale
 from kernels.tiles import attention_tiles, power_of_two
 
@@ -48,6 +49,8 @@ FEW_KEYS, A_BATCH = 128, 16
 
 def torch_attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
     """The same function in plain torch; see `kernels.attention` for the arguments."""
+    if dropped_attention.fits(q, k, v, causal, dropout_p):
+        return dropped_attention.dropped_attention(q, k, v, lengths, dropout_p)
     mask = None
     if lengths is not None:
         keys = torch.arange(k.shape[2], device=k.device)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.backend import tl, triton
-from kernels.dropout import kept, row_keys, threshold_and_scale
+from kernels.dropout import dropout, kept, row_keys, threshold_and_scale
 from kernels.tiles import gelu_tiles
 
 # --------------------------------------------------------------------------------------------------
@@ -23,8 +23,7 @@ from kernels.tiles import gelu_tiles
 
 def torch_linear_gelu(x, weight, bias, dropout_p=0.0):
     """The same function in plain torch; see `kernels.linear_gelu` for the arguments."""
-    y = F.gelu(F.linear(x, weight, bias))
-    return F.dropout(y, dropout_p) if dropout_p else y
+    return dropout(F.gelu(F.linear(x, weight, bias)), dropout_p, in_place=True)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.backend import tl, triton
-from kernels.dropout import kept, row_keys, threshold_and_scale
+from kernels.dropout import dropout, kept, row_keys, threshold_and_scale
 from kernels.tiles import row_tiles
 
 # --------------------------------------------------------------------------------------------------
@@ -33,8 +33,7 @@ from kernels.tiles import row_tiles
 
 def torch_add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0):
     """The same in plain torch -> (y, s); see `kernels.add_layer_norm` for the arguments."""
-    s = F.dropout(x, dropout_p) if dropout_p else x
-    s = s if residual is None else residual + s
+    s = dropout(x, dropout_p, residual)
     return F.layer_norm(s, weight.shape, weight, bias, eps), s
 
 

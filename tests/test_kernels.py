@@ -271,6 +271,23 @@ def test_add_layer_norm_of_many_rows(monkeypatch):
 
 
 @on_kernels
+@pytest.mark.parametrize("seed", [3, 2**61 + 12345])
+def test_a_cpu_drops_the_same_elements(seed):
+    """dropout.c and the Triton kernels use the same numbers for the same seed."""
+    from kernels import operators
+    from kernels.dropout import factors
+
+    drawn, w = torch.tensor([seed], device=DEVICE), torch.ones(96, device=DEVICE)
+    x = torch.ones(50, 96, device=DEVICE)
+    s = operators.add_layer_norm(x, None, w, w, drawn, 1e-5, 0.2, True, x.dtype)[1]
+    torch.testing.assert_close(s.cpu(), factors((50, 96), seed, 0.2))
+    q, k = torch.zeros(2, 3, 16, 32, device=DEVICE), torch.zeros(2, 3, 32, 32, device=DEVICE)
+    v = torch.eye(32, device=DEVICE).expand(2, 3, 32, 32)  # so the output is the probabilities
+    o = operators.attention(q, k, v, None, drawn, False, 0.2)[0] * 32
+    torch.testing.assert_close(o.cpu().contiguous(), factors((2, 3, 16, 32), seed, 0.2))
+
+
+@on_kernels
 @pytest.mark.parametrize("r_dtype", [torch.float32, None])
 def test_add_layer_norm_dropout(r_dtype):
     x, r, w, b = (torch.randn(size, device=DEVICE, requires_grad=True)
