@@ -69,11 +69,11 @@ def steps(batch, rounds):
         print(f"  {name}: " + ", ".join(f"{rate:,.0f}" for rate in rates[1:]))
 
 
-if __name__ == "__main__":
+def main(argv):
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     keep_freed_memory()  # as train.py does
     for backend.MODE in ("auto", "torch"):
         print("dropout.c" if backend.MODE == "auto" else "torch's own")
@@ -81,3 +81,9 @@ if __name__ == "__main__":
     if args.batch:
         print(f"VAE steps of {args.batch} clips, frames/s")
         steps(args.batch, args.rounds)
+
+
+if __name__ == "__main__":
+    from config import program
+
+    program(main)

@@ -97,8 +97,9 @@ def test_large_matrices_are_kept_in_8_bits(tmp_path, monkeypatch):
         assert found.dtype == true.dtype and found.shape == true.shape
         if kinds[name] == torch.int8:
             assert large and set(held[name].abs().amax(1).tolist()) <= {0, 127}
-            step = true.abs().amax(1, keepdim=True) / 127  # rounding errs by half of it at most
-            assert ((found - true).abs() <= 0.5001 * step).all()
+            step = true.abs().amax(1, keepdim=True) / 127  # rounding errs by half of it at most,
+            # and the factor's own by a sixteenth
+            assert ((found - true).abs() <= 0.5626 * step).all()
         elif large:
             assert not name.endswith("weight")
     assert sum(kind == torch.int8 for kind in kinds.values()) > 20

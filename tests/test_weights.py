@@ -35,7 +35,6 @@ SHARES = {
     "told": (0.0, 0.95),  # of the prompts out of reach, something was said
 }
 
-SLID = 11.1  # cm/s: feet of the clips that these weights learned from, an earlier toy set
 LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
 
 SEEDS = 20
@@ -290,7 +289,8 @@ def test_they_move_as_people_do(made, real):
 
 
 def test_feet_stand(made, real):
-    assert overall(made)[0] < 1.5 * SLID
+    """Of twice the data's speed at most; 1.3 times is what the weights should come to."""
+    assert overall(made)[0] < (1.3 if WANTED else 2.0) * overall(real)[0]
 
 
 def test_seeds_differ(made):
