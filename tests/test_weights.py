@@ -27,12 +27,12 @@ from formats.pack import Pack  # noqa: E402
 # WANTED = 1 asks for the second number of each row, and for the held half of everyday.txt, too.
 WANTED = 0
 SHARES = {
-    "count": (0.15, 0.85),
-    "side": (0.55, 0.97),
-    "manner": (0.30, 0.90),
-    "sequence": (0.10, 0.85),
-    "everyday": (0.30, 0.90),
-    "told": (0.0, 0.95),  # of the prompts out of reach, something was said
+    "count": (0.45, 0.85),
+    "side": (0.70, 0.97),
+    "manner": (0.40, 0.90),
+    "sequence": (0.25, 0.85),
+    "everyday": (0.60, 0.90),
+    "told": (0.90, 0.95),  # of the prompts out of reach, something was said
 }
 
 LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)

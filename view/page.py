@@ -40,7 +40,7 @@ FOLDER = Path(__file__).resolve().parent
 PROGRAM = "tensors.js", "words.js", "model.js", "turns.js", "files.js", "worker.js"
 SCRIPTS = "studio.js", "floor.js", "timeline.js"  # of page.html, in this order
 LARGEST = 24 * 10**6  # bytes of a page
-KINDS = "float16", "int8", "float32"
+KINDS = "auto", "float16", "int8", "float32"
 SECTIONS = "data", "vae", "text", "denoiser", "diffusion"
 # generating never asks these
 UNUSED = ("vae.encoder.", "vae.skel_embedding.", "vae.global_motion_token", "vae.dist_layer.",
@@ -77,9 +77,16 @@ def check_model(model, name):
                          "how long a motion is; train it again with this code.")
 
 
-def pack(model, kind="float16"):
+def in_steps(value):
+    """(rows, columns) -> whole numbers from -127 to 127, and a scale for each row (rows, 1)"""
+    scale = np.maximum(np.abs(value).max(axis=1, keepdims=True) / 127, 1e-12).astype("<f4")
+    return np.rint(value / scale), scale
+
+
+def pack(model, kind="auto"):
     """-> the header's list of [name, shape, kind], and all bytes, in the order that model.js
-    reads. kind: of all weights but a few that are always float32."""
+    reads. kind: of all weights but a few that are always float32; auto: int8 where that is exact,
+    as for what `checkpoint.py halve` wrote, else float16."""
     state = dict(model.state_dict(), alphas_cumprod=model.schedule.alphas_cumprod)
     with torch.no_grad():  # with text.vectors, a word is its row and what is made of its vector
         state[ROWS] = model.text_encoder.tower.token_embedding(torch.arange(len(state[ROWS])))
@@ -89,14 +96,14 @@ def pack(model, kind="float16"):
             continue
         value = value.float().cpu().numpy()
         own = "float32" if name in EXACT else kind
-        if own == "int8" and value.ndim < 2:
-            own = "float16"
+        if own in ("int8", "auto"):
+            steps, scale = in_steps(value) if value.ndim == 2 else (value, np.nan)
+            exact = np.allclose(steps * scale, value, rtol=1e-6, atol=0)
+            own = "int8" if exact or own == "int8" and value.ndim == 2 else "float16"
         if own == "float16" and not np.isfinite(value.astype(np.float16)).all():
             own = "float32"
         if own == "int8":
-            scale = np.abs(value).max(axis=1, keepdims=True) / 127
-            scale = np.maximum(scale, 1e-12).astype("<f4")
-            data = scale.tobytes() + np.rint(value / scale).astype(np.int8).tobytes()
+            data = scale.tobytes() + steps.astype(np.int8).tobytes()
         else:
             data = value.astype({"float16": "<f2", "float32": "<f4"}[own]).tobytes()
         tensors.append([name, list(value.shape), own])
@@ -222,7 +229,7 @@ def page_text(header, title="nanoMLD", program="", product=b"", weights=b"", con
     return re.sub("|".join(parts), lambda mark: parts[mark[0]], page)  # all in one pass
 
 
-def write_page(path, model, title="nanoMLD", kind="float16", ckpt=""):
+def write_page(path, model, title="nanoMLD", kind="auto", ckpt=""):
     """Write the page; returns its size in bytes. ValueError for a model that cannot be in it, or
     one that is too large."""
     check_model(model, ckpt or "this model")
@@ -252,8 +259,8 @@ def main(argv=None):
     parser.add_argument("--ckpt", default=os.path.join(HERE, "checkpoints", "toy.pt"),
                         help="model.pt of train.py, with the small text tower")
     parser.add_argument("--title", default="nanoMLD", help="the page's heading")
-    parser.add_argument("--weights", default="float16", choices=KINDS,
-                        help="how numbers are kept; int8 is not exact")
+    parser.add_argument("--weights", default="auto", choices=KINDS,
+                        help="how numbers are kept; int8 is not exact where auto has float16")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     try:
