@@ -67,8 +67,8 @@ def permuted(positions, size, seed):
 
 def begin_work(worker):
     """Ctrl-C and SIGTERM reach the workers too; the training process decides when they end. And
-    what was in memory when a worker was forked is never collected there: to free a CUDA graph or
-    event outside the process that made it may hang."""
+    what was in memory when a worker was forked is never collected there, since CUDA's objects must
+    not be freed outside the process that made them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()
@@ -225,15 +225,21 @@ def as_arrays(batch):
 
 def plainly(batches):
     """The batches of a DataLoader, as tensors again. It puts a worker's traceback into its
-    ValueError: the last line is what was wrong, such as a damaged clip."""
+    ValueError: the last line is what was wrong, such as a damaged clip.
+
+    Read it to its end or close it. If Python's garbage collector comes first, it closes the queues
+    to the workers before it tells them to end: 10 seconds pass for each of them."""
     gc.collect()  # no garbage goes to the workers; see begin_work
+    reason = None
     try:
         for batch in batches:
             yield {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
                    for key, value in batch.items()}
     except ValueError as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        raise ValueError(reason) from None
+        error.__traceback__ = None  # which holds the DataLoader, in a circle
+    if reason is not None:  # only now, when that is gone
+        raise ValueError(reason)
 
 
 def to_device(batch, device):

@@ -397,8 +397,8 @@ class Loop:
                 batch, self.ahead = self.ahead or self.fetch(), None
                 yield batch
         finally:
-            self.source.close()  # its workers end now, and not when they happen to be collected
-            self.graph = None  # nor would its memory be free before
+            self.source.close()  # its workers end now, not when it is collected (data.plainly)
+            self.graph = None  # a circle with this: its memory would be held as long
 
     def fetch(self):
         batch = to_device(next(self.source), self.run.device)
