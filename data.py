@@ -1,6 +1,7 @@
 """Packed datasets -> padded batches with lengths, in which clips of similar length are together."""
 import atexit
 import functools
+import gc
 import multiprocessing
 import signal
 import sys
@@ -64,10 +65,13 @@ def permuted(positions, size, seed):
 # Batches
 
 
-def ignore_signals(worker):
-    """Ctrl-C and SIGTERM reach the workers too; the training process decides when they end."""
+def begin_work(worker):
+    """Ctrl-C and SIGTERM reach the workers too; the training process decides when they end. And
+    what was in memory when a worker was forked is never collected there, since CUDA's objects must
+    not be freed outside the process that made them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
 
 
 @functools.cache
@@ -194,7 +198,7 @@ class Batches:
         end_with_us()
         return plainly(torch.utils.data.DataLoader(
             ahead, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4,
-            worker_init_fn=ignore_signals, multiprocessing_context="fork",
+            collate_fn=as_arrays, worker_init_fn=begin_work, multiprocessing_context="fork",
             generator=torch.Generator()))  # of its own: the global one must not be drawn from
 
     def padded_share(self, epoch=0):
@@ -213,14 +217,29 @@ class Ahead:
         return self.prepare(self.batches.batch(*divmod(step, len(self.batches))), step)
 
 
+def as_arrays(batch):
+    """Tensors as NumPy arrays, which go through a worker's pipe as bytes. Tensors would go through
+    shared memory: a connection to a thread of the busy worker for each of them."""
+    return {key: value.numpy() if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
 def plainly(batches):
-    """The batches of a DataLoader, which puts a worker's traceback into its ValueError: the last
-    line is what was wrong, such as a damaged clip."""
+    """The batches of a DataLoader, as tensors again. It puts a worker's traceback into its
+    ValueError: the last line is what was wrong, such as a damaged clip.
+
+    Read it to its end or close it. If Python's garbage collector comes first, it closes the queues
+    to the workers before it tells them to end: 10 seconds pass for each of them."""
+    gc.collect()  # no garbage goes to the workers; see begin_work
+    reason = None
     try:
-        yield from batches
+        for batch in batches:
+            yield {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                   for key, value in batch.items()}
     except ValueError as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        raise ValueError(reason) from None
+        error.__traceback__ = None  # which holds the DataLoader, in a circle
+    if reason is not None:  # only now, when that is gone
+        raise ValueError(reason)
 
 
 def to_device(batch, device):

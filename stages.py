@@ -409,6 +409,8 @@ def in_blocks(x):
     if M > N:
         return in_blocks(x.mT).mT
     parts = -(-M // LARGEST)
+    if M % parts == 0:  # all at once: on a GPU each operation costs its launch
+        return orthogonalize(x.reshape(B * parts, M // parts, N)).view(B, M, N)
     return torch.cat([orthogonalize(part) for part in x.chunk(parts, 1)], 1)
 
 
@@ -426,7 +428,8 @@ def orthogonalize(x):
     if x.dtype == torch.bfloat16:
         for _ in range(5):
             gram = x @ x.mT
-            x = 3.4445 * x + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315) @ x
+            p = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+            x = torch.baddbmm(x, p, x, beta=3.4445)
         return x
     gram, product, one = x @ x.mT, None, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     for k in range(5):

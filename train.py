@@ -391,10 +391,14 @@ class Loop:
         """The batches of the steps that are left, until the run is told to stop."""
         self.source = self.stage.batches.stream(
             self.step, self.s.steps, self.run.workers, self.stage.prepare)
-        while self.step < self.s.steps and not self.run.stopping:
-            self.started = time.perf_counter()
-            batch, self.ahead = self.ahead or self.fetch(), None
-            yield batch
+        try:
+            while self.step < self.s.steps and not self.run.stopping:
+                self.started = time.perf_counter()
+                batch, self.ahead = self.ahead or self.fetch(), None
+                yield batch
+        finally:
+            self.source.close()  # its workers end now, not when it is collected (data.plainly)
+            self.graph = None  # a circle with this: its memory would be held as long
 
     def fetch(self):
         batch = to_device(next(self.source), self.run.device)

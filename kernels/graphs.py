@@ -85,7 +85,9 @@ class TrainingGraph:
 
     loss_of(names, *tensors) -> dict of scalars, with "loss" among them. A call returns them and
     leaves the gradients in the parameters' .grad, which must stay the tensors that they are. Random
-    numbers are those of `seed`, whether a call records or only replays."""
+    numbers are those of `seed`, whether a call records or only replays. An older loss of these
+    parameters must be gone when a call records: as long as it can be differentiated, torch adds
+    their gradients up on the stream of back then, and CUDA refuses that while it records."""
 
     def __init__(self, loss_of, parameters):
         self.loss_of, self.parameters, self.recorded = loss_of, list(parameters), {}

@@ -1,6 +1,8 @@
 """A pack gives back what went in and refuses all else; batches have the right items and crops."""
+import gc
 import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -761,3 +763,29 @@ def test_action_windows_are_60_frames_that_start_at_the_origin(tmp_path):
         ].tolist() == [59, 59]
         starts.add(float(batch["features"][order[0], 0, 0]))
     assert len(starts) > 10 and batches.batch(0, 0)["features"][:, 0, 0].min() == 1
+
+
+def test_workers_end_with_their_stream_and_collect_nothing_that_was_there_before(pack):
+    """What a worker inherits may be CUDA graphs, which must not be freed there. A stream that is
+    not read to its end would keep its workers until it is collected, and wait for them then."""
+    batches = Batches(pack, "train", 2)
+
+    def prepare(batch, step):
+        return {"frozen": torch.tensor(gc.get_freeze_count()), "steps": np.array([step])}
+
+    def broken(batch, step):
+        raise ValueError("no such clip")
+
+    others = set(multiprocessing.active_children())
+    stream = batches.stream(3, 9, 2, prepare)
+    first = next(stream)
+    assert first["frozen"].item() > 1000 and first["steps"].tolist() == [3]
+    ours = set(multiprocessing.active_children()) - others
+    assert len(ours) == 2
+    stream.close()
+    assert not any(worker.is_alive() for worker in ours) and gc.get_freeze_count() == 0
+    others = set(multiprocessing.active_children())
+    with pytest.raises(ValueError, match="^no such clip$") as error:
+        list(batches.stream(3, 9, 2, broken))
+    assert error.value.__context__ is None  # nothing that holds the stream
+    assert not set(multiprocessing.active_children()) - others

@@ -112,8 +112,8 @@ def test_motions_on_device(on_device, weights, variant):
 @functools.cache
 def gradients(stage, mode, precision):
     """-> loss and gradients of a training step, whose inputs are always the same."""
-    torch.manual_seed(1)
     model, B = make_sides().model, 6 if CUDA else 2
+    torch.manual_seed(1)  # only now: the first call of make_sides draws the weights
     model = copy.deepcopy(model).double() if precision == "float64" else model
     c, net, number = model.config.vae, getattr(model, stage), torch.arange(B, device=DEVICE)
     features, lengths = random_clips(draw_lengths(B, make_sides().frames).to(DEVICE))

@@ -193,10 +193,11 @@ def test_words_by_their_vectors():
     exact.double()
     assert isinstance(there.tower.token_embedding, WordEmbedding)
     ids = there.ready(["a man jumps", "a lady gallops", "xqzzy", ""])
-    assert ids.device == torch.device(DEVICE) and int(ids.max()) >= 5  # by a vector alone
+    assert ids.device.type == "cpu"  # workers make them, which must leave the GPU alone
+    assert int(ids.max()) >= 5  # by a vector alone
     results = []
-    for net, given in ((there, ids), (exact, ids.cpu())):
-        out = net.of_ready(given)
+    for net in (there, exact):
+        out = net.of_ready(ids)
         out.square().mean().backward()
         results.append((out, torch.cat([p.grad.flatten() for p in net.parameters()])))
     all_alike(1e-5, embeddings=(results[0][0], results[1][0]))
@@ -265,6 +266,7 @@ def test_several_noise_levels_a_clip():
             loss.backward()
             all_alike(1e-5, loss=(loss, expected))
             all_alike(1e-3, gradients=(gradients(there), gradients(exact)))
+            del loss  # a recording refuses parameters that take part in another backward pass
             if CUDA:
                 graph = graphs.TrainingGraph(functools.partial(loss_of, there),
                                              there.parameters())
@@ -307,7 +309,7 @@ FEW = ("--train_vae.steps=3 --train_vae.batch_size=8 --train_diffusion.steps=4 "
        "--train_diffusion.batch_size=16 --train_distill.steps=3 --train_distill.batch_size=8 "
        "--train_distill.levels=4 --train.log_every=1 --train.eval_every=2 --train.save_every=4 "
        "--train.sample_every=0 --diffusion.num_inference_steps=4 --data.max_length=45 "
-       "--vae.dropout=0 --vae.attention_dropout=0 --vae.sharpen_from=0").split()
+       "--vae.dropout=0 --vae.attention_dropout=0 --vae.sharpen_from=0 --data.workers=2").split()
 
 
 def losses_of(out, device, precision, monkeypatch, *words):
