@@ -89,7 +89,10 @@ class Browser:
     def js(self, code):
         answer = self("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        found = answer["result"]
+        if "unserializableValue" in found:  # -0, NaN, Infinity: no JSON
+            return float(found["unserializableValue"].replace("Infinity", "inf"))
+        return found.get("value")
 
     def wait(self, code, seconds=20):
         end = time.monotonic() + seconds

@@ -331,9 +331,9 @@ def sampled():
             for j, n in zip(joints, lengths)]
 
 
-def check_feet(clips):
+def check_feet(clips, most=0.03):
     before, after, elsewhere = skating(clips)
-    assert after < before / 5 and elsewhere < 0.03
+    assert after < before / 5 and elsewhere < most
 
 
 def test_standing_feet_stay_in_toy_motions():
@@ -341,7 +341,7 @@ def test_standing_feet_stay_in_toy_motions():
 
 
 def test_standing_feet_stay_in_sampled_motions():
-    check_feet(sampled())
+    check_feet(sampled(), most=0.04)
 
 
 def test_standing_feet_stay_in_recordings(shared):

@@ -28,6 +28,12 @@ PICTURES = {  # what is logged: title, label of the vertical axis, and what good
     "joints": ("Error of the joints", "error", FITS),
     "velocity": ("Error of the joints' speed", "metres a frame", "Falls until the end. Where it "
                  "stays high, feet that should stand slide."),
+    "acceleration": ("Second differences of joints", "m/frame^2", FALLS),
+    "energy": ("Speed, suddenness and jerk of joints over a clip", "squared log ratio",
+               "Falls. It counts from vae.sharpen_from on, as the next ones do."),
+    "spectrum": ("Strength of movements by pitch and time", "of 5 cm", FALLS),
+    "power": ("Strength of a clip's movements by pitch", "squared log ratio", FALLS),
+    "bones": ("Directions of bones", "of a unit vector", FALLS),
     "kl": ("KL divergence to the unit Gaussian", "KL", "Settles clearly above zero. At zero the "
            "latent would say nothing about the motion."),
     "mpjpe_mm": ("Reconstruction error (MPJPE)", "mm", "The mean distance between a joint and its "
