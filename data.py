@@ -15,6 +15,7 @@ from formats.pack import Caption, Pack
 # Batches that are sorted by length together: 7% padding instead of 51% on clips of 24..196 frames
 GROUP = 16
 
+
 def open_pack(config):
     """The Pack that a Config names; ValueError if it is damaged or the settings don't fit it."""
     pack, wanted = Pack.open(pack_path(config)), config.data
