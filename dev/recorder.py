@@ -14,6 +14,7 @@ import os
 FILE = os.environ.get("TEST_RECORD") and os.path.abspath(os.environ["TEST_RECORD"])
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "60"))
 held = []  # the file of stacks, open as long as this process lives
+runs = []  # not empty in a process that runs tests; empty in the one that waits for the others
 
 
 def write(**row):
@@ -21,13 +22,17 @@ def write(**row):
         file.write(json.dumps(row) + "\n")
 
 
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        runs.append(True)
+
+
 def pytest_runtest_logstart(nodeid, location):
     if FILE:
         write(begun=nodeid)
         if not held:
             held.append(open(FILE + ".stacks", "a"))
-        here = "PYTEST_XDIST_WORKER" in os.environ  # not in the process that waits for the others
-        if here:
+        if runs:
             held[0].write(f"{nodeid}\n")
             held[0].flush()
             faulthandler.dump_traceback_later(PATIENCE, exit=True, file=held[0])

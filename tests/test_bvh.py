@@ -221,14 +221,14 @@ def test_reading_is_linear(tmp_path, make):
     def seconds(n):
         path, times = write(tmp_path, make(n)), []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 read_bvh(path)
             except ValueError as error:
                 assert str(path) in str(error) and len(str(error)) < 400 + len(str(path))
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
-    assert seconds(50_000) < 25 * seconds(5_000) + 0.01
+    assert seconds(50_000) < 40 * seconds(5_000) + 0.01  # squared would be 100
 
 
 def test_many_joints_without_numbers_are_refused(tmp_path):
