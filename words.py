@@ -194,7 +194,8 @@ times degrees easy normal full make makes making get gets getting place forth sp
 SUBJECTS = set("""
 man men woman women person people human humans someone somebody anyone guy girl boy lady gentleman
 figure character individual child kid adult actor subject body""".split())
-NOT = {"not", "no", "never", "without", "neither", "nor"}  # no known word is like these
+# unknown even where captions had them: a few of these teach nobody to leave something out
+NOT = {"not", "no", "never", "without", "neither", "nor"}
 # of these words alone nobody can make a motion
 SAY_NOTHING = SMALL | SUBJECTS | set(DIGITS) | {"_"}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
@@ -273,6 +274,8 @@ class Known:
     def find(self, word):
         """(how, known word or None) for a word: how is "same", "small", "form", "like", "spelled",
         or None."""
+        if word in NOT:
+            return None, None
         if word in self.words:
             return "same", word
         if NUMBERS.get(word) in self.words:
@@ -289,7 +292,7 @@ class Known:
             return None, None
         if row in self.of_row:
             return "form", self.same_ending(word, self.of_row[row])
-        _, like = self.like(row, word) if word not in NOT else (0, None)
+        _, like = self.like(row, word)
         return ("like" if like else None), like
 
     def like(self, row, word="", least=LIKE):

@@ -159,6 +159,9 @@ def test_a_report_tells_everything():
     assert read == "Read 'rigth' as 'right'." and "'saunters' is taken for 'strolls'" in taken
     assert "'cup'" in unknown and "--list" in unknown
     assert understand("he does not jump", TOY).unknown == ["not"]
+    for word in ("not", "no", "never", "without", "neither", "nor"):  # known or not
+        report = understand(f"{word} jump", [*TOY, "not", "no", "never", "without", "nod"])
+        assert (report.unknown, report.text) == ([word], "_ jump") and word in report.notes[0]
     plain = understand("A man jumps, then walks.", TOY)
     assert plain.text == plain.prompt and not plain.notes and not plain.error
 

@@ -34,6 +34,7 @@ import words
 from config import HERE, atomic_write
 from formats.bvh_writer import names_of
 from formats.rotations import T_POSES
+from kernels.few_rows import to_int8
 from view import matmul, render, skin
 
 FOLDER = Path(__file__).resolve().parent
@@ -77,12 +78,6 @@ def check_model(model, name):
                          "how long a motion is; train it again with this code.")
 
 
-def in_steps(value):
-    """(rows, columns) -> whole numbers from -127 to 127, and a scale for each row (rows, 1)"""
-    scale = np.maximum(np.abs(value).max(axis=1, keepdims=True) / 127, 1e-12).astype("<f4")
-    return np.rint(value / scale), scale
-
-
 def pack(model, kind="auto"):
     """-> the header's list of [name, shape, kind], and all bytes, in the order that model.js
     reads. kind: of all weights but a few that are always float32; auto: int8 where that is exact,
@@ -96,14 +91,16 @@ def pack(model, kind="auto"):
             continue
         value = value.float().cpu().numpy()
         own = "float32" if name in EXACT else kind
-        if own in ("int8", "auto"):
-            steps, scale = in_steps(value) if value.ndim == 2 else (value, np.nan)
-            exact = np.allclose(steps * scale, value, rtol=1e-6, atol=0)
-            own = "int8" if exact or own == "int8" and value.ndim == 2 else "float16"
+        if own in ("int8", "auto") and value.ndim == 2:
+            steps, scale = (x.numpy() for x in to_int8(torch.from_numpy(value)))
+            exact = np.allclose(steps * scale[:, None], value, rtol=1e-6, atol=0)
+            own = "int8" if exact or own == "int8" else "float16"
+        elif own in ("int8", "auto"):
+            own = "float16"
         if own == "float16" and not np.isfinite(value.astype(np.float16)).all():
             own = "float32"
         if own == "int8":
-            data = scale.tobytes() + steps.astype(np.int8).tobytes()
+            data = scale.astype("<f4").tobytes() + steps.tobytes()
         else:
             data = value.astype({"float16": "<f2", "float32": "<f4"}[own]).tobytes()
         tensors.append([name, list(value.shape), own])

@@ -60,6 +60,7 @@ class Book {
   /** [how, known word] of a word: "same", "small", "form", "like" or null. */
   find(word) {
     const digit = this.numbers.get(word), options = [word, ...stems(word)];
+    if (this.not.has(word)) return [null, null];
     if (this.words.has(word)) return ["same", word];
     if (this.words.has(digit)) return ["same", digit];
     if (this.small.has(word)) return ["small", null];
@@ -71,8 +72,7 @@ class Book {
     }
     const found = group(options.find(option => this.row.has(option)));
     if (found?.same.length) return ["form", this.sameEnding(word, found.same)];
-    const like = found?.like.length && !this.not.has(word);
-    return like ? ["like", this.sameEnding(word, found.like)] : [null, null];
+    return found?.like.length ? ["like", this.sameEnding(word, found.like)] : [null, null];
   }
 
   /** Of several forms of a word, the one that ends as `word` does; or that with an s, in which
