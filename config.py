@@ -101,12 +101,13 @@ class VAEConfig(StackConfig):
     lambda_rec: float = 1.0  # weight of the loss on features
     lambda_joint: float = 1.0  # weight of the loss on the joints recovered from them
     lambda_velocity: float = 0.0  # weight of the loss on joint velocities: still feet, no jitter
-    lambda_acceleration: float = 0.0  # of joint accelerations; this and the next four: losses.py
+    lambda_acceleration: float = 0.0  # of joint accelerations; this and the next five: losses.py
     lambda_energy: float = 0.0  # of each joint's mean speed, acceleration and jerk over a clip
     lambda_spectrum: float = 0.0  # of velocities' amplitudes by joint, moment and frequency
     lambda_power: float = 0.0  # of the power of a clip's velocities by frequency
     lambda_bones: float = 0.0  # of the bones' directions, in which a nod counts like a kick
-    sharpen_from: float = 0.0  # share of the steps after which these five count
+    lambda_head: float = 0.0  # of the neck's and the head's directions once more
+    sharpen_from: float = 0.0  # share of the steps after which these six count
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
 
 
@@ -317,10 +318,10 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
 TOY = SMALL | {  # sequences of two actions and counts need more latent tokens and more layers
     "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 36,
     "vae.cosine_span": 120, "vae.lambda_velocity": 2.0, "vae.lambda_acceleration": 5.0,
-    "vae.lambda_bones": 0.2, "vae.sharpen_from": 0.4, "text.width": 192, "text.layers": 4,
-    "text.word_dropout": 0.03, "text.row_dropout": 0.1, "denoiser.text_encoded_dim": 192,
-    "denoiser.num_layers": 9, "denoiser.latent_dim": 256, "denoiser.ff_size": 1024,
-    "denoiser.principal": 2,
+    "vae.lambda_bones": 0.2, "vae.lambda_head": 0.15, "vae.sharpen_from": 0.4,
+    "text.width": 192, "text.layers": 4, "text.word_dropout": 0.03, "text.row_dropout": 0.1,
+    "denoiser.text_encoded_dim": 192, "denoiser.num_layers": 9, "denoiser.latent_dim": 256,
+    "denoiser.ff_size": 1024, "denoiser.principal": 2,
     "diffusion.prediction_type": "v_prediction", "diffusion.guidance_scale": 3.0,
     "train_vae.batch_size": 32, "train_vae.steps": 4200, "train_diffusion.steps": 10_000,
     "train_diffusion.draws": 4, "train_diffusion.length_weight": 0.03,

@@ -2,7 +2,7 @@
 
 vae.vae_loss compares frame by frame. Of the quick part of a movement a latent knows little, and
 what is right on average, over all that the movement could have been, is to move less: distances
-reward motion that is slow where it should be quick. Here are five terms on the joints J (true) and
+reward motion that is slow where it should be quick. Here are six terms on the joints J (true) and
 J' (reconstructed), in metres, that do not:
 
     lambda_acceleration  mean |d2 J' - d2 J|, in metres a frame^2
@@ -26,6 +26,10 @@ J' (reconstructed), in metres, that do not:
         A nod moves the head by a few centimetres, and counts for little in distances; as a bone's
         direction it counts as much as the swing of an arm.
 
+    lambda_head          the same for the bones to neck and head alone
+        They turn far less than arms and legs, so among all bones they were the last to be learnt:
+        nods and shakes of the head came back with a quarter of their angle.
+
     lambda_power         mean over k of log(P_k(J') / P_k(J))^2, P_k = the sum of A_k^2 over the
                          clip's windows and joints
         The clip as a whole moves as strongly at each frequency as the real one.
@@ -43,6 +47,9 @@ from transformer import length_mask
 from vae import clip_mean
 
 WINDOW, HOP = 16, 8  # frames
+HEADS = {len(s.parents): [s.joint_names.index(name) for name in ("neck", "head")]
+         for s in SKELETONS.values()}
+HEADS[len(SMPL_PARENTS)] = HEADS[22]  # SMPL's joints begin with those of HumanML3D
 STILL = 1e-4  # metres a frame^k: less counts as this much, so that logarithms are finite
 PARENTS = {len(p): list(p) for p in (*(s.parents for s in SKELETONS.values()), SMPL_PARENTS)}
 TYPICAL = 0.05  # metres a frame: A_1, and k^2 times A_k
@@ -58,7 +65,7 @@ def sharpness_losses(recon, features, lengths, cfg, to_joints):
 
     Too few frames for a term, such as two for an acceleration, give 0. {} if all weights are 0."""
     terms = {"acceleration": acceleration_loss, "energy": energy_loss, "spectrum": spectrum_loss,
-             "power": power_loss, "bones": bones_loss}
+             "power": power_loss, "bones": bones_loss, "head": head_loss}
     weights = {name: getattr(cfg, f"lambda_{name}") for name in terms}
     if not any(weights.values()):
         return {}
@@ -105,6 +112,16 @@ def bones_loss(a, b, lengths):
     """a, b (B, T, J, 3) -> mean distance of the unit vectors along the bones, 0 to 2."""
     parents = parents_of(a.shape[2], a.device)
     made, real = (F.normalize(x[:, :, 1:] - x[:, :, parents], dim=-1) for x in (a, b))
+    return clip_mean((made - real).norm(dim=-1), lengths)
+
+
+def head_loss(a, b, lengths):
+    """bones_loss of the bones to neck and head alone."""
+    bones = []
+    for x in (a, b):
+        ends = [(j, PARENTS[x.shape[2]][j]) for j in HEADS[x.shape[2]]]
+        bones.append(torch.stack([x[:, :, j] - x[:, :, parent] for j, parent in ends], 2))
+    made, real = (F.normalize(x, dim=-1) for x in bones)
     return clip_mean((made - real).norm(dim=-1), lengths)
 
 

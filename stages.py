@@ -1,5 +1,5 @@
-"""The two stages of training: what each trains, on which batches, with which loss, and by which
-optimiser. train.py runs the loop.
+"""The two stages of training: what each trains, on which batches, and with which loss. train.py
+runs the loop, optimizers.py has what it optimises by.
 
 A stage is an nn.Module whose trainable parameters are those that it trains, with
     name, settings (StageConfig), batches    its name, how it is optimised, what it draws from
@@ -25,7 +25,6 @@ from vae import clip_mean, vae_loss
 from words import drop_words
 
 RUNG = 28  # frames: a CUDA graph of the VAE's step serves batches up to a multiple of it
-LARGEST = 128  # rows that Muon orthogonalises at once: the time grows with their square
 BANDS = 4  # of noise levels; the error of each is logged on its own
 
 
@@ -332,109 +331,3 @@ def repeated(value, times):
     if isinstance(value, list):
         return [one for one in value for _ in range(times)]
     return value.repeat_interleave(times, 0)
-
-
-# --------------------------------------------------------------------------------------------------
-# How a stage is optimised
-
-
-def learning_rate(s, step):
-    """Linear warm-up, then cosine down to min_lr_ratio (or constant)."""
-    warm = min(1.0, (step + 1) / s.warmup) if s.warmup else 1.0
-    if s.schedule == "constant":
-        return s.lr * warm
-    progress = min(1.0, max(0.0, (step - s.warmup) / max(1, s.steps - s.warmup)))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return s.lr * warm * (s.min_lr_ratio + (1 - s.min_lr_ratio) * cosine)
-
-
-def make_optimizers(stage, precision="float32"):
-    """AdamW for all of the stage's parameters, or for those that Muon leaves. Muon takes the
-    matrices that multiply activations, but not the tables of tokens and positions."""
-    s = stage.settings
-    tables = {p for module in stage.modules() if isinstance(module, nn.Embedding)
-              for p in module.parameters()}
-    trained = {name: p for name, p in stage.named_parameters() if p.requires_grad}
-    muon = [p for name, p in trained.items() if s.optimizer == "muon" and p.dim() == 2
-            and name.endswith("weight") and p not in tables]
-    matrices = set(muon)
-    rest = [p for p in trained.values() if p not in matrices]
-    groups = [{"params": [p for p in rest if p.dim() > 1], "weight_decay": s.weight_decay},
-              {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}]
-    fused = all(p.device.type in ("cpu", "cuda") for p in trained.values())
-    optimizers = [torch.optim.AdamW(groups, lr=s.lr, betas=(0.9, s.beta2), fused=fused)]
-    if muon:
-        kind = torch.bfloat16 if precision == "bf16" else torch.float32
-        optimizers.append(Muon(muon, s.lr, weight_decay=s.weight_decay, kind=kind))
-    return optimizers
-
-
-class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum, for matrices that multiply activations. An update has the size of
-    AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so both take the same lr."""
-
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, kind=torch.float32):
-        self.kind = kind  # of the numbers of a step; what is kept is in the parameters' own
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            lr, momentum, by_shape = group["lr"], group["momentum"], {}
-            params = group["params"]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            averages, grads = [self.state[p]["momentum"] for p in params], [p.grad for p in params]
-            torch._foreach_lerp_(averages, grads, 1 - momentum)
-            updates = torch._foreach_lerp(grads, averages, momentum)  # Nesterov's look ahead
-            for p, update in zip(params, updates):
-                by_shape.setdefault(p.shape, []).append((p, update))
-            if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            for shape, pairs in by_shape.items():
-                alike, updates = zip(*pairs)
-                updates = in_blocks(torch.stack(updates).to(self.kind)).to(updates[0].dtype)
-                rate = -0.2 * lr * max(shape) ** 0.5
-                torch._foreach_add_(alike, updates.unbind(), alpha=rate)
-
-
-def in_blocks(x):
-    """orthogonalize(x), block by block where both sides are long: a linear path with N latent
-    tokens has matrices of N * D by several thousand, and the whole of it would take longer than the
-    rest of the step. Blocks are of as many rows, or columns, as an even cut into LARGEST makes."""
-    B, M, N = x.shape
-    if min(M, N) <= LARGEST:
-        return orthogonalize(x)
-    if M > N:
-        return in_blocks(x.mT).mT
-    parts = -(-M // LARGEST)
-    if M % parts == 0:  # all at once: on a GPU each operation costs its launch
-        return orthogonalize(x.reshape(B * parts, M // parts, N)).view(B, M, N)
-    return torch.cat([orthogonalize(part) for part in x.chunk(parts, 1)], 1)
-
-
-def orthogonalize(x):
-    """x (B, M, N) = U S V^T -> about U V^T: five Newton-Schulz steps bring the singular values to
-    between 0.7 and 1.2.
-
-    Step k multiplies x from the left by a polynomial p_k of the Gram matrix x x^T, which it turns
-    into p_k x x^T p_k. So the steps are made on small square matrices, and the product of all p_k
-    meets the wide x once. In bfloat16 the rounded Gram matrix of a nearly singular x would have
-    negative eigenvalues, which grow with each step, so there each step is made on x itself."""
-    if x.shape[1] > x.shape[2]:
-        return orthogonalize(x.mT).mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if x.dtype == torch.bfloat16:
-        for _ in range(5):
-            gram = x @ x.mT
-            p = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-            x = torch.baddbmm(x, p, x, beta=3.4445)
-        return x
-    gram, product, one = x @ x.mT, None, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    for k in range(5):
-        p = 3.4445 * one + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        product = p if product is None else p @ product
-        if k < 4:
-            gram = p @ gram @ p
-    return product @ x

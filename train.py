@@ -62,7 +62,8 @@ from data import to_device
 from judge.own import EvaluatorStage
 from mld import MLD
 from published_clip import load_clip
-from stages import DiffusionStage, Remembered, VAEStage, learning_rate, make_optimizers
+from optimizers import Muon, learning_rate, make_optimizers
+from stages import DiffusionStage, Remembered, VAEStage
 from view.report import read_log, show_motions, write_report
 from words import vocabulary_of
 
@@ -322,6 +323,7 @@ class Loop:
         self.run, self.stage, self.name, self.s = run, stage, stage.name, stage.settings
         self.last, self.best_file = (run.path(f"{self.name}{end}.pt") for end in ("", "_best"))
         self.params = [p for p in stage.parameters() if p.requires_grad]
+        self.clip = self.s.grad_clip or math.inf
         self.optimizers = make_optimizers(stage, run.config.train.precision)
         self.scaler = torch.amp.GradScaler(enabled=run.config.train.precision == "fp16")
         self.ema = [p.detach().clone() for p in self.params] if self.s.ema else []
@@ -335,7 +337,9 @@ class Loop:
         self.net = parallel(stage) if run.world > 1 else stage
         self.graph, self.ahead = None, None  # ahead: the next batch, fetched while the GPU works
         if self.recordable():
-            self.graph = graphs.TrainingGraph(self.recorded_loss, self.params)
+            self.graph = graphs.TrainingGraph(self.recorded_loss, self.params, self.clip)
+            for optimizer in self.optimizers:
+                optimizer.recorded = isinstance(optimizer, Muon)
         self.bar = tqdm(total=self.s.steps, initial=self.step, desc=self.name, unit="step",
                         disable=not run.main, dynamic_ncols=True)
         stage.train()
@@ -414,10 +418,6 @@ class Loop:
         if self.graph is None:  # else they are looked at when the GPU has its work
             losses = self.checked(losses, batch, self.step)
         for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        clip = self.s.grad_clip or math.inf
-        self.norm = torch.nn.utils.clip_grad_norm_(self.params, clip)
-        for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         if self.ema:  # a full decay from the start would keep the random first weights
@@ -437,14 +437,18 @@ class Loop:
         self.bar.update()
 
     def backward(self, batch):
-        """The gradients of a batch, in micro-batches; returns this process' share of the losses."""
+        """The gradients of a batch, in micro-batches, clipped; returns this process' share of the
+        losses."""
         run, n = self.run, self.s.accumulate
         # dropout and the like draw from torch's own stream: it depends on the step, not on the past
         stream = (run.config.train.seed, self.name == "vae", self.step, run.rank)
         seed = hash(stream) % 2**63
         torch.manual_seed(seed)
         if self.graph is not None:
-            return self.graph(seed, tuple(batch["tensors"]), *batch["tensors"].values())
+            tensors = batch["tensors"]
+            losses = self.graph(seed, tuple(tensors), *tensors.values())
+            self.norm = self.graph.norm
+            return losses
         self.stage.zero_grad(set_to_none=True)
         losses, parts = {}, list(micro_batches(batch, n))
         for i, part in enumerate(parts):
@@ -459,6 +463,9 @@ class Loop:
                 self.scaler.scale(out["loss"] * (share * run.world)).backward()
             for key, value in out.items():
                 losses[key] = losses.get(key, 0.0) + value.detach() * share
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        self.norm = torch.nn.utils.clip_grad_norm_(self.params, self.clip)
         return losses
 
     def checked(self, losses, batch, step):

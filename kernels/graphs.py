@@ -9,6 +9,7 @@ the caller's key has to name everything else that the launches depend on: settin
 weights lie (`addresses`). A recorded function must not wait for the GPU, and must not copy to it
 from memory that is not pinned.
 """
+import math
 import os
 import threading
 import warnings
@@ -80,17 +81,28 @@ def shared_pool(device):
     return torch.cuda.graph_pool_handle()
 
 
+def in_place(run, kept):
+    """A graph of run(), which changes the tensors `kept` and nothing else. Recording it leaves them
+    as they were."""
+    before = [t.clone() for t in kept]
+    graph, _ = capture(run, kept[0].device)
+    torch._foreach_copy_(kept, before)
+    return graph
+
+
 class TrainingGraph:
     """A loss and its gradients, forward and backward, as one graph for each shape of the batch.
 
     loss_of(names, *tensors) -> dict of scalars, with "loss" among them. A call returns them and
-    leaves the gradients in the parameters' .grad, which must stay the tensors that they are. Random
+    leaves the gradients in the parameters' .grad, which must stay the tensors that they are. They
+    are clipped to a norm of `clip` for all of them together; `norm` is what it was before. Random
     numbers are those of `seed`, whether a call records or only replays. An older loss of these
     parameters must be gone when a call records: as long as it can be differentiated, torch adds
     their gradients up on the stream of back then, and CUDA refuses that while it records."""
 
-    def __init__(self, loss_of, parameters):
+    def __init__(self, loss_of, parameters, clip=math.inf):
         self.loss_of, self.parameters, self.recorded = loss_of, list(parameters), {}
+        self.clip, self.norm = clip, None
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
 
@@ -103,16 +115,19 @@ class TrainingGraph:
                 torch._foreach_zero_(grads)
                 losses = self.loss_of(names, *inputs)
                 losses["loss"].backward()
-                return {name: value.detach() for name, value in losses.items()}
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+                return norm, {name: value.detach() for name, value in losses.items()}
 
             pool = next((graph.pool() for graph, *_ in self.recorded.values()), None)
             pool = torch.cuda.graph_pool_handle() if pool is None else pool
             self.recorded[key] = *capture(run, tensors[0].device, pool=pool), inputs
-        graph, losses, inputs = self.recorded[key]
+        graph, (norm, losses), inputs = self.recorded[key]
         for held, given in zip(inputs, tensors):
             held.copy_(given)
         torch.manual_seed(seed)  # recording has drawn from the generator
         graph.replay()
+        self.norm = norm.clone()
         return {name: value.clone() for name, value in losses.items()}
 
 

@@ -11,7 +11,7 @@ HALL = {
     "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
     "fast", "conditions", "latents", "guidance", "story", "edit", "lengths", "data", "checkpoint",
     "published", "published_clip", "train", "stages", "losses", "finetune", "distill", "sample",
-    "resume", "eval", "prepare", "studio"}
+    "resume", "eval", "prepare", "studio", "optimizers"}
 FORMATS = {"config", "motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
@@ -33,12 +33,14 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "published_clip": FORMATS | MODEL - EDITS - {"mld"},
     "judge": STORED,
     "view": STORED,
+    "optimizers": {"kernels"},
     "finetune": STORED, "resume": {"config", "checkpoint"},
     "losses": {"motion", "transformer", "vae"},
     "stages": STORED | {"losses", "judge", "view"}, "distill": STORED | {"stages"},
 }
 # for other files of the hall
-PROGRAMS = STORED | {"lengths", "finetune", "resume", "stages", "distill", "judge", "view", "toy"}
+PROGRAMS = STORED | {"lengths", "finetune", "resume", "stages", "optimizers", "distill", "judge",
+                     "view", "toy"}
 MAY_IMPORT["studio"] = PROGRAMS | {"sample"}  # its files are those of sample.py
 # Tables whose rows are read as tables; nothing else is wider than 100 columns.
 WIDE = set()

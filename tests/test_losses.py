@@ -8,13 +8,13 @@ import torch
 
 from config import TOY, Config, VAEConfig, set_value
 from losses import (
-    HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, bones_loss, energy_loss, power_loss,
-    sharpness_losses, spectrum_loss)
+    HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, bones_loss, energy_loss, head_loss,
+    power_loss, sharpness_losses, spectrum_loss)
 from motion import KIT, SMPL_PARENTS, T2M
 from stages import VAEStage
 from vae import MotionVAE
 
-TERMS = acceleration_loss, energy_loss, spectrum_loss, power_loss, bones_loss
+TERMS = (acceleration_loss, energy_loss, spectrum_loss, power_loss, bones_loss, head_loss)
 
 
 def walk(frames, batch=2, joints=22, seed=0):
@@ -87,6 +87,19 @@ def test_bones_count_by_their_angle_and_not_by_their_length(parents):
         made[:, 2:5, below] += (moved - real[:, 2:5, j])[:, :, None]
         wanted = 3 / 7 * 2 * math.sin(angle / 2) / (len(parents) - 1)
         assert float(bones_loss(made, real, whole(real))) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("parents, neck, head", [
+    (T2M.parents, 12, 15), (KIT.parents, 3, 4), (SMPL_PARENTS, 12, 15)])
+def test_neck_and_head_count_once_more(parents, neck, head):
+    """Each of them turned by itself counts half; the arms and legs do not."""
+    real = torch.randn(1, 7, len(parents), 3).double().cumsum(1)
+    for joint in range(1, len(parents)):
+        made, bone = real.clone(), real[:, :, joint] - real[:, :, parents[joint]]
+        below = [k for k in range(len(parents)) if joint in line(k, parents)]
+        made[:, :, below] -= 2 * bone[:, :, None]  # the bone points the other way
+        wanted = 1.0 if joint in (neck, head) else 0.0
+        assert float(head_loss(made, real, whole(real))) == pytest.approx(wanted, abs=1e-9)
 
 
 def line(joint, parents):
@@ -170,7 +183,7 @@ def test_the_stage_lets_them_in_late():
         losses.append(stage(stage.prepare(batch, step)))
     early, late = losses
     ours = sum(getattr(config.vae, f"lambda_{name}") * late[name]
-               for name in ("acceleration", "energy", "spectrum", "bones"))
+               for name in ("acceleration", "energy", "spectrum", "bones", "head"))
     assert torch.allclose(late["loss"] - early["loss"], ours, rtol=1e-4)
     z = torch.zeros(2, 4, 16)
     val = stage.loss(batch["features"], batch["features"] * 0.5, z, z, batch["lengths"])

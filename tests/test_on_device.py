@@ -30,7 +30,7 @@ from dev.measure import settings
 from kernels import graphs
 from kernels.rates import bf16_rate
 from mld import MLD
-from stages import Muon, in_blocks
+from optimizers import Muon, in_blocks
 from test_gpu import on_device  # noqa: F401, a fixture
 from transformer import Stack
 from view.report import read_log
@@ -291,8 +291,10 @@ def test_muon(kind):
     for device in (DEVICE, "cpu"):
         p = torch.nn.Parameter(random(64, 96).to(device))
         optimizer = Muon([p], 0.01, weight_decay=0.1, kind=kind)
+        optimizer.recorded = device == DEVICE and CUDA
+        p.grad = torch.zeros_like(p)
         for seed in (1, 2):
-            p.grad = random(64, 96, seed=seed).to(device)
+            p.grad.copy_(random(64, 96, seed=seed))
             optimizer.step()
         steps.append(p)
     all_alike(1e-5 if kind == torch.float32 else 1e-2, weights=tuple(steps))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # optimisers import it: once here, not in every child that is forked
+import test_optimizers
 import warm
 
 import checkpoint
@@ -689,8 +690,9 @@ def test_bad_commands_say_what_is_wrong(root):
 class WithoutAGraph:
     """graphs.TrainingGraph's stand-in on a CPU: the same calls, nothing recorded."""
 
-    def __init__(self, loss_of, parameters):
+    def __init__(self, loss_of, parameters, clip):
         self.loss_of, self.parameters, self.shapes = loss_of, list(parameters), set()
+        self.clip = clip
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
 
@@ -700,6 +702,7 @@ class WithoutAGraph:
             p.grad.zero_()
         losses = self.loss_of(names, *tensors)
         losses["loss"].backward()
+        self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         return {name: value.detach() for name, value in losses.items()}
 
 
@@ -718,6 +721,7 @@ def test_steps_that_a_graph_can_record_train_the_same(root, condition, monkeypat
     expected = train_it(f"usual-{condition}")
     made = []
     monkeypatch.setattr(train.Loop, "recordable", lambda self: True)
+    monkeypatch.setattr(train.graphs, "capture", test_optimizers.stand_in)
     monkeypatch.setattr(train.graphs, "TrainingGraph",
                         lambda *args: made.append(WithoutAGraph(*args)) or made[-1])
     found = train_it(f"tensors-{condition}")

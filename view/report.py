@@ -34,6 +34,7 @@ PICTURES = {  # what is logged: title, label of the vertical axis, and what good
     "spectrum": ("Strength of movements by pitch and time", "of 5 cm", FALLS),
     "power": ("Strength of a clip's movements by pitch", "squared log ratio", FALLS),
     "bones": ("Directions of bones", "of a unit vector", FALLS),
+    "head": ("Directions of neck and head", "of a unit vector", FALLS),
     "kl": ("KL divergence to the unit Gaussian", "KL", "Settles clearly above zero. At zero the "
            "latent would say nothing about the motion."),
     "mpjpe_mm": ("Reconstruction error (MPJPE)", "mm", "The mean distance between a joint and its "

@@ -1,8 +1,11 @@
 """Muon against the singular value decomposition and against torch's own."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from stages import LARGEST, Muon, in_blocks, orthogonalize
+import optimizers
+from optimizers import LARGEST, Muon, in_blocks, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 24), (2, 24, 40), (1, 32, 32)])
@@ -60,3 +63,32 @@ def test_steps_are_those_of_torch(kind):
     assert moved > 0.02
     for a, b in zip(ours, theirs):  # torch's orthogonalises in bfloat16
         assert (a - b).abs().max() < (0.02 if kind == torch.float32 else 0.04) * moved
+
+
+def stand_in(run, device):
+    """graphs.capture's, on a CPU: it runs what it records, as the warm-ups do."""
+    run()
+    run()
+    return SimpleNamespace(replay=run), None
+
+
+def test_a_recorded_update_is_the_usual_one(monkeypatch):
+    """Recording leaves no trace in weights and momentum, and a new learning rate counts."""
+    monkeypatch.setattr(optimizers.graphs, "capture", stand_in)
+    made = []
+    for recorded in (False, True):
+        random = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(8, n, generator=random)) for n in (5, 5, 9)]
+        muon = Muon(params, 0.1, weight_decay=0.1)
+        muon.recorded = recorded
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        for step in range(3):
+            for p in params:
+                p.grad.copy_(torch.randn(p.shape, generator=random))
+            muon.param_groups[0]["lr"] = 0.1 / (1 + step)
+            muon.step()
+        made.append(params)
+        assert len(muon.graphs) == recorded
+    for a, b in zip(*made):
+        torch.testing.assert_close(a, b)
