@@ -84,10 +84,15 @@ def results(**wanted):
 
 def accept(what, found, expected, bound, **more):
     """Record |found - expected| / |expected| -> whether it is within the bound; NaN never is."""
-    found, expected = (t.detach().double().cpu() for t in (found, expected))
-    error = ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+    error = error_of(found, expected)
     record(what=what, error=float(f"{error:.3g}"), bound=bound, ok=error <= bound, **more)
     return error <= bound
+
+
+def error_of(found, expected):
+    """|found - expected| / |expected|, on whatever devices they lie"""
+    found, expected = (t.detach().double().cpu() for t in (found, expected))
+    return ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
 def left():

@@ -136,10 +136,14 @@ def gradients(stage, mode, precision):
         ("vae", "denoiser"), ("torch", "triton"), ("float32", "tf32", "bf16"))
     if CUDA or (mode, precision) == ("torch", "float32")])
 def test_a_training_step_on_device(on_device, stage, mode, precision):
-    parts = zip(("loss", "gradients"), gradients(stage, mode, precision),
-                gradients(stage, "torch", "float64"))
-    bound = {"float32": 1e-4, "tf32": 3e-2, "bf16": 1e-1}[precision]
-    assert all([gpu.accept(*part, bound) for part in parts])
+    """Ours err no more than torch's own operations do in the same precision."""
+    exact, found = gradients(stage, "torch", "float64"), gradients(stage, mode, precision)
+    bounds = {"float32": (1e-4, 1e-4), "tf32": (3e-2, 1e-1), "bf16": (1e-1, 4e-1)}[precision]
+    if mode == "triton" and precision != "float32":
+        theirs = gpu.error_of(gradients(stage, "torch", precision)[1], exact[1])
+        bounds = bounds[0], 1.2 * theirs
+    parts = zip(("loss", "gradients"), found, exact, bounds)
+    assert all([gpu.accept(*part) for part in parts])
 
 
 def test_one_process_with_nccl_on_device(on_device):
