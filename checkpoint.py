@@ -24,7 +24,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from clip import WordEncoder
-from config import AssetsConfig, SettingError, atomic_write, from_dict, get_value, to_dict
+from config import AssetsConfig, SettingError, from_dict, get_value, to_dict
+from files import atomic_write
 from formats.safe_pickle import load_torch
 from kernels.few_rows import to_int8
 from mld import MLD

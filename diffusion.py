@@ -384,7 +384,7 @@ def guide(uncond, cond, scale, rescale=0.0, lengths=None):
 
 
 if __name__ == "__main__":
-    from config import program
+    from flags import program
     from view import samplers
 
     program(samplers.main)

@@ -29,7 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
 import data
-from config import SAMPLING, Config, atomic_write, read_assets, set_value, to_dict, validate
+from config import SAMPLING, Config, set_value, to_dict, validate
+from files import atomic_write
+from flags import read_assets
 from judge import evaluators
 from judge.own import OwnJudge
 from judge.protocol import MODEL, REAL, RECONSTRUCTION, Evaluation, evaluate
@@ -354,6 +356,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    from config import program
+    from flags import program
 
     program(main)

@@ -408,7 +408,7 @@ class MLD(nn.Module):
 
 
 if __name__ == "__main__":
-    from config import program
+    from flags import program
     from view import walkthrough
 
     program(walkthrough.main)

@@ -462,6 +462,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    from config import program
+    from flags import program
 
     program(main)

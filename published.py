@@ -13,7 +13,8 @@ import re
 import numpy as np
 import torch
 
-from config import NOVAE, PRESETS, Config, pack_path, set_value, validate
+from config import Config, pack_path, set_value, validate
+from presets import NOVAE, PRESETS
 from formats.datasets import rest_joints
 from formats.pack import Pack
 from formats.safe_pickle import load_safetensors, load_torch

@@ -11,7 +11,8 @@ import os
 import torch
 
 import checkpoint
-from config import FIELDS, SAMPLING, SettingError, get_value, nearest, remove_parts
+from config import FIELDS, SAMPLING, SettingError, get_value, nearest
+from files import remove_parts
 
 FILES = {  # of a stage: its state, its best weights, what is made of them
     "vae": ("vae.pt", "vae_best.pt"),

@@ -424,7 +424,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    from config import program
+    from flags import program
 
     gc.disable()  # importing torch makes 250,000 objects that stay; run() turns it on again
     program(main)

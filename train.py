@@ -57,7 +57,9 @@ import resume
 from kernels import graphs
 from kernels.rates import PAYS, bf16_rate
 from clip import WordEncoder
-from config import SettingError, atomic_write, lock, parse_args, to_dict
+from config import SettingError, to_dict
+from files import atomic_write, lock
+from flags import parse_args
 from data import to_device
 from judge.own import EvaluatorStage
 from mld import MLD
@@ -701,6 +703,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    from config import program
+    from flags import program
 
     program(main)

@@ -8,7 +8,8 @@ The colours are the model's own numbers, and the poses are the motion that
 import numpy as np
 
 from checkpoint import load_model
-from config import HERE, atomic_write
+from config import HERE
+from files import atomic_write
 from motion import T2M
 from words import words_of
 

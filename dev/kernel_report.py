@@ -97,6 +97,6 @@ if __name__ == "__main__":
     if backend.WHY_NOT and backend.MODE != "triton":  # without a GPU, triton needs a new process
         environment = os.environ | {"MLD_KERNELS": "triton"}
         os.execve(sys.executable, [sys.executable, os.path.abspath(__file__)], environment)
-    from config import program
+    from flags import program
 
     program(lambda argv: backend.WHY_NOT or write())

@@ -16,7 +16,7 @@ OFFSET of Hips off the root's track.)
 """
 import numpy as np
 
-from config import atomic_write
+from files import atomic_write
 from formats.rotations import fit_body, fork_frame, t_pose_of
 from motion import T2M, rotation_between, unit_rows
 

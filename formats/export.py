@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from config import atomic_write
+from files import atomic_write
 from formats.bvh_writer import write_bvh
 from formats.feet import lock_feet
 from formats.glb import write_glb

@@ -15,7 +15,7 @@ import struct
 
 import numpy as np
 
-from config import atomic_write
+from files import atomic_write
 from formats.bvh_writer import names_of
 from formats.feet import lock_feet
 from formats.mannequin import mannequin, scale_of

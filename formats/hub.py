@@ -14,7 +14,7 @@ import json
 import os
 from typing import NamedTuple
 
-from config import atomic_write
+from files import atomic_write
 from formats import safetensors_part
 from formats.download import download, held, say
 

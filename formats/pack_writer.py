@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 import motion
-from config import atomic_write
+from files import atomic_write
 from formats.pack_index import LONGEST_TEXT, MAGIC, NFEATS, PREFIX, SPLITS, VERSION
 from formats.pack_joints import GRID, REACH, encode_joints, on_grid
 

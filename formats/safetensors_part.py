@@ -8,7 +8,7 @@ import json
 import math
 import struct
 
-from config import atomic_write
+from files import atomic_write
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes; what is whole numbers is no weight
 

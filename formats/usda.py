@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from config import atomic_write
+from files import atomic_write
 from formats.bvh_writer import names_of
 from formats.glb import MATERIALS, fit_bodies, keyframes
 from formats.mannequin import mannequin

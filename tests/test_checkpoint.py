@@ -10,7 +10,8 @@ import torch
 import checkpoint
 from conftest import ROOT
 from clip import WordEncoder
-from config import PRESETS, AssetsConfig, Config, get_value, set_value
+from config import AssetsConfig, Config, get_value, set_value
+from presets import PRESETS
 from judge.own import OwnJudge
 from mld import MLD
 

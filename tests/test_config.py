@@ -12,7 +12,13 @@ import pytest
 import warm
 
 import config
-from config import PRESETS, Config, SettingError, atomic_write, from_dict, parse_args, to_dict
+import files
+import flags
+import presets
+from config import Config, SettingError, from_dict, to_dict
+from files import atomic_write
+from flags import parse_args
+from presets import PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,7 +28,7 @@ def resolve(*argv, options=None):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("recipe", config.RECIPES)
+@pytest.mark.parametrize("recipe", presets.RECIPES)
 def test_every_preset_is_valid_and_survives_json(preset, recipe):
     c = resolve("--config", preset, "--recipe", recipe)
     assert from_dict(json.loads(json.dumps(to_dict(c)))) == c
@@ -242,8 +248,8 @@ def test_programs_own_flags():
     assert (options.resume, options.num, words) == (True, 4, ["a man"])
     with pytest.raises(SettingError, match="--num must be a whole number"):
         parse_args(["--num", "four"], Options())
-    assert "--num " not in config.help_text("doc")
-    assert "--num           motions per prompt" in config.help_text("doc", Options())
+    assert "--num " not in flags.help_text("doc")
+    assert "--num           motions per prompt" in flags.help_text("doc", Options())
 
 
 def printed(capsys, *argv):
@@ -257,7 +263,7 @@ def printed(capsys, *argv):
 
 def test_help_all_lists_every_setting_with_its_meaning(capsys):
     _, lines = printed(capsys, "--help", "all")
-    short = {key: name for name, key in config.SHORT.items()}
+    short = {key: name for name, key in flags.SHORT.items()}
     for key in config.FIELDS:
         line = next(line for line in lines if line.startswith(f"  --{short.get(key, key)} "))
         assert len(line[43:]) > 8, line
@@ -302,7 +308,7 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
 WRITER = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from config import atomic_write
+from files import atomic_write
 with atomic_write({path!r}) as file:
     file.write(b"half")
     file.flush()
@@ -320,20 +326,20 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     alive = writer("alive", "print('writing', flush=True); input()")
     alive.stdout.readline()
     writer("dead", "os.kill(os.getpid(), signal.SIGKILL)").communicate()
-    assert len(list(tmp_path.glob("*" + config.PART))) == 2
+    assert len(list(tmp_path.glob("*" + files.PART))) == 2
     with atomic_write(tmp_path / "new") as file:
         file.write(b"whole")
-    assert [path.name[:6] for path in tmp_path.glob("*" + config.PART)] == ["alive."]
+    assert [path.name[:6] for path in tmp_path.glob("*" + files.PART)] == ["alive."]
     alive.communicate("\n")
     assert sorted(os.listdir(tmp_path)) == ["a stranger's.part", "alive", "new"]
 
 
 def test_as_a_program():
-    run = functools.partial(warm.run, "config.py")
+    run = functools.partial(warm.run, "flags.py")
     assert json.loads(run("--dataset", "kit").stdout)["data"]["fps"] == 12.5
     assert (
         run("stage=vae").stderr
-        == "error: config.py takes flags only, found 'stage=vae'; see --help.\n"
+        == "error: flags.py takes flags only, found 'stage=vae'; see --help.\n"
     )
     bad = run("--vae.num_layers=4")
     assert (
@@ -352,7 +358,7 @@ def without_a_reader(*words, unbuffered="1"):
     nobody, end = os.pipe()
     os.close(nobody)
     try:
-        if words[0] in ("config.py", "dev/tables.py"):  # these need no torch
+        if words[0] in ("flags.py", "dev/tables.py"):  # these need no torch
             done = subprocess.run([sys.executable, *words], stdout=end, stderr=subprocess.PIPE,
                                   cwd=config.HERE, text=True, timeout=300,
                                   env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
@@ -365,7 +371,7 @@ def without_a_reader(*words, unbuffered="1"):
 
 @pytest.mark.parametrize("unbuffered", ["1", ""])
 @pytest.mark.parametrize("words", [
-    ["config.py"], ["config.py", "--help"], ["train.py", "--help", "all"], ["eval.py", "--help"],
+    ["flags.py"], ["flags.py", "--help"], ["train.py", "--help", "all"], ["eval.py", "--help"],
     ["prepare.py", "check", "toy"], ["mld.py"], ["diffusion.py"], ["sample.py", "--help"],
     ["clip_tokenizer.py", "a", "b"], ["dev/tables.py"]], ids=" ".join)
 def test_a_closed_pipe_is_no_error(words, unbuffered):

@@ -12,7 +12,8 @@ import guidance
 import motion
 import sample
 import story
-from config import PRESETS, Config, set_value
+from config import Config, set_value
+from presets import PRESETS
 from formats import constraints, pins, targets
 from formats.pack import Pack
 from formats.rotations import T_POSES

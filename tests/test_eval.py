@@ -14,7 +14,8 @@ import data
 import eval as program
 import motion
 from clip import WordEncoder
-from config import ACTION, NOVAE, TOY, Config, set_value
+from config import Config, set_value
+from presets import ACTION, NOVAE, TOY
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, Pack, write_pack
 from judge import evaluators, metrics, protocol, published, sharpness

@@ -7,7 +7,7 @@ import warm
 
 import checkpoint
 import finetune
-from config import parse_args
+from flags import parse_args
 from formats.pack import Caption, Clip, Pack, write_pack
 from test_train import clips_of, command, log, run
 

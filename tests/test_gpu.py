@@ -31,7 +31,7 @@ import latents
 import losses
 import story
 import train
-from config import parse_args
+from flags import parse_args
 from conftest import ROOT
 from dev import gpu, recorder
 from dev.baseline import draw_lengths, prompts, random_clips, vae_step_loss

@@ -11,14 +11,16 @@ HALL = {
     "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
     "fast", "conditions", "latents", "guidance", "story", "edit", "lengths", "data", "checkpoint",
     "published", "published_clip", "train", "stages", "losses", "finetune", "distill", "sample",
-    "resume", "eval", "prepare", "studio", "optimizers"}
-FORMATS = {"config", "motion", "formats"}
+    "resume", "eval", "prepare", "studio", "optimizers", "presets", "flags", "files"}
+SETTINGS = {"config", "presets", "files", "flags"}
+FORMATS = SETTINGS | {"motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
          "conditions", "latents", "mld", "words"} | EDITS
 STORED = MODEL | {"data", "checkpoint", "published", "published_clip"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
-    "config": set(), "kernels": set(), "clip_tokenizer": set(), "lengths": set(), "words": set(),
+    "config": set(), "presets": set(), "files": set(), "flags": {"config", "presets"},
+    "kernels": set(), "clip_tokenizer": set(), "lengths": set(), "words": set(),
     "diffusion": set(), "conditions": set(), "latents": set(),
     "motion": {"config"},
     "formats": FORMATS, "toy": FORMATS | {"words"}, "data": FORMATS,
@@ -34,7 +36,7 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "judge": STORED,
     "view": STORED,
     "optimizers": {"kernels"},
-    "finetune": STORED, "resume": {"config", "checkpoint"},
+    "finetune": STORED, "resume": {"config", "files", "checkpoint"},
     "losses": {"motion", "transformer", "vae"},
     "stages": STORED | {"losses", "judge", "view"}, "distill": STORED | {"stages"},
 }

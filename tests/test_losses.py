@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from config import TOY, Config, VAEConfig, set_value
+from config import Config, VAEConfig, set_value
+from presets import TOY
 from losses import (
     HOP, TYPICAL, WINDOW, acceleration_loss, amplitudes, bones_loss, energy_loss, head_loss,
     power_loss, sharpness_losses, spectrum_loss)

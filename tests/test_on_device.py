@@ -22,7 +22,8 @@ import latents
 import story
 import train
 from clip import WordEmbedding, WordEncoder
-from config import TextEncoderConfig, parse_args
+from config import TextEncoderConfig
+from flags import parse_args
 from conftest import ROOT
 from dev import gpu
 from dev.gpu import CUDA, DEVICE

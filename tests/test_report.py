@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import browser
-from config import parse_args
+from flags import parse_args
 from test_render import walk
 from view.report import PICTURES, curve, read_log, show_motions, write_report
 

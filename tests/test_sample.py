@@ -15,7 +15,8 @@ import checkpoint
 import sample
 from clip_tokenizer import Tokenizer
 from clip import WordEncoder
-from config import PRESETS, Config, set_value
+from config import Config, set_value
+from presets import PRESETS
 from mld import MLD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -19,7 +19,8 @@ import warm
 
 import checkpoint
 import train
-from config import PART, parse_args
+from files import PART
+from flags import parse_args
 from conftest import GOLDEN
 from formats.pack import Caption, Clip, write_pack
 from kernels import rates

@@ -327,6 +327,6 @@ def table():
 
 
 if __name__ == "__main__":
-    from config import program
+    from flags import program
 
     program(lambda argv: table())

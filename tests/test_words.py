@@ -14,7 +14,8 @@ import clip
 import sample
 import words
 from clip import WordEncoder
-from config import PRESETS, Config, TextEncoderConfig, set_value
+from config import Config, TextEncoderConfig, set_value
+from presets import PRESETS
 from mld import MLD
 from toy import word_vectors
 from words import Known, distance, drop_words, extended, row_of, understand, vectors, words_of

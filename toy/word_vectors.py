@@ -24,7 +24,7 @@ import sys
 
 import numpy as np
 
-from config import atomic_write
+from files import atomic_write
 from formats.pack import Pack
 from words import LIKE, OPPOSITES, PATH, Known, pack, stems, unpack, vocabulary_of
 

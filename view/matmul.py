@@ -15,7 +15,7 @@ import sys
 import tempfile
 import textwrap
 
-from config import atomic_write
+from files import atomic_write
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 SOURCE, BUILT = os.path.join(FOLDER, "matmul.c"), os.path.join(FOLDER, "matmul.wasm.txt")

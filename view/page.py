@@ -31,7 +31,8 @@ import torch
 import checkpoint
 import motion
 import words
-from config import HERE, atomic_write
+from config import HERE
+from files import atomic_write
 from formats.bvh_writer import names_of
 from formats.rotations import T_POSES
 from kernels.few_rows import to_int8

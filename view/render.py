@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config import atomic_write
+from files import atomic_write
 from formats.mannequin import RADIUS
 from motion import KIT, SMPL_PARENTS, T2M
 from view import skin, stills

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import motion
 from view import render
-from config import atomic_write, to_dict
+from config import to_dict
+from files import atomic_write
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7")
 STAGES = {"vae": "Stage 1: VAE", "diffusion": "Stage 2: diffusion", "distill": "Student",

@@ -1,0 +1,58 @@
+"""The one way in which files are written: whole, or not at all."""
+import contextlib
+import os
+import tempfile
+
+PART, SWEPT = ".nanomld.part", set()  # SWEPT: folders where this process has looked for such files
+
+
+def lock(file, wait=False):
+    """Whether this process now holds the lock of an open file, until it closes it or dies. True,
+    too, where there are no locks: on some network drives, and on Windows."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
+
+
+def remove_parts(folder):
+    """Remove what killed processes left of files that they were writing. A living writer holds a
+    lock on its own."""
+    for name in os.listdir(folder) if os.name == "posix" else ():
+        if name.endswith(PART):
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as file:
+                if lock(file):
+                    os.unlink(file.name)
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """`with atomic_write(path) as file`: the file appears under its name whole, or not at all, in
+    which case an older one stays as it was."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
+    os.makedirs(folder, exist_ok=True)
+    if folder not in SWEPT:
+        SWEPT.add(folder)
+        remove_parts(folder)
+    links = 0
+    while not links:  # until it is ours: somebody who looks for left parts may be faster
+        handle, part = tempfile.mkstemp(PART, os.path.basename(path) + ".", folder)
+        file = os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
+        lock(file, wait=True)
+        links = os.fstat(handle).st_nlink
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
