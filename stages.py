@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data import to_device
 from formats.pack import Caption
-from latents import diffused_shape, principal_axes
+from latents import diffused_shape, identity, principal_axes
 from losses import sharpness_losses
 from vae import clip_mean, vae_loss
 from words import drop_words
@@ -147,6 +147,8 @@ class DiffusionStage(nn.Module):
             if c.denoiser.normalize_latents and not run.init:  # fine-tuning keeps the old ones
                 self.normalize(model, mu.flatten(0, 1), logvar.flatten(0, 1), lengths.flatten())
             self.posteriors = (mu, logvar, lengths) if c.train.cache_latents else None
+            for name in identity(c) if model.normalize_latents else ():
+                self.register_buffer(name, getattr(model, name))  # the denoiser's: resumed with it
         self.batches = run.batches(
             "train", self.settings.batch_size, motion=self.posteriors is None,
             balanced=self.kind == "action" and c.data.balance_actions)

@@ -336,7 +336,7 @@ class Loop:
         if run.main:
             run.rewind_log(self.name, self.step)
         parallel = torch.nn.parallel.DistributedDataParallel
-        self.net = parallel(stage) if run.world > 1 else stage
+        self.net = parallel(stage, broadcast_buffers=False) if run.world > 1 else stage
         self.graph, self.ahead = None, None  # ahead: the next batch, fetched while the GPU works
         if self.recordable():
             self.graph = graphs.TrainingGraph(self.recorded_loss, self.params, self.clip)
@@ -347,7 +347,8 @@ class Loop:
         stage.train()
 
     def restore(self, state):
-        checkpoint.fill(self.stage, state["model"], self.last)
+        optional = "latent_"  # older files had no latents' means and directions
+        checkpoint.fill(self.stage, state["model"], self.last, [optional])
         if state.get("vae", self.run.vae) != self.run.vae:
             raise SettingError(f"{self.last} was trained on another VAE than the one at hand: "
                                "--resume goes on with that one, --overwrite starts again.")

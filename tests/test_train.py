@@ -18,6 +18,7 @@ import test_optimizers
 import warm
 
 import checkpoint
+import stages
 import train
 from files import PART
 from flags import parse_args
@@ -275,6 +276,37 @@ def test_an_overwritten_run_leaves_nothing_to_the_new_one(root, whole, tmp_path)
     files = ("vae.pt", "vae_best.pt", "diffusion.pt", "diffusion_best.pt", "model.pt")
     ids = {checkpoint.load(root / "out" / "again" / name)["run"] for name in files}
     assert len(ids) == 1 and ids != {checkpoint.load(whole / "model.pt")["run"]}
+
+
+def test_resume_goes_on_in_the_directions_that_it_began_in(root, monkeypatch):
+    """Another machine may find main directions with the other sign, or mixed where two matter
+    alike; the denoiser knows the first ones only."""
+    def train_it(name, *flags):
+        options = train.Options()
+        config, _ = parse_args(command(root, f"--name={name}", "--denoiser.principal=1",
+                                       *flags)[2:], options)
+        train.train(config, options)
+
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    train_it("straight")
+    usual, axes = train.Loop.update, stages.principal_axes
+
+    def update(self, batch):
+        usual(self, batch)
+        self.run.stopping = self.name == "diffusion" and self.step == 7
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Loop, "update", update)
+        train_it("turned")
+    assert not (root / "out" / "turned" / "model.pt").exists()
+    shutil.copytree(root / "out" / "turned", root / "moved" / "turned")  # this process locks it
+    monkeypatch.setattr(stages, "principal_axes", lambda *args: [-x for x in axes(*args)])
+    train_it("turned", "--resume", f"--out={root / 'moved'}")
+    shutil.copytree(root / "moved" / "turned", root / "out" / "turned", dirs_exist_ok=True)
+    assert log(root, "turned") == log(root, "straight")
+    ends = [checkpoint.load(root / "out" / name / "model.pt")["model"] for name in
+            ("turned", "straight")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])
 
 
 def refused(root, words, *flags):
