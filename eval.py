@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import checkpoint
 import data
 from config import SAMPLING, Config, set_value, to_dict, validate
-from files import atomic_write
+from files import atomic_write, check_place
 from flags import read_assets
 from judge import evaluators
 from judge.own import OwnJudge
@@ -285,6 +285,9 @@ def check_actions(who, known, pack):
 
 def measure(args, words):
     start, (given, assets) = time.perf_counter(), settings(args, words)
+    there = args.ckpt if os.path.exists(args.ckpt) else os.path.join("out", args.ckpt, "")  # a word
+    folder = args.out or (there if os.path.isdir(there) else os.path.dirname(there))
+    check_place(os.path.join(folder, "eval.json"))
     model = checkpoint.load_model(args.ckpt, assets)
     c = model.config
     for key, value in given.items():
@@ -317,8 +320,6 @@ def measure(args, words):
     print("\n".join([*map(text_table, grids(table)), *lines]))
     if args.verbose:
         print(text_table(part_grid(parts)))
-    there = args.ckpt if os.path.exists(args.ckpt) else os.path.join("out", args.ckpt, "")  # a word
-    folder = args.out or (there if os.path.isdir(there) else os.path.dirname(there))
     result = {"checkpoint": os.path.basename(os.path.normpath(args.ckpt)), "dataset": pack.name,
               "split": c.eval.split if c.eval.split in pack.splits else "train",
               "precision": args.precision, "judge": judge.title, "rows": table, "notes": notes,

@@ -28,13 +28,26 @@ def remove_parts(folder):
                     os.unlink(file.name)
 
 
+def check_place(path):
+    """OSError for a path at which atomic_write could not make a file. For programs that work long
+    before they write: they should say it first."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, no folder.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: {folder} belongs to somebody else.")
+
+
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
     """`with atomic_write(path) as file`: the file appears under its name whole, or not at all, in
     which case an older one stays as it was."""
+    check_place(path)
     folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
     os.makedirs(folder, exist_ok=True)
     if folder not in SWEPT:
         SWEPT.add(folder)

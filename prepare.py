@@ -48,6 +48,7 @@ from tqdm import tqdm
 
 import motion
 from config import HERE
+from files import check_place
 from data import Batches
 from formats import cmu, datasets, export, joined, plausible, recordings
 from formats.found import Found
@@ -440,13 +441,14 @@ def parse(argv):
     args.name = getattr(args, "new_name", args.name)
     if args.run in (pack_toy, pack_layout, pack_actions, pack_bvh, pack_cmu, pack_join):
         args.out = args.out or os.path.join(HERE, "data", args.name, args.name + ".pack")
+        check_place(args.out)  # now: reading a dataset takes minutes
     args.line = shlex.join(["python", "prepare.py", *argv])
     return args
 
 
 def main(argv):
-    args = parse(argv)
     try:
+        args = parse(argv)
         if not PLAIN_NAME.fullmatch(args.name):
             raise ValueError(f"--name must be a plain word, found {args.name!r}.")
         if not 1 <= args.min_length < args.max_length:

@@ -483,6 +483,7 @@ def test_published_action_datasets(tmp_path, name, actions, split):
         (["--ckpt", "CKPT", "--eval.seed"], "eval.seed must be a whole number"),
         (["--ckpt", "CKPT", "--cfg_assets", "none.py"], "Assets file none.py cannot be read"),
         (["--ckpt", "CKPT", "--dataset", "other"], "other.pack does not exist"),
+        (["--ckpt", "CKPT", "--dataset", "other", "--out", "JUDGE"], "is a file, no folder"),
     ],
 )
 def test_refusals(root, flags, words):

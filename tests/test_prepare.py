@@ -400,6 +400,10 @@ def test_a_name_that_leads_elsewhere_and_an_output_that_is_a_folder_are_refused(
         code == 1
         and error == f"error: {tmp_path} is a folder; expected the name of a file to write.\n"
     )
+    (tmp_path / "file").write_text("kept")
+    for out, said in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.pack", "is a file, no")):
+        code, _, error = run(capsys, "join", "x", tmp_path / "absent.pack", "--out", out)
+        assert code == 1 and said in error and "absent" not in error  # before anything is read
 
 
 def test_a_set_of_test_clips_only_is_packed(layout, tmp_path, capsys):
