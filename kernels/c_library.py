@@ -21,6 +21,14 @@ import warnings
 PATIENCE = 20  # seconds that a compiler gets
 
 
+def machine_flags():
+    """What makes a compiler use all that this machine has, as lists that are tried in this order.
+    MLD_CFLAGS="-mavx2 -mfma" compiles for another one, to measure what it would be like there."""
+    own = os.environ.get("MLD_CFLAGS", "").split()
+    ways = [own] if own else [["-march=native"], ["-mcpu=native"]]
+    return [[*way, "-fopenmp"] for way in ways] + ways
+
+
 def load(source, options, flags):
     """The ctypes library of the C file `source`, or a text that says why there is none.
 

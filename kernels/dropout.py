@@ -63,10 +63,8 @@ TYPES = torch.float32, torch.bfloat16
 @functools.lru_cache(maxsize=None)
 def library():
     """dropout.c with its functions declared, or a text that says why there is none."""
-    flags = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"],
-             ["-mcpu=native"]]
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "dropout.c")
-    made = c_library.load(source, ["-O2"], flags)
+    made = c_library.load(source, ["-O2"], c_library.machine_flags())
     if isinstance(made, str):
         return made
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64

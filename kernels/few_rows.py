@@ -25,9 +25,7 @@ MAX_THREADS = 16  # more of them only wait for one another
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 DEFINES = {"float32": [], "bf16": ["-DBF16"], "int8": ["-DINT8"]}  # by the kind of weights
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}  # of tokens
-# tried in this order, until one compiles
-FLAGS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"],
-         ["-mcpu=native"]]
+FLAGS = c_library.machine_flags()
 ACTIVATIONS = ("gelu", "relu", "quick_gelu")  # in few_rows.c's order
 # what a stack may be made of; transformer.py adds its own layers
 KNOWN_MODULES = {torch.nn.Linear, torch.nn.LayerNorm, torch.nn.ModuleList}
