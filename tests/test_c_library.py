@@ -267,7 +267,8 @@ def test_a_library_of_something_else(home, monkeypatch):
 def test_flags_for_another_processor(monkeypatch):
     """With OpenMP first, then without; MLD_CFLAGS takes the place of what this machine has."""
     monkeypatch.delenv("MLD_CFLAGS", raising=False)
-    assert c_library.machine_flags() == [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"],
-                                         ["-march=native"], ["-mcpu=native"]]
+    assert c_library.machine_flags() == [
+        ["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"],
+        ["-mcpu=native"]]
     monkeypatch.setenv("MLD_CFLAGS", "-mavx2 -mfma")
     assert c_library.machine_flags() == [["-mavx2", "-mfma", "-fopenmp"], ["-mavx2", "-mfma"]]
