@@ -19,7 +19,7 @@ from diffusion import PREDICTION_TYPES, make_schedule, plan, take_step
 from distill import DistillStage, path_steps
 from formats.pack import write_pack
 from test_edit import tiny
-from test_train import clips_of, command, log, run
+from test_train import KILLER, ROOT, clips_of, command, log, run
 
 # --------------------------------------------------------------------------------------------------
 # The sampler
@@ -305,6 +305,37 @@ def test_a_stopped_run_goes_on_exactly(root, student):
     a, b = (checkpoint.load(root / "out" / name / "distill.pt") for name in ("halves", "whole"))
     for one, two in zip(a["ema"], b["ema"]):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("where, count", [("distill", 4), ("write", 3)])
+def test_a_killed_run_goes_on_exactly(root, student, tmp_path, where, count):
+    """By SIGKILL after a step, and in the middle of writing a checkpoint."""
+    killer, teacher = tmp_path / "killer.py", f"--init_from={root / 'out' / 'text' / 'model.pt'}"
+    killer.write_text(KILLER.format(root=str(ROOT), where=where, count=count))
+    name = f"killed-{where}"
+    killed = distilled(root, name, teacher,
+                       start=lambda _, *words: warm.run(str(killer), *words))
+    folder = root / "out" / name
+    assert killed.returncode and not (folder / "student.pt").exists()
+    done = distilled(root, name, teacher, "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert log(root, name) == {key: value for key, value in log(root, "text").items()
+                               if key[0] == "distill"}
+    made = checkpoint.load(folder / "student.pt")["model"]
+    assert all(torch.equal(made[key], value) for key, value in student.state_dict().items())
+
+
+def test_a_teacher_of_main_directions_has_a_student_in_the_same(root):
+    done = run(root, "--name=main", "--denoiser.principal=1", "--train.sample_every=0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    teacher = root / "out" / "main" / "model.pt"
+    done = distilled(root, "main-few", f"--init_from={teacher}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    few = checkpoint.load_model(str(root / "out" / "main-few" / "student.pt"))
+    kept = checkpoint.load_model(str(teacher))
+    assert torch.equal(few.latent_in, kept.latent_in) and few.latent_in.shape == (32, 16)
+    _, (joints, *_) = few.generate(["a person walks"], lengths=[24], seed=0)
+    assert joints.shape == (24, 22, 3) and joints.isfinite().all()
 
 
 def test_two_processes_see_what_one_would(root, student):
