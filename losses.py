@@ -108,21 +108,22 @@ def power_loss(a, b, lengths):
     return ((made + STILL**2) / (real + STILL**2)).log().square().mean()
 
 
-def bones_loss(a, b, lengths):
-    """a, b (B, T, J, 3) -> mean distance of the unit vectors along the bones, 0 to 2."""
+def turned(a, b):
+    """a, b (B, T, J, 3) -> (B, T, J - 1): how far apart the unit vectors along each bone are."""
     parents = parents_of(a.shape[2], a.device)
     made, real = (F.normalize(x[:, :, 1:] - x[:, :, parents], dim=-1) for x in (a, b))
-    return clip_mean((made - real).norm(dim=-1), lengths)
+    return (made - real).norm(dim=-1)
+
+
+def bones_loss(a, b, lengths):
+    """a, b (B, T, J, 3) -> mean distance of the unit vectors along the bones, 0 to 2."""
+    return clip_mean(turned(a, b), lengths)
 
 
 def head_loss(a, b, lengths):
     """bones_loss of the bones to neck and head alone."""
-    bones = []
-    for x in (a, b):
-        ends = [(j, PARENTS[x.shape[2]][j]) for j in HEADS[x.shape[2]]]
-        bones.append(torch.stack([x[:, :, j] - x[:, :, parent] for j, parent in ends], 2))
-    made, real = (F.normalize(x, dim=-1) for x in bones)
-    return clip_mean((made - real).norm(dim=-1), lengths)
+    error = turned(a, b)
+    return clip_mean(torch.stack([error[:, :, j - 1] for j in HEADS[a.shape[2]]], 2), lengths)
 
 
 @functools.lru_cache

@@ -20,8 +20,8 @@ def learning_rate(s, step):
 
 
 def make_optimizers(stage, precision="float32"):
-    """AdamW for all of the stage's parameters, or for those that Muon leaves. Muon takes the
-    matrices that multiply activations, but not the tables of tokens and positions."""
+    """[AdamW] for all of the stage's parameters, or [AdamW, Muon]. Muon takes the matrices that
+    multiply activations, but not the tables of tokens and positions."""
     s = stage.settings
     tables = {p for module in stage.modules() if isinstance(module, nn.Embedding)
               for p in module.parameters()}
@@ -51,8 +51,12 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, kind=torch.float32):
         self.kind = kind  # of the numbers of a step; what is kept is in the parameters' own
-        self.graphs = []  # one for each group, with the tensor that its learning rate lies in
+        self.graphs = []  # of each group: the tensor of its learning rate, and the graph
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.graphs = []  # which know the older momentum
 
     @torch.no_grad()
     def step(self):

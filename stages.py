@@ -144,7 +144,9 @@ class DiffusionStage(nn.Module):
         if model.vae:  # frozen: no gradient and no dropout
             model.vae.requires_grad_(False).eval()
             mu, logvar, lengths = self.encode(max(1, c.train.cache_latents))
-            if c.denoiser.normalize_latents and not run.init:  # fine-tuning keeps the old ones
+            resumed = run.states.get(self.name, {}).get("model", {})
+            if (c.denoiser.normalize_latents and not run.init  # fine-tuning keeps the old ones
+                    and "latent_mean" not in resumed):  # and so does --resume
                 self.normalize(model, mu.flatten(0, 1), logvar.flatten(0, 1), lengths.flatten())
             self.posteriors = (mu, logvar, lengths) if c.train.cache_latents else None
             for name in identity(c) if model.normalize_latents else ():

@@ -64,7 +64,7 @@ from data import to_device
 from judge.own import EvaluatorStage
 from mld import MLD
 from published_clip import load_clip
-from optimizers import Muon, learning_rate, make_optimizers
+from optimizers import learning_rate, make_optimizers
 from stages import DiffusionStage, Remembered, VAEStage
 from view.report import read_log, show_motions, write_report
 from words import vocabulary_of
@@ -340,8 +340,8 @@ class Loop:
         self.graph, self.ahead = None, None  # ahead: the next batch, fetched while the GPU works
         if self.recordable():
             self.graph = graphs.TrainingGraph(self.recorded_loss, self.params, self.clip)
-            for optimizer in self.optimizers:
-                optimizer.recorded = isinstance(optimizer, Muon)
+            for optimizer in self.optimizers[1:]:
+                optimizer.recorded = True
         self.bar = tqdm(total=self.s.steps, initial=self.step, desc=self.name, unit="step",
                         disable=not run.main, dynamic_ncols=True)
         stage.train()

@@ -1,4 +1,5 @@
 """Muon against the singular value decomposition and against torch's own."""
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -83,7 +84,9 @@ def test_a_recorded_update_is_the_usual_one(monkeypatch):
         muon.recorded = recorded
         for p in params:
             p.grad = torch.zeros_like(p)
-        for step in range(3):
+        for step in range(4):
+            if step == 2:
+                muon.load_state_dict(copy.deepcopy(muon.state_dict()))  # as if resumed
             for p in params:
                 p.grad.copy_(torch.randn(p.shape, generator=random))
             muon.param_groups[0]["lr"] = 0.1 / (1 + step)
