@@ -10,6 +10,7 @@
     python sample.py "a person walks" --seconds 5 --seed 3 --steps 20 --sampler dpm++ --guidance 2
     python sample.py "a person does a backflip" --ckpt humanml3d   the published model, fetched once
     python sample.py "a man walks" --constraints c.json      places, poses, a path: docs/editing.md
+    python sample.py "a man walks, then sits down"  two parts, made one after the other (clauses.py)
     python sample.py --story "a man walks" "he turns left" "he sits down"   one motion, no seams
     python sample.py --list                         the words for --ckpt, what they need, and the
                                                     actions that the model knows
@@ -74,6 +75,8 @@ def arguments(argv):
     add("--path", metavar="CSV", help="go this way: lines of seconds, x, z")
     add("--continue", dest="goes_on", metavar="NPY", help="what comes after this motion")
     add("--story", nargs="*", metavar="PROMPT", help="prompts in a row, or several --action")
+    add("--whole", action="store_true", help="never take a prompt apart into what is done first, "
+        "then, and after that")
     add("--loop", action="store_true", help="a motion, or a story, that can be repeated")
     add("--interpolate", nargs="*", metavar="PROMPT", help="--num motions between two prompts")
     add("--vary", metavar="NPY", help="--num variations of this motion")
@@ -240,6 +243,40 @@ def understood(prompts, vocabulary):
     return [report.text for report in read]
 
 
+def taken_apart(prompt, vocabulary):
+    """The parts of a prompt that are done one after the other, spelled right, and {a word that was
+    not: the known word}; [prompt] and {} where it asks for one thing, where the model understands
+    nothing of a part, or has no vocabulary of its own."""
+    from clauses import parts
+    from words import understand
+
+    spelled = understand(prompt, vocabulary).spelled if vocabulary else {}
+    text = re.sub(r"\w+", lambda word: spelled.get(word[0].lower(), word[0]), prompt)
+    found = parts(text) if vocabulary else []
+    if len(found) > 1 and all(understand(part, vocabulary).says for part in found):
+        return found, spelled
+    return [prompt], {}
+
+
+def as_read(model, prompts, apart=True):
+    """For each prompt a list of what the model should read: several texts for what is done one
+    after the other, if `apart`, which is told on standard error."""
+    vocabulary, each = getattr(model.text_encoder, "vocabulary", None), []
+    for prompt in prompts:
+        parts, spelled = taken_apart(prompt, vocabulary) if apart else ([prompt], {})
+        each.append(parts)
+        if len(parts) > 1:
+            pairs = "".join(f"Read {a!r} as {b!r}. " for a, b in spelled.items())
+            print(f"{pairs}Made one after the other: {', then '.join(map(repr, parts))} (--whole "
+                  "makes one motion of all).", file=sys.stderr)
+    if vocabulary:
+        read = iter(understood([part for parts in each for part in parts], vocabulary))
+        each = [[next(read) for _ in parts] for parts in each]
+    if model.text_encoder is not None:
+        say_what_is_cut_off(model.text_encoder, dict.fromkeys(sum(each, [])))
+    return each
+
+
 def say_what_is_cut_off(encoder, texts):
     """On standard error, for texts of which the text tower reads the beginning only."""
     from words import words_of
@@ -341,6 +378,7 @@ def run(args, prompts):
     import edit
     import kernels
     import motion
+    import story
     from config import AssetsConfig
     from formats import rigs
 
@@ -356,25 +394,29 @@ def run(args, prompts):
     labels = labels_of(args, model.actions)
     captions = [caption for caption in prompts or args.action or ["unconditional"]
                 for _ in range(args.num)]
-    texts, vocabulary = captions if prompts else None, getattr(model.text_encoder, "vocabulary", 0)
-    if prompts and vocabulary:
-        read = understood(prompts, vocabulary)
-        texts = [text for text in read for _ in range(args.num)]
-    if prompts and model.text_encoder is not None:
-        say_what_is_cut_off(model.text_encoder, dict.fromkeys(texts))
+    seeds, each = [args.seed + i for i in range(len(captions))], None
+    if prompts:
+        read = as_read(model, prompts, apart=not (args.whole or edit.wanted(args)))
+        each = [parts for parts in read for _ in range(args.num)]
+    texts = each and [parts[0] for parts in each]
     lengths = lengths_of(args, model, texts, labels, len(captions))
     lengths = edit.long_enough(args, model, lengths)
-    model.check_lengths(lengths)
-    check_trained(args, model.config, lengths)
+    frames = [[n] for n in lengths] if each is None else [
+        [n] if len(parts) == 1 else story.lengths_of(model, parts, seed, n if args.seconds else None)
+        for parts, n, seed in zip(each, lengths, seeds)]
+    model.check_lengths(flat := [n for one in frames for n in one])
+    check_trained(args, model.config, flat)
     make_folder(args.out)
     loaded = time.perf_counter()
 
+    settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
+                "num_inference_steps": args.steps, "progress": sys.stderr.isatty()}
     if edit.wanted(args):
         motions, captions = edit.made(args, model, texts, labels, lengths, captions)
+    elif each is not None:
+        motions = story.scenes(model, each, frames, seeds, **settings)
     else:
-        _, joints = model.generate(
-            texts, labels, lengths=lengths, guidance_scale=args.guidance, sampler=args.sampler,
-            num_inference_steps=args.steps, seed=args.seed, progress=sys.stderr.isatty())
+        _, joints = model.generate(None, labels, lengths=lengths, seed=args.seed, **settings)
         motions = [j[:n].cpu().numpy() for j, n in zip(joints, lengths)]
     if args.fps:
         motions = [rigs.resample(j, fps, args.fps) for j in motions]

@@ -133,6 +133,51 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
 
 
 # --------------------------------------------------------------------------------------------------
+# Prompts that say several things, one after the other (clauses.py)
+
+
+def lengths_of(model, texts, seed, total=None):
+    """Frames of the parts of a prompt: drawn from `seed` on, or as such shares of `total` frames.
+    ValueError if that is too short for so many parts."""
+    least = 2 * SHARED
+    if total is not None and total < least * len(texts):
+        fps = model.config.data.fps
+        raise ValueError(f"{len(texts)} things one after the other need at least "
+                         f"{least * len(texts) / fps:g} s, found {total / fps:g} s; --whole makes "
+                         "one motion of the prompt.")
+    seeds = [seed + k for k in range(len(texts))]
+    drawn = [max(n, least) for n in model.draw_lengths(texts, seed=seeds)]
+    if total is None:
+        return drawn
+    ends = np.rint(np.cumsum(drawn) / sum(drawn) * total).astype(int)
+    shares = np.diff(ends, prepend=0)
+    if shares.min() < least:
+        shares = np.diff(np.linspace(0, total, len(texts) + 1).astype(int))
+    return shares.tolist()
+
+
+def scenes(model, each, lengths, seeds, progress=False, **settings):
+    """Motions (T, J, 3) of B prompts, each a list of the parts that are done one after the other.
+
+    each, lengths   B lists of texts, and as many lists of frames
+    seeds           B; that of a story's first part, the next part's is one more
+    settings        guidance_scale, sampler, num_inference_steps
+
+    What has one part is made by model.generate, all of it as one batch, the others are stories."""
+    made, alone = [None] * len(each), [i for i, texts in enumerate(each) if len(texts) == 1]
+    if alone:
+        _, joints = model.generate([each[i][0] for i in alone], progress=progress,
+                                   lengths=[lengths[i][0] for i in alone],
+                                   seed=[seeds[i] for i in alone], **settings)
+        for i, j in zip(alone, joints):
+            made[i] = j[:lengths[i][0]].cpu().numpy()
+    for i in set(range(len(each))).difference(alone):
+        made[i] = story(model, each[i], lengths=lengths[i], seed=seeds[i], progress=progress,
+                        **settings)[0]
+    return made
+
+
+# --------------------------------------------------------------------------------------------------
 # Through the VAE
 
 

@@ -131,6 +131,7 @@ class Maker:
         """A job -> (what the page says about it, the player's dicts), made as sample.run makes
         them. Refused for what the model cannot do."""
         import edit
+        import story
 
         try:
             if job["model"] >= len(self.names):
@@ -138,28 +139,39 @@ class Maker:
             args, model, num = self.arguments(job), self.model(job["model"]), job["num"]
             vocabulary = getattr(model.text_encoder, "vocabulary", None)
             with contextlib.redirect_stderr(io.StringIO()) as said:  # what sample.py says there
-                texts = sample.read_prompts(args)
-                title = ", then ".join(texts)
-                texts, told = self.understood(texts, vocabulary)
-                sample.say_what_is_cut_off(model.text_encoder, dict.fromkeys(texts))
-                texts = [text for text in texts for _ in range(num)]
-                lengths = sample.lengths_of(args, model, texts, None, len(texts))
-                lengths = edit.long_enough(args, model, lengths)
-                model.check_lengths(lengths)
+                prompts = parts = sample.read_prompts(args)
+                spelled = {}
+                if not edit.wanted(args):
+                    parts, spelled = sample.taken_apart(prompts[0], vocabulary)
+                read, told = self.understood(parts, vocabulary)
+                told["spelled"] |= spelled
+                sample.say_what_is_cut_off(model.text_encoder, dict.fromkeys(read))
+                if apart := len(parts) > len(prompts):
+                    each = [read] * num
+                    frames = [story.lengths_of(model, read, args.seed + i, job["frames"] or None)
+                              for i in range(num)]
+                else:
+                    each = [[text] for text in read for _ in range(num)]
+                    lengths = sample.lengths_of(args, model, sum(each, []), None, len(each))
+                    frames = [[n] for n in edit.long_enough(args, model, lengths)]
+                model.check_lengths(lengths := sum(frames, []))
                 sample.check_trained(args, model.config, lengths)
-            made, missed = self.generated(args, model, texts, lengths)
+            made, missed = self.generated(args, model, each, frames)
         except ValueError as error:
             raise Refused(400, str(error)) from None
-        told["notes"] = said.getvalue().splitlines() + missed
-        told["parts"] = lengths[::num] if job["then"] else [len(made[0])]
-        return told, self.as_shown(made, title, model.config.data)
+        told["notes"], told["texts"] = said.getvalue().splitlines() + missed, parts
+        told["parts"] = frames[0] if apart else lengths[::num] if job["then"] else [len(made[0])]
+        return told, self.as_shown(made, ", then ".join(prompts), model.config.data)
 
-    def generated(self, args, model, texts, lengths):
-        """-> motions (T, J, 3), and sentences about the constraints that they do not meet."""
+    def generated(self, args, model, each, frames):
+        """Lists of texts and of frames, as story.scenes takes them -> motions (T, J, 3), and
+        sentences about the constraints that they do not meet."""
         import edit
+        import story
 
         settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
                     "num_inference_steps": args.steps}
+        texts, lengths = sum(each, []), sum(frames, [])
         if args.story is not None or args.loop:
             if args.constraints:
                 raise ValueError("Pins, poses and a path are for one prompt that does not repeat.")
@@ -171,8 +183,8 @@ class Maker:
             made, reports = edit.edit(model, texts, constraints=args.constraints, lengths=lengths,
                                       seed=args.seed, **settings)
             return made, edit.missed(reports)
-        _, made = model.generate(texts, None, lengths=lengths, seed=args.seed, **settings)
-        return [joints[:n].cpu().numpy() for joints, n in zip(made, lengths)], []
+        seeds = [args.seed + i for i in range(len(each))]
+        return story.scenes(model, each, frames, seeds, **settings), []
 
     def as_shown(self, made, caption, config):
         """Motions (T, J, 3) -> the player's dicts."""

@@ -30,6 +30,7 @@ import checkpoint  # noqa: E402
 import motion  # noqa: E402
 import recall  # noqa: E402
 import sample  # noqa: E402
+import story  # noqa: E402
 from detectors import shift  # noqa: E402
 
 LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
@@ -65,32 +66,32 @@ def read(held=False, path=PROMPTS):
 
 
 def understood(model, prompt):
-    """(what the model reads, or None for a prompt that sample.py refuses; what sample.py says)"""
-    said = io.StringIO()
+    """(the texts that the model reads, a tuple: several are made one after the other, or None for a
+    prompt that sample.py refuses; what sample.py says of words that it does not know)"""
+    args, said = sample.arguments(["--", prompt]), io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
-            texts = sample.read_prompts(sample.arguments(["--", prompt]))
-            vocabulary = getattr(model.text_encoder, "vocabulary", None)
-            if vocabulary and hasattr(sample, "understood"):
-                texts = sample.understood(texts, vocabulary)
+            parts, = sample.as_read(model, sample.read_prompts(args))
         except ValueError as error:
             return None, str(error)
-    return texts[0], said.getvalue().strip()
+    notes = [line for line in said.getvalue().splitlines() if not line.startswith("Made one")]
+    return tuple(parts), "\n".join(notes)
 
 
 def generate(model, texts, seeds, progress=False):
-    """Joints (T, 22, 3) in float64 of each text with each seed, text by text, as sample.py writes
-    them: [[joints of seed 0, ...] of text 0, ...]. Their lengths are those that the model draws."""
-    asked = [(text, 1234 + seed) for text in texts for seed in range(seeds)]
-    lengths = [model.draw_lengths([text], seed=[seed])[0] for text, seed in asked]
-    order, made = np.argsort(lengths, kind="stable"), [None] * len(asked)
+    """Joints (T, 22, 3) in float64 of each text (or tuple of them) with each seed, text by text, as
+    sample.py writes them: [[joints of seed 0, ...] of text 0, ...]. Their lengths are those that
+    the model draws."""
+    asked = [((text,) if isinstance(text, str) else text, 1234 + seed)
+             for text in texts for seed in range(seeds)]
+    frames = [[model.draw_lengths(parts, seed=[seed])[0]] if len(parts) == 1
+              else story.lengths_of(model, parts, seed) for parts, seed in asked]
+    order, made = np.argsort([sum(one) for one in frames], kind="stable"), [None] * len(asked)
     for start in range(0, len(order), TOGETHER):
         rows = order[start:start + TOGETHER].tolist()
-        _, joints = model.generate([asked[i][0] for i in rows], lengths=[lengths[i] for i in rows],
-                                   seed=[asked[i][1] for i in rows])
+        joints = story.scenes(model, *zip(*((asked[i][0], frames[i], asked[i][1]) for i in rows)))
         for i, j in zip(rows, joints):
-            made[i] = motion.keep_bones(j[:lengths[i]].double().numpy(), LENGTHS,
-                                        motion.T2M.parents)
+            made[i] = motion.keep_bones(j.astype(np.float64), LENGTHS, motion.T2M.parents)
         if progress and sys.stderr.isatty():
             print(f"\r{start + len(rows)} of {len(order)} motions", end="", file=sys.stderr)
     return [made[i:i + seeds] for i in range(0, len(made), seeds)]
@@ -108,14 +109,14 @@ def judge(model, asked, seeds=6, progress=False):
     plain = sorted({d.plain for d in detectors if isinstance(d, shift)})
     found = [understood(model, ask.prompt) for ask in asked]
     texts = sorted({text for (text, _), d in zip(found, detectors) if text and d} | {
-        understood(model, text)[0] or text for text in plain})
+        understood(model, text)[0] or (text,) for text in plain})
     made = dict(zip(texts, generate(model, texts, seeds, progress)))
     rows = []
     for ask, detector, (text, said) in zip(asked, detectors, found):
-        row = ask._asdict() | {"read": text, "said": said}
+        row = ask._asdict() | {"read": text and ", then ".join(text), "said": said}
         if detector is not None:
             if isinstance(detector, shift):
-                base = made[understood(model, detector.plain)[0] or detector.plain]
+                base = made[understood(model, detector.plain)[0] or (detector.plain,)]
                 detector.middle = float(np.median([detector.quantity(j) for j in base]))
             done = [bool(detector(j)) for j in made[text]] if text else [False] * seeds
             row |= {"samples": done, "share": float(np.mean(done))}

@@ -107,10 +107,9 @@ function arrange() {
 
 /** The prompts, as long as they last, with a mark for each pin; the line follows the player. */
 function drawStrip(job, made) {
-  const story = [job, ...job.then];
   let from = 0;
   ({parts} = made[0].report);
-  $("strip").replaceChildren(...story.map(({text}, i) => {
+  $("strip").replaceChildren(...made[0].report.texts.map((text, i) => {
     const start = from / fps, seconds = parts[i] / fps;
     from += parts[i];
     return element("button", {type: "button", textContent: text, title: `${text}: go there`,

@@ -1,0 +1,161 @@
+"""What a prompt asks for one after the other: "a man walks, then sits down" says two things.
+
+    parts("a man walks, then sits down")       ["a man walks", "sits down"]
+    parts("sit down after walking")            ["walking", "sit down"]
+    parts("walks while waving")                ["walks while waving"]
+
+sample.py makes a story of such parts (story.py), since one latent of the model that ships seldom
+holds two actions. These are rules of English and no parser: docs/words.md counts how often they are
+right. What they do not understand stays whole.
+"""
+import re
+
+from words import SUBJECTS, stems
+
+MOST, LONGEST = 8, 1000  # parts, letters; a longer text is a tale, and stays whole
+
+# what can be done by one body; words that are as often things (hand, back, face) are not here
+ACTIONS = set("""
+balance beckon bend bounce bow box cartwheel celebrate cheer circle clap climb crawl creep crouch
+curtsy dance dodge duck faint fall flap flip freeze gallop get hop hug jog jump kick kneel leap lean
+lie lift limp look lower lunge march moonwalk nod pause pick pirouette pivot point pose pray prance
+pull punch push put raise reach return rise roll rotate run salute sway shake shrug shuffle sidestep
+sit skip slap slide sneak spin sprint squat stagger stand step stomp stop stretch strike stride stroll
+strut stumble swim swing throw tiptoe toss trip trot turn twirl twist wait walk waltz wander wave wobble
+yawn crept danced fell got knelt lay leapt ran rose sat shook slid spun stood swung threw
+agree applaud backflip block bring call catch chop clean conduct cook cover cross dash dig do drag dribble
+drink drop eat embrace extend fold gesture give grab greet hide hit hobble hook hurry jab knock make mix
+open paddle perform play polish ponder press pump race read rejoice row rub scratch search shove signal
+sip somersault spread stamp stir strum sweep take tap think tilt touch tug tumble uppercut wash whirl
+wipe wonder write ate did drank gave made took wrote""".split())
+MOVES, WHERE = {"go", "move", "come", "went", "came"}, set("""
+forward forwards backward backwards ahead back left right around sideways up down away""".split())
+BEGINS = {"start", "begin"}  # and then an action
+KEEPS = {"keep", "continue"}
+# how an action begins, and how it ends: parts of it, unless more is said
+PREPARES = set("stand crouch bend reach raise lift swing lean lower put rise get stood bring extend hold take push open grab go went come".split())
+RISES = {"stand", "rise", "get", "stood", "rose", "got"}
+ENDS = set("lower stop return pause".split())
+# one of the first, and then one of the second: that is one action
+ONE = [[set(words.split()) for words in pair.split("|")] for pair in """\
+squat crouch kneel bend bow duck lunge lean knelt roll fall fell|stand rise get stood rose got
+jump leap hop leapt spin spun|spin turn rotate flip backflip kick twist twirl spun
+trip stumble stagger tumble|stumble stagger fall fell trip
+pick lift|lift raise put lower
+skip gallop|hop jump skip gallop
+walk run jog march stroll stride sprint trot pace sneak tiptoe crawl hop ran crept|\
+wave clap raise point salute lift swing punch reach stretch flap shake nod look throw box shook \
+swung turn rotate spin circle pivot""".replace("\\\n", "").splitlines()]
+PARTS = set("head body palm torso shoulder hip arm chest trunk".split())  # "turns her head and"
+PRONOUNS = set("he she they it you i we".split())
+ARTICLES = set("a an the one another this that his her their your".split())
+BETWEEN = PRONOUNS | ARTICLES | SUBJECTS | set(
+    "then again also just finally lastly next now please do does quickly slowly suddenly carefully "
+    "immediately simply".split())
+
+WORD = r"[^\W_]+(?:['\u2019-][^\W_]+)*"
+CLAUSE = rf"(?=(?:{'|'.join(PRONOUNS)})\s|(?:{WORD}\s+)?{WORD}ing\b)"
+THEN = re.compile(r"""
+    [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|next|followed\s+by|until|
+        (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
+        (?:a\s+(?:while|moment|bit)|moments|seconds)\s+later)\b (?:\s*,)? (?:\s+(?:and\s+)?then\b)?
+    | [.;]\s+ | \s*(?:->|=>|\u2192|\u2192)\s* """, re.X | re.I)
+BEFORE = re.compile(rf"[\s,]+before\s+{CLAUSE}", re.I)
+AFTER = re.compile(rf"[\s,]+(?:right\s+|just\s+)?after\s+{CLAUSE}", re.I)
+FRONT = re.compile(rf"\s*(after|before)\s+{CLAUSE}([^,]+),\s*(.+)", re.I | re.S)
+JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&)\s+", re.I)
+TOGETHER = re.compile(r"\b(?:while|whilst|as|simultaneously|together|at the same time|"
+                      r"both|alternately|alternating|repeatedly)\b", re.I)
+FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"
+                   r"[\s,]+(?:at first|first)\s*$", re.I)
+
+
+def is_any(word, those):
+    """Whether a word or what it may be a form of is one of those."""
+    return not those.isdisjoint({word, *stems(word)})
+
+
+def words_in(text):
+    return re.findall(WORD, text.lower())
+
+
+def acts(text):
+    """The actions of a text, in order."""
+    found = words_in(text)
+    return [word for word, following in zip(found, [*found[1:], ""])
+            if is_any(word, ACTIONS) or is_any(word, MOVES) and following in WHERE]
+
+
+def begins(text):
+    """Whether a text begins with an action, perhaps after its subject: "the man quickly sits"."""
+    for word in words_in(text):
+        if is_any(word, ACTIONS | MOVES) and acts(text) or is_any(word, BEGINS) and acts(text):
+            return True
+        if word not in BETWEEN:
+            return False
+    return False
+
+
+def is_whole(text):
+    """Whether a clause is an action by itself, and not the beginning of what follows."""
+    action = acts(text)[-1]
+    if is_any(action, {"turn", "step"}):  # to the left, around; but not forward or the head
+        return bool(re.search(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|\b(?:around|aside|sideways|back)\b", text, re.I)) and \
+            not any(is_any(word, PARTS) for word in words_in(text))
+    return not is_any(action, PREPARES) or is_any(action, RISES) and "up" in words_in(text)
+
+
+def one_motion(a, b, then):
+    """Whether two clauses tell of one motion: a walk that turns or waves, down and up again.
+    then: whether a word between them says that one comes after the other"""
+    first, second = acts(a)[-1], acts(b)[0]
+    returns = is_any(second, ENDS | RISES | {"bring"}) and "back" in words_in(b)
+    if returns or is_any(second, ENDS) or {*acts(a)} <= {"stand", "stands", "standing"} and \
+            "up" not in words_in(a):
+        return True
+    if then:
+        return is_any(first, ONE[0][0]) and is_any(second, ONE[0][1])
+    if is_any(second, RISES) or any(is_any(first, one) and any(is_any(word, two) for word in acts(b))
+                                    for one, two in ONE):
+        return True
+    together = second.endswith("ing") and not first.endswith("ing")  # walks, waving
+    return together or not is_whole(a) or any(is_any(word, KEEPS) for word in words_in(b)[:3])
+
+
+def listed(text):
+    """Split a text at the commas and "and"s that an action follows."""
+    if TOGETHER.search(text):
+        return [text]
+    found, at = [text], 0
+    for link in JOINT.finditer(text):
+        a, b = found[-1][:link.start() - at], text[link.end():]
+        rest = JOINT.split(b)[0]
+        if acts(a) and begins(rest) and not one_motion(a, rest, False):
+            found[-1:], at = [a, b], link.end()
+    return found
+
+
+def parts(text):
+    """The parts of a prompt that are to be done one after the other, in their order; [text] where
+    it asks for one thing."""
+    if len(text) > LONGEST:
+        return [text]
+    front = FRONT.fullmatch(text)
+    if front:
+        found = [front[2], front[3]] if front[1].lower() == "after" else [front[3], front[2]]
+    elif len(found := AFTER.split(text)) == 2:
+        found.reverse()
+    else:
+        found = BEFORE.split(text)
+    found = [part for one in found for part in THEN.split(one)]
+    if not all(map(acts, found)):
+        return [text]
+    together = [found[0]]
+    for part in found[1:]:
+        if one_motion(together[-1], part, True):
+            together[-1] += ", then " + part
+        else:
+            together.append(part)
+    found = [part for one in together for part in listed(one)]
+    found = [FIRST.sub("", part).strip(" \t\n,;.") for part in found]
+    return found if 1 < len(found) <= MOST else [text]

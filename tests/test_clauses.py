@@ -1,0 +1,169 @@
+"""clauses.py: what is done one after the other is found, what is one action stays whole; and what
+sample.py and the studio make of it."""
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import checkpoint
+import clauses
+import sample
+import story
+from formats.pack import Pack
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoint.load_model(os.path.join(ROOT, "checkpoints", "toy.pt"))
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("a man walks forward and then sits down", "a man walks forward | sits down"),
+    ("A man walks, THEN sits.", "A man walks | sits"),
+    ("First he claps, then he bows, and finally he waves", "he claps | he bows | he waves"),
+    ("walks at first, then starts running", "walks | starts running"),
+    ("sit down after walking", "walking | sit down"),
+    ("after she jumps, she waves", "she jumps | she waves"),
+    ("before he sits down, the man waves", "the man waves | he sits down"),
+    ("wave before sitting down", "wave | sitting down"),
+    ("a squat followed by a jump", "a squat | a jump"),
+    ("run; jump", "run | jump"),
+    ("He walks. He sits down.", "He walks | He sits down"),
+    ("walk -> jump \u2192 wave", "walk | jump | wave"),
+    ("walk until you fall down", "walk | you fall down"),
+    ("stand up and walk", "stand up | walk"),
+    ("step to the left & kick", "step to the left | kick"),
+    ("pick something up and throw it", "pick something up | throw it"),
+    ("someone jogs, jumps and the man quickly sits", "someone jogs | jumps | the man quickly sits"),
+    ("someone walks, stops and waves", "someone walks, stops | waves"),
+    ("hop twice and after that turn around", "hop twice | turn around"),
+    ("kneels, and a moment later gets up", "kneels, then gets up"),
+    ("goes forward and then looks left", "goes forward | looks left"),
+])
+def test_parts_in_their_order(text, parts):
+    wanted = parts.split(" | ")
+    assert clauses.parts(text) == (wanted if len(wanted) > 1 else [text])
+
+
+@pytest.mark.parametrize("text", """
+a man walks
+a man walks and waves
+walks while waving, then
+walk forward and turn left
+a person walks, waving both hands
+crouches down and stands up again
+jumps up and down
+raises his left hand and waves
+bends her knees and jumps high
+steps forward and kicks with the right foot
+jump and spin
+looks left and right
+walk back and forth
+one, two, three
+a man lifts his arms and then lowers them
+walks forward and then stops
+he runs after a dog
+lowers and raises both arms at the same time
+squat then stand
+go and sit down
+turns his head and nods
+then
+and then
+, and ,
+after
+stumbles and falls
+
+\u8d70\u308b
+""".strip("\n").splitlines())
+def test_one_thing_stays_whole(text):
+    assert clauses.parts(text) == [text]
+
+
+def test_a_tale_stays_whole_and_nothing_takes_long():
+    tale = ", then ".join(["he jumps", "he walks"] * 5)
+    assert clauses.parts(tale) == [tale]
+    for text in ("walk and " * 20_000, "," * 50_000, "after " * 20_000, "then " * 20_000,
+                 "a" * 100_000, "before he " * 20_000, " " * 100_000 + "then walk"):
+        assert clauses.parts(text) == [text]
+
+
+def test_the_shares_that_docs_words_md_gives():
+    """Captions of the toy set: of two or three actions in a row, and of one."""
+    pack = Pack(os.path.join(ROOT, "data", "toy", "toy.pack"))
+    row, one = [], []
+    for item in range(len(pack)):
+        for caption in pack.captions(item):
+            text = caption.text
+            if pack.action(item):
+                one.append(len(clauses.parts(text)) > 1)
+            elif not re.search(r"while|same time|as (they|s?he|you|it) go|, \w+ing ", text):
+                row.append(len(clauses.parts(text)) > 1)
+    print(f"{np.mean(row):.1%} of {len(row)}, {np.mean(one):.1%} of {len(one)}")
+    assert np.mean(row) > 0.8 and np.mean(one) < 0.025 and len(row) > 10_000 < len(one)
+
+
+# --------------------------------------------------------------------------------------------------
+# What is made of it
+
+
+@pytest.mark.parametrize("total", [None, 40, 41, 47, 200])
+def test_parts_share_the_time(model, total):
+    found = story.lengths_of(model, ["a man walks", "he sits"], 3, total)
+    assert found == story.lengths_of(model, ["a man walks", "he sits"], 3, total)
+    assert min(found) >= 2 * story.SHARED and (total is None or sum(found) == total)
+    with pytest.raises(ValueError, match="2 things one after the other need at least 2 s"):
+        story.lengths_of(model, ["a man walks", "he sits"], 3, 39)
+
+
+def test_scenes_are_the_same_alone_and_in_a_batch(model):
+    each = [["a man jumps"], ["a man walks", "he sits down"], ["a woman waves"]]
+    lengths, seeds = [[40], [30, 24], [44]], [5, 6, 7]
+    made = story.scenes(model, each, lengths, seeds)
+    assert [len(joints) for joints in made] == [40, 54, 44]
+    for i, joints in enumerate(made):
+        alone, = story.scenes(model, each[i:i + 1], lengths[i:i + 1], seeds[i:i + 1])
+        assert np.allclose(joints, alone, atol=1e-4)
+    assert np.allclose(made[1], story.story(model, each[1], lengths=lengths[1], seed=6)[0])
+
+
+def test_a_part_that_says_nothing_keeps_the_prompt_whole(model, capsys):
+    read = sample.as_read(model, ["a man jumps, then xqzzt", "run and then jmup"])
+    assert [len(parts) for parts in read] == [1, 1 + 1] and read[1] == ["run", "jump"]
+    said = capsys.readouterr().err
+    assert "Read 'jmup' as 'jump'. Made one after the other: 'run', then 'jump'" in said
+    assert sample.as_read(model, ["run, then jump"], apart=False) == [["run, then jump"]]
+    model_of_any_words = type("", (), {"text_encoder": None})
+    assert sample.as_read(model_of_any_words, ["run, then jump"]) == [["run, then jump"]]
+
+
+def sampled(tmp_path, *words):
+    run = subprocess.run([sys.executable, "sample.py", *words, "--out", tmp_path, "--format", "npy",
+                          "--steps", "2", "--sampler", "dpm++"], cwd=ROOT, capture_output=True,
+                         text=True)
+    files = sorted(tmp_path.glob("*.npy"), key=os.path.getmtime)
+    return run, [np.load(path) for path in files]
+
+
+def test_sample_py_makes_what_is_said_one_after_the_other(tmp_path):
+    prompts = "a man walks, then sits down", "a man jumps"
+    run, made = sampled(tmp_path, *prompts, "--num", "2", "--seconds", "6,2")
+    assert run.returncode == 0 and [len(joints) for joints in made] == [120, 120, 40, 40]
+    assert run.stderr.count("Made one after the other: 'a man walks', then 'sits down'") == 1
+    again, alone = sampled(tmp_path / "b", prompts[0], "--seconds", "6", "--seed", "1235")
+    assert np.allclose(alone[0], made[1], atol=1e-3)  # motion i is drawn from seed + i
+    run, whole = sampled(tmp_path / "c", prompts[0], "--seconds", "6", "--whole")
+    assert "one after" not in run.stderr and not np.allclose(whole[0], made[0], atol=0.1)
+
+
+def test_the_length_of_each_part_is_checked(tmp_path):
+    run, _ = sampled(tmp_path, "a man walks, then sits down", "--seconds", "1.9")
+    assert run.returncode == 1 and "need at least 2 s, found 1.9 s" in run.stderr
+    run, _ = sampled(tmp_path, "a man walks, then sits down", "--seconds", "30")
+    assert run.returncode == 1 and "longer than any motion" in run.stderr
+    run, made = sampled(tmp_path, "a man walks, then sits down", "--seconds", "10")
+    assert run.returncode == 0 and len(made[0]) == 200  # each part fits in six seconds
