@@ -16,24 +16,29 @@ MOST, LONGEST = 8, 1000  # parts, letters; a longer text is a tale, and stays wh
 
 # what can be done by one body; words that are as often things (hand, back, face) are not here
 ACTIONS = set("""
-balance beckon bend bounce bow box cartwheel celebrate cheer circle clap climb crawl creep crouch
-curtsy dance dodge duck faint fall flap flip freeze gallop get hop hug jog jump kick kneel leap lean
-lie lift limp look lower lunge march moonwalk nod pause pick pirouette pivot point pose pray prance
-pull punch push put raise reach return rise roll rotate run salute sway shake shrug shuffle sidestep
-sit skip slap slide sneak spin sprint squat stagger stand step stomp stop stretch strike stride stroll
-strut stumble swim swing throw tiptoe toss trip trot turn twirl twist wait walk waltz wander wave wobble
-yawn crept danced fell got knelt lay leapt ran rose sat shook slid spun stood swung threw
-agree applaud backflip block bring call catch chop clean conduct cook cover cross dash dig do drag dribble
-drink drop eat embrace extend fold gesture give grab greet hide hit hobble hook hurry jab knock make mix
-open paddle perform play polish ponder press pump race read rejoice row rub scratch search shove signal
-sip somersault spread stamp stir strum sweep take tap think tilt touch tug tumble uppercut wash whirl
-wipe wonder write ate did drank gave made took wrote""".split())
+agree applaud ate backflip balance beckon bend block bounce bow box bring call cartwheel catch
+celebrate cheer chop circle clap clean climb conduct cook cover crawl creep crept cross crouch
+curtsy dance danced dash did dig do dodge drag drank dribble drink drop duck eat embrace extend
+faint fall fell flap flip fold freeze gallop gave gesture get give got grab greet hide hit hobble
+hook hop hug hurry jab jog jump kick kneel knelt knock lay lean leap leapt lie lift limp look
+lower lunge made make march mix moonwalk nod open paddle pause perform pick pirouette pivot play
+point polish ponder pose prance pray press pull pump punch push put race raise ran reach read
+rejoice return rise roll rose rotate row rub run salute sat scratch search shake shook shove shrug
+shuffle sidestep signal sip sit skip slap slid slide sneak somersault spin spread sprint spun
+squat stagger stamp stand step stir stomp stood stop stretch stride strike stroll strum strut
+stumble sway sweep swim swing swung take tap think threw throw tilt tiptoe took toss touch trip
+trot tug tumble turn twirl twist uppercut wait walk waltz wander wash wave whirl wipe wobble
+wonder write wrote yawn
+""".split())
 MOVES, WHERE = {"go", "move", "come", "went", "came"}, set("""
 forward forwards backward backwards ahead back left right around sideways up down away""".split())
 BEGINS = {"start", "begin"}  # and then an action
 KEEPS = {"keep", "continue"}
 # how an action begins, and how it ends: parts of it, unless more is said
-PREPARES = set("stand crouch bend reach raise lift swing lean lower put rise get stood bring extend hold take push open grab go went come".split())
+PREPARES = set("""
+bend bring come crouch extend get go grab hold lean lift lower open push put raise reach rise
+stand stood swing take went
+""".split())
 RISES = {"stand", "rise", "get", "stood", "rose", "got"}
 ENDS = set("lower stop return pause".split())
 # one of the first, and then one of the second: that is one action
@@ -45,7 +50,7 @@ pick lift|lift raise put lower
 skip gallop|hop jump skip gallop
 walk run jog march stroll stride sprint trot pace sneak tiptoe crawl hop ran crept|\
 wave clap raise point salute lift swing punch reach stretch flap shake nod look throw box shook \
-swung turn rotate spin circle pivot""".replace("\\\n", "").splitlines()]
+swung turn rotate spin circle pivot""".splitlines()]
 PARTS = set("head body palm torso shoulder hip arm chest trunk".split())  # "turns her head and"
 PRONOUNS = set("he she they it you i we".split())
 ARTICLES = set("a an the one another this that his her their your".split())
@@ -59,13 +64,15 @@ THEN = re.compile(r"""
     [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|next|followed\s+by|until|
         (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
         (?:a\s+(?:while|moment|bit)|moments|seconds)\s+later)\b (?:\s*,)? (?:\s+(?:and\s+)?then\b)?
-    | [.;]\s+ | \s*(?:->|=>|\u2192|\u2192)\s* """, re.X | re.I)
+    | [.;]\s+ | \s*(?:->|=>|\u2192)\s* """, re.X | re.I)
 BEFORE = re.compile(rf"[\s,]+before\s+{CLAUSE}", re.I)
 AFTER = re.compile(rf"[\s,]+(?:right\s+|just\s+)?after\s+{CLAUSE}", re.I)
 FRONT = re.compile(rf"\s*(after|before)\s+{CLAUSE}([^,]+),\s*(.+)", re.I | re.S)
 JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&)\s+", re.I)
 TOGETHER = re.compile(r"\b(?:while|whilst|as|simultaneously|together|at the same time|"
                       r"both|alternately|alternating|repeatedly)\b", re.I)
+ASIDE = re.compile(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|"
+                   r"\b(?:around|aside|sideways|back)\b", re.I)
 FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"
                    r"[\s,]+(?:at first|first)\s*$", re.I)
 
@@ -98,28 +105,27 @@ def begins(text):
 
 def is_whole(text):
     """Whether a clause is an action by itself, and not the beginning of what follows."""
-    action = acts(text)[-1]
+    action, found = acts(text)[-1], words_in(text)
     if is_any(action, {"turn", "step"}):  # to the left, around; but not forward or the head
-        return bool(re.search(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|\b(?:around|aside|sideways|back)\b", text, re.I)) and \
-            not any(is_any(word, PARTS) for word in words_in(text))
-    return not is_any(action, PREPARES) or is_any(action, RISES) and "up" in words_in(text)
+        return bool(ASIDE.search(text)) and not any(is_any(word, PARTS) for word in found)
+    return not is_any(action, PREPARES) or is_any(action, RISES) and "up" in found
 
 
 def one_motion(a, b, then):
     """Whether two clauses tell of one motion: a walk that turns or waves, down and up again.
     then: whether a word between them says that one comes after the other"""
-    first, second = acts(a)[-1], acts(b)[0]
-    returns = is_any(second, ENDS | RISES | {"bring"}) and "back" in words_in(b)
-    if returns or is_any(second, ENDS) or {*acts(a)} <= {"stand", "stands", "standing"} and \
-            "up" not in words_in(a):
+    first, second, found = acts(a)[-1], acts(b)[0], words_in(b)
+    if is_any(second, ENDS) or "back" in found and is_any(second, RISES | {"bring"}):
         return True
+    if all(is_any(word, {"stand"}) for word in acts(a)) and "up" not in words_in(a):
+        return True  # stands, then turns
     if then:
         return is_any(first, ONE[0][0]) and is_any(second, ONE[0][1])
-    if is_any(second, RISES) or any(is_any(first, one) and any(is_any(word, two) for word in acts(b))
-                                    for one, two in ONE):
+    if is_any(second, RISES) or any(is_any(first, one) and is_any(word, two)
+                                    for one, two in ONE for word in acts(b)):
         return True
     together = second.endswith("ing") and not first.endswith("ing")  # walks, waving
-    return together or not is_whole(a) or any(is_any(word, KEEPS) for word in words_in(b)[:3])
+    return together or not is_whole(a) or any(is_any(word, KEEPS) for word in found[:3])
 
 
 def listed(text):

@@ -283,7 +283,8 @@ def fused(denoiser, steps, x_T, tokens, times, d, dtype):
     """The loop with one launch between two calls of the layers (kernels/denoising_step.py) -> x0;
     None where that does not fit. tokens, times: of the condition, of all steps."""
     if ("fused" in OFF or denoiser.nfeats or denoiser.cfg.arch == "trans_dec" or autocast(x_T)
-            or guides(d) and d.guidance_rescale or "predict" in vars(denoiser)):
+            or guides(d) and d.guidance_rescale or "predict" in vars(denoiser)
+            or denoiser.token_in is not None):
         return None
     n, pe, copies = x_T.shape[1], denoiser.query_pos.pe, 1 + guides(d)
     x = x_T.to(dtype).repeat(copies, 1, 1)
@@ -292,7 +293,7 @@ def fused(denoiser, steps, x_T, tokens, times, d, dtype):
 
     def ask(tokens):
         x = few_tokens(denoiser.encoder, tokens, n)
-        return x if denoiser.final_linear is None else denoiser.final_linear(x)
+        return denoiser.output(x)
 
     return kernels.denoising_steps(steps, x_T, first, times + pe[n].to(dtype), pe.to(dtype), ask,
                                    d.guidance_scale if guides(d) else None, d.clip_sample)

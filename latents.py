@@ -67,7 +67,7 @@ def principal_axes(decode, mu, logvar, lengths, keep, device="cpu", progress=Fal
 def diffused_shape(config):
     """(tokens, width) of what is diffused of a latent."""
     c, v = config.denoiser, config.vae
-    return (c.principal, c.latent_dim) if c.principal else (v.latent_size, v.latent_dim)
+    return (c.principal, c.principal_dim or c.latent_dim) if c.principal else (v.latent_size, v.latent_dim)
 
 
 def identity(config):

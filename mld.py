@@ -36,6 +36,13 @@ from vae import MotionVAE, clip_mean
 # The denoiser
 
 
+def each_token(linears, x):
+    """Tokens (B, N, C), each through its own of N Linears; as they are if there are none."""
+    if linears is None:
+        return x
+    return torch.stack([linear(token) for linear, token in zip(linears, x.unbind(1))], 1)
+
+
 class Denoiser(nn.Module):
     """epsilon_theta(z_t, t, c) of sections 3.2 and 3.3: predicts the noise (or x0, or v) in noised
     latents (B, N, D); with `nfeats`, in noised frames (B, T, nfeats)."""
@@ -61,7 +68,13 @@ class Denoiser(nn.Module):
             self.encoder = Stack(*sizes, skip=cfg.skip_connect, final_norm=final_norm)
         if nfeats:
             self.pose_embd, self.pose_proj = nn.Linear(nfeats, D), nn.Linear(D, nfeats)
-        self.final_linear = nn.Linear(D, D) if cfg.final_linear and not nfeats else None
+        self.token_in = self.token_out = self.final_linear = None
+        if cfg.principal_dim and not nfeats:
+            ends = [(nn.Linear(cfg.principal_dim, D), nn.Linear(D, cfg.principal_dim))
+                    for _ in range(cfg.principal)]
+            self.token_in, self.token_out = map(nn.ModuleList, zip(*ends))
+        elif cfg.final_linear and not nfeats:
+            self.final_linear = nn.Linear(D, D)
 
     def forward(self, x_t, timesteps, condition=None, lengths=None):
         """The prediction, of x_t's shape; zero on padded frames.
@@ -95,12 +108,17 @@ class Denoiser(nn.Module):
             tokens = torch.cat((tokens, condition), 1)  # (B, 1 + L, D)
         if self.nfeats:
             return self.predict_frames(x_t, tokens, lengths)
+        x_t = each_token(self.token_in, x_t)
         if self.cfg.arch == "trans_dec":
             x = self.decoder(self.query_pos(x_t), memory=self.mem_pos(tokens))
         else:
             x = self.query_pos(torch.cat((x_t, tokens), 1))  # (B, N + 1 + L, D)
             x = fast.few_tokens(self.encoder, x, x_t.shape[1])
-        return x if self.final_linear is None else self.final_linear(x)
+        return self.output(x)
+
+    def output(self, x):
+        """What the layers leave of the latent's tokens (B, N, D) -> the prediction."""
+        return each_token(self.token_out, x if self.final_linear is None else self.final_linear(x))
 
     def predict_frames(self, x_t, tokens, lengths):
         """The same for noised frames x_t (B, T, nfeats): the model without a VAE."""
@@ -115,7 +133,7 @@ class Denoiser(nn.Module):
         return zero_padding(self.pose_proj(x), lengths)
 
     def check_width(self, x_t):
-        width = self.nfeats or self.cfg.latent_dim
+        width = self.nfeats or self.cfg.principal_dim or self.cfg.latent_dim
         if x_t.dim() != 3 or x_t.shape[-1] != width:
             shape = f"(B, {'T' if self.nfeats else 'N'}, {width})"
             raise ValueError(f"The denoiser takes {shape}, found {tuple(x_t.shape)}.")

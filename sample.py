@@ -401,9 +401,11 @@ def run(args, prompts):
     texts = each and [parts[0] for parts in each]
     lengths = lengths_of(args, model, texts, labels, len(captions))
     lengths = edit.long_enough(args, model, lengths)
-    frames = [[n] for n in lengths] if each is None else [
-        [n] if len(parts) == 1 else story.lengths_of(model, parts, seed, n if args.seconds else None)
-        for parts, n, seed in zip(each, lengths, seeds)]
+    frames = [[n] for n in lengths]
+    for i, parts in enumerate(each or []):
+        if len(parts) > 1:
+            total = lengths[i] if args.seconds else None
+            frames[i] = story.lengths_of(model, parts, seeds[i], total)
     model.check_lengths(flat := [n for one in frames for n in one])
     check_trained(args, model.config, flat)
     make_folder(args.out)

@@ -75,10 +75,11 @@ def test_a_direction_without_any_effect_stays_finite():
     torch.testing.assert_close(into @ back, torch.eye(N * D), atol=2e-2, rtol=0)
 
 
-def model_with(principal, width):
+def model_with(principal, width, inside=0):
     sizes = {"num_layers": 1, "num_heads": 1, "ff_size": 8, "max_positions": 230}
     config = from_dict({"vae": {"latent_size": N, "latent_dim": D, **sizes},
-                        "denoiser": {"latent_dim": width, "condition": "none", **sizes,
+                        "denoiser": {"latent_dim": inside or width, "condition": "none", **sizes,
+                                     "principal_dim": width if inside else 0,
                                      "normalize_latents": True, "principal": principal}})
     torch.manual_seed(0)
     model = MLD(config).eval()
@@ -89,9 +90,10 @@ def model_with(principal, width):
     return model
 
 
-@pytest.mark.parametrize("principal, width", [(2, 4), (1, 6), (3, 4)])
-def test_a_model_diffuses_so_many_tokens(principal, width):
-    model = model_with(principal, width)
+@pytest.mark.parametrize("principal, width, inside", [
+    (2, 4, 0), (1, 6, 0), (3, 4, 0), (3, 4, 10), (2, 3, 2)])
+def test_a_model_diffuses_so_many_tokens(principal, width, inside):
+    model = model_with(principal, width, inside)
     z = torch.randn(5, N, D)
     x = to_diffused(model, z)
     assert x.shape == (5, principal, width)
@@ -116,6 +118,8 @@ def test_a_model_diffuses_so_many_tokens(principal, width):
 @pytest.mark.parametrize("changes, message", [
     ({"principal": 4}, "denoiser.principal x denoiser.latent_dim, 16, must be at most"),
     ({"principal": 2, "normalize_latents": False}, "needs denoiser.normalize_latents"),
+    ({"principal": 2, "principal_dim": 7}, "denoiser.principal x denoiser.principal_dim, 14, must"),
+    ({"principal": 0, "principal_dim": 4}, "denoiser.principal_dim needs denoiser.principal"),
     ({"principal": 0, "latent_dim": 6}, "denoiser.latent_dim and vae.latent_dim differ")])
 def test_settings_that_cannot_be(changes, message):
     denoiser = {"latent_dim": D, "num_heads": 1, "normalize_latents": True, **changes}

@@ -159,6 +159,7 @@ DENOISERS = [
     dict(),
     dict(condition="action", num_actions=4, skip_connect=False),
     dict(condition="none", final_linear=True),
+    dict(principal=2, principal_dim=8, latent_dim=12, num_heads=2),
     dict(arch="trans_dec", skip_connect=True, normalize_before=True),
     dict(arch="trans_dec", condition="none"),
     dict(skip_connect=False, normalize_before=True, position_embedding="sine", length_token=True),

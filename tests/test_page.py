@@ -17,10 +17,15 @@ import warm
 from conftest import ROOT
 
 import checkpoint
+import clauses
 import clip
 import diffusion
 import motion
+import sample
+import story
+import test_clauses
 from config import from_dict
+from formats.pack import Pack
 from latents import diffused_shape
 from view import matmul, page
 
@@ -194,7 +199,9 @@ def tiny(**changes):
         if parameter.dim() == 1:  # biases and norms as training leaves them: not 0 and 1
             parameter.data += 0.1 * torch.randn_like(parameter)
     if config.denoiser.normalize_latents:
-        model.latent_mean.normal_(), model.latent_std.uniform_(0.5, 2)
+        for name, buffer in model.named_buffers(recurse=False):
+            if name.startswith("latent_"):
+                buffer.uniform_(0.5, 2) if name == "latent_std" else buffer.normal_(0, 0.3)
     model.actions = []
     return model.eval()
 
@@ -218,6 +225,9 @@ MODELS = {
         "denoiser__arch": "trans_dec", "vae__arch": "all_encoder", "vae__latent_size": 2,
         "data__skeleton": "kit", "data__fps": 12.5, "diffusion__guidance_rescale": 0.7,
         "diffusion__beta_schedule": "linear", "vae__cosines": 3, "vae__cosine_span": 40},
+    "main directions, tokens wider than what they hold": {
+        "vae__latent_size": 3, "denoiser__normalize_latents": True, "denoiser__principal": 3,
+        "denoiser__principal_dim": 5, "denoiser__length_token": True},
     "ACTOR's VAE, clipped": {
         "vae__arch": "actor", "vae__num_layers": 2, "diffusion__clip_sample": True,
         "denoiser__flip_sin_to_cos": False, "denoiser__freq_shift": 1.0},
@@ -291,6 +301,61 @@ def test_a_model_that_reads_word_vectors(tmp_path):
     texts = ["a man jumps", "a woman saunters", "walks"]
     jobs = [(text, {"seed": 3 + i, "frames": 12, "guidance": 2.5}) for i, text in enumerate(texts)]
     assert_same(generate(tmp_path, model, jobs), in_python(model, texts, [12] * 3, 3, 2.5))
+
+
+# --------------------------------------------------------------------------------------------------
+# Several things, one after the other
+
+
+@needs_node
+def test_a_prompt_is_taken_apart_as_clauses_py_does(tmp_path):
+    pack = Pack(ROOT / "data" / "toy" / "toy.pack")
+    prompts = [*test_clauses.APART, *test_clauses.WHOLE, "a" * 1001 + ", then walk"]
+    prompts += [pack.captions(i)[0].text for i in range(0, len(pack), 5)]
+    prompts += [f"{a.capitalize()}, and {b}" for a, b in zip(prompts[::3], prompts[1::3])]
+    found = node(tmp_path, """const clauses = new Clauses(INPUT.clauses);
+      answer(INPUT.prompts.map(prompt => clauses.parts(prompt)));""", prompts=prompts,
+                 clauses=page.clauses_of())
+    assert found == [clauses.parts(prompt) for prompt in prompts]
+    assert 500 < sum(len(parts) > 1 for parts in found) < len(found) - 500
+
+
+@needs_node
+def test_a_tale_is_the_story_of_its_parts(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(story, "CLOSE", math.inf)  # the page has no handshake
+    jobs = [(["a man walks", "he sits down"], 5, 0), (["runs", "a jump", "he waves"], 6, 131),
+            (["a man walks", "he jumps"], 7, 41), (["lies down", "he waves"], 2, 0)]
+    tensors, weights = page.pack(toy)
+    (tmp_path / "weights.bin").write_bytes(weights)
+    found = node(tmp_path, """
+      mld = new MLD(INPUT.header, new Uint8Array(read("weights.bin")).slice(), null);
+      answer(INPUT.jobs.map(([parts, seed, frames]) => {
+        const {joints, report} = tale(mld, parts, {seed, frames});
+        return {joints: Array.from(joints), parts: report.parts, notes: report.notes}; }));""",
+                 jobs=jobs,
+                 header=page.header_of(toy, tensors))
+    for (texts, seed, frames), one in zip(jobs, found):
+        lengths = story.lengths_of(toy, texts, seed, frames or None)
+        assert one["parts"] == lengths
+        whole, _ = story.story(toy, texts, lengths=lengths, seed=seed, sampler="dpm++",
+                               num_inference_steps=10)
+        made = np.array(one["joints"]).reshape(-1, 22, 3)
+        assert made.shape == whole.shape and np.abs(made - whole).max() < 2e-3
+    assert not found[0]["notes"] and "join them better" in found[3]["notes"][0]
+
+
+@needs_node
+@pytest.mark.parametrize("text, parts", [
+    ("runs and then jmups", ["runs", "jumps"]), ("a man walks", None), ("jump, then xqzzt", None)])
+def test_what_the_page_makes_of_a_prompt(toy, tmp_path, text, parts):
+    tensors, weights = page.pack(toy)
+    (tmp_path / "weights.bin").write_bytes(weights)
+    found = node(tmp_path, """
+      mld = new MLD(INPUT.header, new Uint8Array(read("weights.bin")).slice(), null);
+      answer(takenApart(mld, INPUT.text));""", text=text, header=page.header_of(toy, tensors))
+    assert (found and found[0]) == parts
+    wanted = sample.taken_apart(text, toy.text_encoder.vocabulary)
+    assert wanted == ((parts, found[1]) if parts else ([text], {}))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -483,6 +548,18 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
         'python sample.py "a robot jumps" --seed 1234 --guidance 3 --sampler dpm++ --steps 10 '
         '--format glb --no-lock-feet')
     assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a robot jumps"
+    assert not tab.errors
+
+
+@needs_browser
+def test_a_sentence_that_says_two_things(site, toy):
+    tab, address = site
+    tab.open(address, ready=READY)
+    made_by(tab, lambda: tab.js("studio.make('walks, then sits down')"))
+    assert tab.js("said.textContent").startswith(
+        "Made one after the other: \u201cwalks\u201d, then \u201csits down\u201d.")
+    lengths = story.lengths_of(toy, ["walks", "sits down"], 1234)
+    assert tab.js("studio.made[0].frames") == sum(lengths)
     assert not tab.errors
 
 

@@ -484,6 +484,21 @@ def test_six_small_cells_on_any_screen(tab, server, size, dark, still):
 
 
 @needs_browser
+def test_a_sentence_that_says_two_things(tab, server):
+    opened(tab, server)
+    typed(tab, "a man walks, then jmups")
+    assert tab.js("said.textContent").startswith(
+        "Made one after the other: \u201ca man walks\u201d, then \u201cjumps\u201d. "
+        "Read \u201cjmups\u201d as \u201cjumps\u201d.")
+    names = "Array.from(document.querySelectorAll('#strip button'), e => e.textContent)"
+    assert tab.js(names) == ["a man walks", "jumps"]
+    parts = tab.js("studio.made[0].report.parts")
+    assert sum(parts) == tab.js("studio.made[0].frames") and len(parts) == 2
+    assert '"a man walks, then jmups" --seed 1234' in tab.js("command.textContent")
+    assert not tab.errors
+
+
+@needs_browser
 def test_history_stars_and_two_side_by_side(tab, server):
     opened(tab, server)
     assert tab.js("document.getElementById('history').hidden")

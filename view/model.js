@@ -82,6 +82,7 @@ class MLD {
       vae: stack(vae, {skip: vae.arch !== "actor"}),
     };
     this.maxFrames = vae.max_positions - 2 * vae.latent_size;
+    this.clauses = header.clauses && new Clauses(header.clauses);
     this.book = header.book ? new Book(header.vocabulary, header.book)
       : new PlainBook(header.vocabulary);
     this.numbers = new Map(header.vocabulary.map((word, i) => [word, i + 2]));
@@ -215,7 +216,9 @@ class MLD {
   /** x_t (N, D), the noise level's embedding, and tokens of B conditions -> B outputs (N, D). */
   denoise(x_t, time, conditions) {
     const {latent_dim: D, arch} = this.config.denoiser, s = this.stacks.denoiser;
-    const B = conditions.length, n = x_t.length, name = "denoiser";
+    const B = conditions.length, name = "denoiser";
+    x_t = this.eachToken(x_t, `${name}.token_in`);
+    const n = x_t.length;
     let x;
     if (arch === "trans_dec") {
       const memory = join(conditions.map(tokens => join([time, tokens])));
@@ -228,7 +231,16 @@ class MLD {
     }
     x = columns(x, x.length / B, n);
     if (`${name}.final_linear.weight` in this.weights) x = this.linear(x, `${name}.final_linear`);
-    return conditions.map((_, b) => x.subarray(b * n, (b + 1) * n));
+    return conditions.map(
+      (_, b) => this.eachToken(x.subarray(b * n, (b + 1) * n), `${name}.token_out`));
+  }
+
+  /** Tokens (N, ...), each through its own of N Linears, if there are any. */
+  eachToken(x, name) {
+    const N = this.config.denoiser.principal, width = x.length / N;
+    if (!(`${name}.0.weight` in this.weights)) return x;
+    return join(Array.from({length: N}, (_, i) =>
+      this.linear(x.subarray(i * width, (i + 1) * width), `${name}.${i}`)));
   }
 
   /** z (N, D) -> normalised features (T, F) of T frames. */
@@ -260,7 +272,8 @@ class MLD {
   /** How many numbers of a latent are diffused. */
   get diffused() {
     const {denoiser: c, vae: v} = this.config;
-    return c.principal ? c.principal * c.latent_dim : v.latent_size * v.latent_dim;
+    if (c.principal) return c.principal * (c.principal_dim || c.latent_dim);
+    return v.latent_size * v.latent_dim;
   }
 
   fromDiffused(x) {

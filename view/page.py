@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 import checkpoint
+import clauses
 import motion
 import words
 from config import HERE
@@ -39,7 +40,7 @@ from kernels.few_rows import to_int8
 from view import matmul, render, skin
 
 FOLDER = Path(__file__).resolve().parent
-PROGRAM = "tensors.js", "words.js", "model.js", "turns.js", "files.js", "worker.js"
+PROGRAM = "tensors.js", "words.js", "clauses.js", "model.js", "turns.js", "files.js", "worker.js"
 SCRIPTS = "studio.js", "floor.js", "timeline.js"  # of page.html, in this order
 LARGEST = 24 * 10**6  # bytes of a page
 KINDS = "auto", "float16", "int8", "float32"
@@ -118,7 +119,8 @@ def header_of(model, tensors, ckpt=""):
     known = [text for text in EXAMPLES if set(text.split()) <= set(vocabulary)]
     return {
         "config": {name: dataclasses.asdict(getattr(c, name)) for name in SECTIONS},
-        "vocabulary": vocabulary, "book": book_of(vocabulary), "tensors": tensors,
+        "vocabulary": vocabulary, "book": book_of(vocabulary), "clauses": clauses_of(),
+        "tensors": tensors,
         "fps": c.data.fps,
         "unit": skeleton.unit, "parents": skeleton.parents, "most": model.max_frames,
         "bones": None if lengths is None else lengths.tolist(),
@@ -147,6 +149,22 @@ def book_of(vocabulary):
         lines.append("|".join(map(" ".join, (forms, same, others))))
     return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
             "numbers": words.NUMBERS, "quiet": sorted(words.SAY_NOTHING)}
+
+
+def clauses_of():
+    """What clauses.js has to know of clauses.py: its words, and its patterns as JavaScript has
+    them."""
+    names = "ACTIONS MOVES WHERE BEGINS KEEPS PREPARES RISES ENDS PARTS BETWEEN".split()
+    patterns = {name: getattr(clauses, name) for name in
+                "THEN BEFORE AFTER FRONT JOINT TOGETHER ASIDE FIRST".split()}
+    patterns = {name: p.pattern if not p.flags & re.X else re.sub(r"\s+", "", p.pattern)
+                for name, p in patterns.items()} | {"WORD": clauses.WORD}
+    patterns["FRONT"] = f"^(?:{patterns['FRONT']})$"
+    return {"sets": {name: sorted(getattr(clauses, name)) for name in names},
+            "one": [[sorted(words) for words in pair] for pair in clauses.ONE],
+            "patterns": {name: text.replace(r"[^\W_]", r"[\p{L}\p{N}]")
+                         for name, text in patterns.items()},
+            "most": clauses.MOST, "longest": clauses.LONGEST}
 
 
 def body_of(skeleton):

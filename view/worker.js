@@ -23,17 +23,19 @@ globalThis.onmessage = ({data}) => {
       });
       return postMessage({median: times.sort((a, b) => a - b)[data.time >> 1], times});
     }
-    const {says, unknown} = mld.book.understand(data.text);
+    const {says, unknown} = mld.book.understand(data.text), apart = takenApart(mld, data.text);
     if (!says) throw new Error("Nothing in this tells the model what to do"
       + (unknown.length ? `; it does not know: ${unknown.join(", ")}.` : "."));
-    const start = performance.now(), made = data.seeds.map(
-      seed => mld.generate(data.text, {...data.settings, seed}));
+    const start = performance.now(), made = data.seeds.map(seed => apart
+      ? tale(mld, apart[0], {...data.settings, seed})
+      : mld.generate(data.text, {...data.settings, seed}));
+    if (apart) Object.assign(made[0].report.spelled, apart[1]);
     if (data.kind) {  // a file
       const file = FILES[data.kind](made[0], mld.header, data.text);
       return postMessage({job: data, file});
     }
     const most = mld.config.text.context_length - 1, read = wordsOf(made[0].report.text).length;
-    if (read > most) made[0].report.notes = [
+    if (read > most && !apart) made[0].report.notes = [
       `This model reads ${most} words of a prompt; the last ${read - most} are left out.`];
     const ms = performance.now() - start, several = made.length > 1;
     postMessage({job: data, made, ms, motions: made.map(

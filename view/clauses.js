@@ -1,0 +1,207 @@
+"use strict";
+/* What a prompt asks for one after the other, as clauses.py says it, and the motion that follows.
+
+     const clauses = new Clauses(data);         data: what clauses_of of page.py wrote
+     clauses.parts("walk, then sit down")       ["walk", "sit down"]
+     tale(mld, ["walk", "sit down"], {seed})    one motion, as story.py joins what meets by itself */
+
+class Clauses {
+  constructor({sets, one, patterns, most, longest}) {
+    const asSets = lists => lists.map(list => new Set(list));
+    for (const [name, words] of Object.entries(sets)) this[name] = new Set(words);
+    for (const [name, source] of Object.entries(patterns))
+      this[name] = new RegExp(source, name === "FRONT" ? "ius" : "giu");
+    Object.assign(this, {one: one.map(asSets), most, longest});
+  }
+
+  isAny(word, those) { return [word, ...stems(word)].some(form => those.has(form)); }
+  words(text) { return text.toLowerCase().match(this.WORD) || []; }
+
+  /** The actions of a text, in order. */
+  acts(text) {
+    const found = this.words(text);
+    return found.filter((word, i) => this.isAny(word, this.ACTIONS)
+      || this.isAny(word, this.MOVES) && this.WHERE.has(found[i + 1]));
+  }
+
+  /** Whether a text begins with an action, perhaps after its subject. */
+  begins(text) {
+    const some = this.acts(text).length > 0;
+    for (const word of this.words(text)) {
+      if (some && [this.ACTIONS, this.MOVES, this.BEGINS].some(set => this.isAny(word, set)))
+        return true;
+      if (!this.BETWEEN.has(word)) return false;
+    }
+    return false;
+  }
+
+  /** Whether a clause is an action by itself, and not the beginning of what follows. */
+  isWhole(text) {
+    const action = this.acts(text).at(-1), found = this.words(text);
+    if (this.isAny(action, new Set(["turn", "step"])))
+      return text.search(this.ASIDE) >= 0 && !found.some(word => this.isAny(word, this.PARTS));
+    return !this.isAny(action, this.PREPARES)
+      || this.isAny(action, this.RISES) && found.includes("up");
+  }
+
+  /** Whether two clauses tell of one motion. */
+  oneMotion(a, b, then) {
+    const first = this.acts(a).at(-1), [second] = this.acts(b), found = this.words(b);
+    const is = (word, set) => this.isAny(word, set);
+    if (is(second, this.ENDS)
+        || found.includes("back") && (is(second, this.RISES) || is(second, new Set(["bring"]))))
+      return true;
+    if (this.acts(a).every(word => is(word, new Set(["stand"]))) && !this.words(a).includes("up"))
+      return true;
+    if (then) return is(first, this.one[0][0]) && is(second, this.one[0][1]);
+    if (is(second, this.RISES) || this.one.some(
+      ([one, two]) => is(first, one) && this.acts(b).some(word => is(word, two)))) return true;
+    return second.endsWith("ing") && !first.endsWith("ing") || !this.isWhole(a)
+      || found.slice(0, 3).some(word => is(word, this.KEEPS));
+  }
+
+  /** Split a text at the commas and "and"s that an action follows. */
+  listed(text) {
+    if (text.search(this.TOGETHER) >= 0) return [text];
+    let found = [text], at = 0;
+    for (const {0: link, index} of text.matchAll(this.JOINT)) {
+      const a = found.at(-1).slice(0, index - at), b = text.slice(index + link.length);
+      const [rest] = b.split(this.JOINT);
+      if (this.acts(a).length && this.begins(rest) && !this.oneMotion(a, rest, false)) {
+        found = [...found.slice(0, -1), a, b];
+        at = index + link.length;
+      }
+    }
+    return found;
+  }
+
+  /** The parts of a prompt, in their order; [text] where it asks for one thing. */
+  parts(text) {
+    if ([...text].length > this.longest) return [text];
+    const front = text.match(this.FRONT), after = text.split(this.AFTER);
+    let found = front ? [front[2], front[3]] : after.length === 2 ? after.reverse()
+      : text.split(this.BEFORE);
+    if (front && front[1].toLowerCase() === "before") found.reverse();
+    found = found.flatMap(part => part.split(this.THEN));
+    if (!found.every(part => this.acts(part).length)) return [text];
+    let together = [found[0]];
+    for (const part of found.slice(1)) {
+      const last = together.at(-1);
+      together = this.oneMotion(last, part, true)
+        ? [...together.slice(0, -1), `${last}, then ${part}`] : [...together, part];
+    }
+    found = together.flatMap(part => this.listed(part)).map(
+      part => part.replace(this.FIRST, "").replace(/^[ \t\n,;.]+|[ \t\n,;.]+$/g, ""));
+    return found.length > 1 && found.length <= this.most ? found : [text];
+  }
+}
+
+// ---- One motion of several ----------------------------------------------------------------------
+
+const SHARED = 10;  // frames that neighbours have in common
+const CLOSE = 0.15;  // metres: sample.py changes what does not meet so nearly
+
+/** Joints b (T, J, 3) turned about Y and moved over the floor to lie on the end of a. */
+function laidOn(b, a, J) {
+  const n = SHARED * J, end = a.length - 3 * n, mean = (x, from, k) => {
+    let sum = 0;
+    for (let i = 0; i < n; i++) sum += x[from + 3 * i + k];
+    return sum / n;
+  };
+  const [ax, az, bx, bz] = [mean(a, end, 0), mean(a, end, 2), mean(b, 0, 0), mean(b, 0, 2)];
+  let across = 0, along = 0;
+  for (let i = 0; i < 3 * n; i += 3) {
+    const [x, z, u, v] = [a[end + i] - ax, a[end + i + 2] - az, b[i] - bx, b[i + 2] - bz];
+    across += x * v - z * u; along += x * u + z * v;
+  }
+  const size = Math.hypot(across, along) || 1, s = across / size, c = along / size || +!across;
+  const laid = new Float64Array(b);
+  for (let i = 0; i < b.length; i += 3) {
+    const u = b[i] - bx, v = b[i + 2] - bz;
+    laid[i] = c * u + s * v + ax; laid[i + 2] = c * v - s * u + az;
+  }
+  return laid;
+}
+
+/** Metres between the joints in the middle of what two motions share: the mean. */
+function gap(a, b, J) {
+  const start = 3 * J * (SHARED >> 1);
+  let sum = 0;
+  for (let i = start; i < start + 3 * J; i += 3)
+    sum += Math.hypot(a[i] - b[i], a[i + 1] - b[i + 1], a[i + 2] - b[i + 2]);
+  return sum / J;
+}
+
+/** The joints a of SHARED frames that become b: each bone turns from one to the other, and keeps
+    the length that it has in a. */
+function blended(a, b, parents) {
+  const J = parents.length, placed = new Float64Array(a);
+  const direction = v => v.map(x => x / Math.max(Math.hypot(...v), 1e-9));
+  for (let t = 0; t < SHARED; t++) {
+    const u = (t + 1) / (SHARED + 1), share = u * u * (3 - 2 * u), root = 3 * t * J;
+    for (let k = 0; k < 3; k++) placed[root + k] += share * (b[root + k] - a[root + k]);
+    for (let j = 1; j < J; j++) {
+      const own = root + 3 * j, parent = root + 3 * parents[j];
+      const bone = from => [0, 1, 2].map(k => from[own + k] - from[parent + k]);
+      const [one, two] = [bone(a), bone(b)], [from, to] = [direction(one), direction(two)];
+      const way = direction(from.map((v, k) => v * (1 - share) + to[k] * share));
+      way.forEach((v, k) => { placed[own + k] = placed[parent + k] + v * Math.hypot(...one); });
+    }
+  }
+  return placed;
+}
+
+/** Frames of parts whose own lengths were drawn, as shares of `total` (0: as they were drawn). */
+function sharesOf(drawn, total) {
+  const least = 2 * SHARED, own = drawn.map(n => Math.max(n, least));
+  if (!total) return own;
+  const whole = own.reduce((a, b) => a + b);
+  const differences = ends => ends.map((end, i) => end - (ends[i - 1] || 0));
+  let sum = 0;
+  const shares = differences(own.map(n => rounded((sum += n) / whole * total)));
+  return Math.min(...shares) >= least ? shares
+    : differences(own.map((_, i) => Math.trunc((i + 1) * total / own.length)));
+}
+
+
+/** Parts of a prompt that are done one after the other -> what MLD.generate returns, of all. */
+function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
+  const {header, book} = mld, {max_frames: longest} = mld.config.data, J = header.parents.length;
+  if (frames && frames < 2 * SHARED * parts.length)
+    throw new Error(`${parts.length} things one after the other need at least ${
+      2 * SHARED * parts.length / header.fps} s.`);
+  const reports = parts.map(part => book.understand(part));
+  const drawn = reports.map(({text}, i) => mld.drawLength(mld.encode(text), seed + i));
+  const shares = sharesOf(drawn, frames);
+  let whole = null, far = 0;
+  parts.forEach((part, i) => {
+    const most = Math.max(longest, shares[i]), more = i ? SHARED : 0;
+    const {joints} = mld.generate(
+      part, {...settings, seed: seed + i, frames: Math.min(shares[i] + more, most)});
+    if (!whole) { whole = Float64Array.from(joints); return; }
+    const laid = laidOn(joints, whole, J), n = 3 * J * SHARED, end = whole.length - n;
+    far = Math.max(far, gap(whole.subarray(end), laid, J));
+    const seam = blended(whole.subarray(end), laid.subarray(0, n), header.parents);
+    const longer = new Float64Array(whole.length + laid.length - n);
+    longer.set(whole); longer.set(seam, end); longer.set(laid.subarray(n), end + n);
+    whole = longer;
+  });
+  const all = key => Object.assign({}, ...reports.map(report => report[key]));
+  const report = {text: reports.map(({text}) => text).join(", "), texts: parts, parts: shares,
+                  spelled: all("spelled"), taken: all("taken"), says: true,
+                  unknown: [...new Set(reports.flatMap(({unknown}) => unknown))],
+                  notes: far > CLOSE ? ["One part does not begin as the one before it ends: "
+                    + "sample.py and studio.py join them better."] : []};
+  return {joints: Float32Array.from(whole), frames: whole.length / 3 / J, seed, report};
+}
+
+/** The parts of a prompt that `tale` takes; null where it asks for one thing, or where the model
+    understands nothing of a part. As taken_apart of sample.py. */
+function takenApart(mld, text) {
+  const {spelled} = mld.book.understand(text);
+  const right = text.replace(WORDS, word => spelled[word.toLowerCase()] ?? word);
+  const parts = mld.clauses ? mld.clauses.parts(right) : [];
+  return parts.length > 1 && parts.every(part => mld.book.understand(part).says)
+    ? [parts, spelled] : null;
+}
+const WORDS = /[\p{L}\p{N}_]+/gu;
