@@ -9,7 +9,8 @@
     python prepare.py uestc DIR               vibe_cache_refined.pkl and info/
     python prepare.py bvh DIR --captions FILE --name mine       your own motion capture
     python prepare.py cmu BVH_DIR --humanml3d DIR       HumanML3D's part of the CMU database
-    python prepare.py toy --times 7 --name toy7      seven times as many clips, by the same rules
+    python prepare.py toy --times 7 --name toy7      seven times as many clips, by the same rules;
+                                                     --sequences 1: not of actions in a row
     python prepare.py join NAME A B:5 ...     one pack of several, B's train clips five times
 
     python prepare.py show toy                play the first four clips in a browser
@@ -168,9 +169,10 @@ def pack_toy(args):
     """Rebuild the set that ships, from DeepMimic's motions in the pybullet wheel."""
     from toy import motions as toy
     with tempfile.TemporaryDirectory() as scratch:
-        clips = toy.build(find_motions(args.source, scratch), args.times)
+        clips = toy.build(find_motions(args.source, scratch), args.times, args.sequences)
     args.line = "python prepare.py toy"  # the file must not depend on where the wheel was
-    args.line += f" --times {args.times} --name {args.name}" * (args.times > 1)
+    more = "" if args.sequences is None else f" --sequences {args.sequences}"
+    args.line += f" --times {args.times}{more} --name {args.name}" * (args.times > 1)
     write(args, clips, {}, Found(), skeleton="t2m", fps=20.0, encoding="joints",
           actions=sorted({clip.action for clip in clips} - {""}))
 
@@ -403,12 +405,14 @@ ARGUMENTS = {
     "--strict": {"action": "store_true", "help": "refuse the set if a single clip cannot be used"},
     "--times": {"type": int, "default": 1, "metavar": "N",
                 "help": "N times as many clips: the others are for training; wants a --name"},
+    "--sequences": {"type": int, "metavar": "N",
+                    "help": "as --times, for clips of actions in a row; otherwise the same"},
     "--encoding": {"help": "of text files that are neither UTF-8 nor UTF-16, such as gbk"},
 }
 COMMON = "--keep --strict --encoding --out"
 LAYOUT = f"folder --name --min-length --max-length --actions {COMMON}"
 COMMANDS = {
-    "toy": (pack_toy, "source --times --name --out"),
+    "toy": (pack_toy, "source --times --sequences --name --out"),
     "humanml3d": (pack_layout, LAYOUT), "kit": (pack_layout, LAYOUT),
     "humanact12": (pack_actions, f"folder --name --smpl {COMMON}"),
     "uestc": (pack_actions, f"folder --name --smpl {COMMON}"),

@@ -24,7 +24,7 @@ import motion
 import story
 from formats import targets
 from formats.pack import Pack
-from judge import metrics
+from judge import evaluators, metrics
 from tests.kinematics import CHECKS, window
 
 KINDS = ("1 pin", "2 pins", "5 pins", "20 pins", "first and last pose", "path")
@@ -151,6 +151,40 @@ def joins(model, count, effort, fps=20):
     return [np.array(x) for x in (near, inside, seam, rest, together, alone)]
 
 
+def windows_fid(model, pack, stories, span=60):
+    """FID, by the judge of the pack's dataset, of windows of `span` frames against as many of test
+    clips of the same actions: across the joins of stories of three prompts of 5 s each, and in the
+    middle of their segments; how many windows; and the FID of as many other windows of test clips.
+    """
+    config, rng = model.config, np.random.default_rng(1)
+    judge = evaluators.find(config, pack, device=model.mean.device)
+    across, inside = [], []
+    for k in range(stories):
+        texts = rng.choice(list(PROMPTS), 3, replace=False).tolist()
+        whole, at = story.story(model, texts, lengths=[100] * 3, seed=100 * k)
+        edges = [0, *at, len(whole)]
+        across += [whole[join - span // 2:join + span // 2] for join in at]
+        inside += [whole[(a + b - span) // 2:][:span] for a, b in zip(edges[:2], edges[1:])]
+    known = [i for i in pack.indices("test", span + 1, 10_000)
+             if pack.action(i) in PROMPTS.values()]
+    real = []
+    while len(real) < 2 * len(across):
+        clip = pack.joints(int(rng.choice(known))).astype(float)
+        start = rng.integers(len(clip) - span + 1)
+        real.append(clip[start:start + span])
+
+    def rows(windows):
+        features = torch.from_numpy(np.stack([motion.joints_to_features(w, motion.T2M)
+                                              for w in windows]))
+        lengths = torch.full((len(windows),), features.shape[1])
+        with torch.no_grad():
+            return judge.embed(features.float(), lengths)[0].numpy()
+
+    ours, others = rows(real[::2]), rows(real[1::2])
+    return [metrics.fid(rows(x), ours) for x in (across, inside)] + [
+        len(across), metrics.fid(others, ours)]
+
+
 def main(argv):
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--ckpt", default="checkpoints/toy.pt")
@@ -168,6 +202,9 @@ def main(argv):
               f"ratio {near.mean() / inside.mean():.2f}")
         print(f"loops: jerk {seam.mean():.1f} m/s3 around joins, {rest.mean():.1f} elsewhere, "
               f"ratio {seam.mean() / rest.mean():.2f}")
+        across, within, count, own = windows_fid(model, Pack(args.pack), args.stories)
+        print(f"FID of {count} windows across joins {across:.2f}, within segments {within:.2f}, of "
+              f"test clips {own:.2f}")
         print(f"segments that do what was asked: {100 * together.mean():.0f}% in stories, "
               f"{100 * alone.mean():.0f}% alone, of {len(alone)}")
         return

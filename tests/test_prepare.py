@@ -1107,7 +1107,7 @@ def wheel(tmp_path, monkeypatch):
             archive.writestr(prepare.MOTIONS + name, content)
         archive.writestr("pybullet_data/plane.txt", "no")
 
-    def build(folder, times=1):
+    def build(folder, times=1, sequences=None):
         names = sorted(
             os.path.relpath(os.path.join(top, f), folder)
             for top, _, files in os.walk(folder)

@@ -321,6 +321,11 @@ def test_a_larger_set_has_the_same_clips_and_more_for_training(monkeypatch):
             clip.joints, c.joints)] for c in here]
         assert all(len(found) == 1 for found in kept)
     assert len({clip.joints.tobytes() for clip in three}) == 210
+    monkeypatch.setattr(toy, 'combinations',
+                        lambda *_: [('two in a row', (make, 30)), ('at once', (make, 5))])
+    assert len(toy.build('', 3)) == 210 + 210 and len(toy.build('', 3, 1)) == 210 + 60 + 30
+    same = toy.build('', 3, 1)[210:270]
+    assert all(np.array_equal(a.joints, b.joints) for a, b in zip(same, toy.build('')[70:130]))
 
 
 @pytest.mark.skipif(

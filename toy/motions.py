@@ -234,11 +234,11 @@ def splits(label, count):
     return ['test' if i < test else 'val' if i < test + val else 'train' for i in order]
 
 
-def build(clips_dir, times=1):
+def build(clips_dir, times=1, sequences=None):
     """Make the dataset: list[Clip], the same each time.
 
     times: how many times as large as the set that ships. Its clips are in a larger set as well, and
-    the others are all for training.
+    the others are all for training. sequences: the same for clips of actions in a row; None: times
 
     clips_dir is the folder pybullet_data/data/motions of the wheel pybullet 3.2.7. Each clip is
     followed by its mirror image (id M...), in the same split. FileNotFoundError if a file is
@@ -246,7 +246,8 @@ def build(clips_dir, times=1):
     """
     real, clips, number = Real(clips_dir), [], 0
     for label, (make, count) in [*ACTIONS.items(), *combinations(ACTIONS, OVERLAYS)]:
-        for i, split in enumerate(splits(label, count) + ['train'] * (count * (times - 1))):
+        more = times if sequences is None or not label.endswith('in a row') else sequences
+        for i, split in enumerate(splits(label, count) + ['train'] * (count * (more - 1))):
             # of its own label and number, so that no action depends on the ones before it
             seed = [SEED, *label.encode(), i]
             segment, facts = make(np.random.default_rng([*seed, 1]), real)
