@@ -119,7 +119,6 @@ class DenoiserConfig(StackConfig):
     freq_shift: float = 0.0  # shift of the timestep embedding's frequencies
     normalize_latents: bool = False  # diffuse latents normalised by the training set's mean and std
     principal: int = 0  # > 0: diffuse so many tokens of the latents' main directions (latents.py)
-    principal_dim: int = 0  # > 0: width of these tokens, each with Linears to latent_dim and back
     final_linear: bool = False  # a Linear after the last layer norm, so that outputs can be scaled
     length_token: bool = False  # a token tells the motion's length; the paper has none
     mask_padding: bool = True  # without a VAE: mask padded frames (the published code did not)
@@ -259,7 +258,7 @@ FIELDS = {f"{section}.{f.name}": f for section, cls in SECTIONS.items()
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-MAY_BE_ZERO = ("workers", "cosines", "num_actions", "principal", "principal_dim", "warmup", "seed", "threads",
+MAY_BE_ZERO = ("workers", "cosines", "num_actions", "principal", "warmup", "seed", "threads",
                "cache_latents", "sample_every")  # all other whole numbers are positive
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
 BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "row_dropout", "ema", "beta2")
@@ -387,17 +386,14 @@ def rules(config):
         yield c.train.stage != "vae", "train.stage=vae needs a VAE to train, and vae.arch is none"
         yield c.train.cache_latents == 0, "train.cache_latents needs a VAE; set it to 0"
     else:
-        width = "principal_dim" if denoiser.principal_dim else "latent_dim"
-        kept = denoiser.principal * getattr(denoiser, width)
         held = vae.latent_size * vae.latent_dim
-        yield (denoiser.latent_dim == vae.latent_dim or c.train.stage == "vae" or kept,
+        yield (denoiser.latent_dim == vae.latent_dim or c.train.stage == "vae" or
+               denoiser.principal > 0,
                "denoiser.latent_dim and vae.latent_dim differ; they must be equal")
-        yield kept <= held, (f"denoiser.principal x denoiser.{width}, {kept}, must be at most "
-                             f"vae.latent_size x vae.latent_dim, {held}")
+        yield denoiser.principal <= held, ("denoiser.principal must be at most vae.latent_size x "
+                                           f"vae.latent_dim, {held}")
         yield (denoiser.normalize_latents or not denoiser.principal,
                "denoiser.principal needs denoiser.normalize_latents")
-        yield (denoiser.principal or not denoiser.principal_dim,
-               "denoiser.principal_dim needs denoiser.principal")
         yield vae.latent_size <= 10, "vae.latent_size must be 1 to 10"
         yield (vae.arch != "actor" or vae.latent_size == 1,
                "The ACTOR-style VAE has one latent token; set vae.latent_size=1")

@@ -77,7 +77,7 @@ class DistillStage(DiffusionStage):
         c = run.config
         self.run, self.model, self.denoiser = run, [model.eval()], model.denoiser
         self.settings, self.kind = c.train_distill, c.denoiser.condition
-        teacher = Denoiser(c.denoiser, model.denoiser.nfeats).to(run.device)
+        teacher = Denoiser(c.denoiser, model.denoiser.nfeats, model.denoiser.width).to(run.device)
         teacher.load_state_dict(model.denoiser.state_dict())
         self.teacher = [teacher.requires_grad_(False).eval()]  # in a list: no part of the stage
         self.steps, self.paths = path_steps(model.schedule, self.settings.levels), None

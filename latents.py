@@ -65,9 +65,11 @@ def principal_axes(decode, mu, logvar, lengths, keep, device="cpu", progress=Fal
 
 
 def diffused_shape(config):
-    """(tokens, width) of what is diffused of a latent."""
+    """(tokens, width) of what is diffused of a latent: main directions in tokens as wide as the
+    denoiser's layers, or less wide, if a latent does not hold so many."""
     c, v = config.denoiser, config.vae
-    return (c.principal, c.principal_dim or c.latent_dim) if c.principal else (v.latent_size, v.latent_dim)
+    width = min(c.latent_dim, v.latent_size * v.latent_dim // max(c.principal, 1))
+    return (c.principal, width) if c.principal else (v.latent_size, v.latent_dim)
 
 
 def identity(config):

@@ -45,9 +45,11 @@ def each_token(linears, x):
 
 class Denoiser(nn.Module):
     """epsilon_theta(z_t, t, c) of sections 3.2 and 3.3: predicts the noise (or x0, or v) in noised
-    latents (B, N, D); with `nfeats`, in noised frames (B, T, nfeats)."""
+    latents (B, N, D); with `nfeats`, in noised frames (B, T, nfeats). Where latents have a `width`
+    less than D, each of cfg.principal tokens has a Linear to D, and one back: a layer that is no
+    wider than a noised token has little room for anything but its noise."""
 
-    def __init__(self, cfg, nfeats=None):
+    def __init__(self, cfg, nfeats=None, width=None):
         super().__init__()
         D, self.cfg, self.nfeats = cfg.latent_dim, cfg, nfeats
         self.condition = CONDITIONS[cfg.condition]()
@@ -69,9 +71,9 @@ class Denoiser(nn.Module):
         if nfeats:
             self.pose_embd, self.pose_proj = nn.Linear(nfeats, D), nn.Linear(D, nfeats)
         self.token_in = self.token_out = self.final_linear = None
-        if cfg.principal_dim and not nfeats:
-            ends = [(nn.Linear(cfg.principal_dim, D), nn.Linear(D, cfg.principal_dim))
-                    for _ in range(cfg.principal)]
+        self.width = nfeats or width or D
+        if self.width < D and not nfeats:
+            ends = [(nn.Linear(width, D), nn.Linear(D, width)) for _ in range(cfg.principal)]
             self.token_in, self.token_out = map(nn.ModuleList, zip(*ends))
         elif cfg.final_linear and not nfeats:
             self.final_linear = nn.Linear(D, D)
@@ -133,9 +135,8 @@ class Denoiser(nn.Module):
         return zero_padding(self.pose_proj(x), lengths)
 
     def check_width(self, x_t):
-        width = self.nfeats or self.cfg.principal_dim or self.cfg.latent_dim
-        if x_t.dim() != 3 or x_t.shape[-1] != width:
-            shape = f"(B, {'T' if self.nfeats else 'N'}, {width})"
+        if x_t.dim() != 3 or x_t.shape[-1] != self.width:
+            shape = f"(B, {'T' if self.nfeats else 'N'}, {self.width})"
             raise ValueError(f"The denoiser takes {shape}, found {tuple(x_t.shape)}.")
 
 
@@ -170,7 +171,8 @@ class MLD(nn.Module):
         super().__init__()
         self.config, nfeats, c = config, config.data.nfeats, config.denoiser
         self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
-        self.denoiser = Denoiser(c, None if self.vae else nfeats)
+        self.denoiser = Denoiser(c, None if self.vae else nfeats,
+                                 diffused_shape(config)[1] if c.principal else None)
         self.condition = self.denoiser.condition
         self.text_encoder = text_encoder
         self.length_estimator = LengthEstimator(self.condition.summary_width(c), config.data)

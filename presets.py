@@ -48,7 +48,7 @@ TOY = SMALL | {  # sequences of two actions and counts need more latent tokens a
     "vae.lambda_bones": 0.2, "vae.lambda_head": 0.15, "vae.sharpen_from": 0.4,
     "text.width": 192, "text.layers": 4, "text.word_dropout": 0.03, "text.row_dropout": 0.1,
     "denoiser.text_encoded_dim": 192, "denoiser.num_layers": 9, "denoiser.latent_dim": 256,
-    "denoiser.ff_size": 1024, "denoiser.principal": 2,
+    "denoiser.ff_size": 1024, "denoiser.principal": 4,
     "diffusion.prediction_type": "v_prediction", "diffusion.guidance_scale": 3.0,
     "train_vae.batch_size": 32, "train_vae.steps": 4200, "train_diffusion.steps": 10_000,
     "train_diffusion.draws": 4, "train_diffusion.length_weight": 0.03,

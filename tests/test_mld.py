@@ -159,16 +159,17 @@ DENOISERS = [
     dict(),
     dict(condition="action", num_actions=4, skip_connect=False),
     dict(condition="none", final_linear=True),
-    dict(principal=2, principal_dim=8, latent_dim=12, num_heads=2),
+    dict(width=8, principal=2, latent_dim=12),
     dict(arch="trans_dec", skip_connect=True, normalize_before=True),
     dict(arch="trans_dec", condition="none"),
     dict(skip_connect=False, normalize_before=True, position_embedding="sine", length_token=True),
     dict(condition="none", length_token=True)]
 
 
-def tiny_denoiser(nfeats=None, **values):
+def tiny_denoiser(nfeats=None, width=None, **values):
     torch.manual_seed(0)
-    return Denoiser(DenoiserConfig(**TINY | {"text_encoded_dim": 6} | values), nfeats).eval()
+    config = DenoiserConfig(**TINY | {"text_encoded_dim": 6} | values)
+    return Denoiser(config, nfeats, width).eval()
 
 
 def denoiser_inputs(denoiser, dtype=torch.float32, T=5):

@@ -226,8 +226,8 @@ MODELS = {
         "data__skeleton": "kit", "data__fps": 12.5, "diffusion__guidance_rescale": 0.7,
         "diffusion__beta_schedule": "linear", "vae__cosines": 3, "vae__cosine_span": 40},
     "main directions, tokens wider than what they hold": {
-        "vae__latent_size": 3, "denoiser__normalize_latents": True, "denoiser__principal": 3,
-        "denoiser__principal_dim": 5, "denoiser__length_token": True},
+        "vae__latent_size": 3, "denoiser__normalize_latents": True, "denoiser__principal": 5,
+        "denoiser__length_token": True},
     "ACTOR's VAE, clipped": {
         "vae__arch": "actor", "vae__num_layers": 2, "diffusion__clip_sample": True,
         "denoiser__flip_sin_to_cos": False, "denoiser__freq_shift": 1.0},

@@ -272,8 +272,8 @@ class MLD {
   /** How many numbers of a latent are diffused. */
   get diffused() {
     const {denoiser: c, vae: v} = this.config;
-    if (c.principal) return c.principal * (c.principal_dim || c.latent_dim);
-    return v.latent_size * v.latent_dim;
+    const all = v.latent_size * v.latent_dim;
+    return c.principal ? c.principal * Math.min(c.latent_dim, Math.floor(all / c.principal)) : all;
   }
 
   fromDiffused(x) {
