@@ -293,7 +293,7 @@ def fused(denoiser, steps, x_T, tokens, times, d, dtype):
 
     def ask(tokens):
         x = few_tokens(denoiser.encoder, tokens, n)
-        return denoiser.output(x)
+        return x if denoiser.final_linear is None else denoiser.final_linear(x)
 
     return kernels.denoising_steps(steps, x_T, first, times + pe[n].to(dtype), pe.to(dtype), ask,
                                    d.guidance_scale if guides(d) else None, d.clip_sample)

@@ -17,6 +17,7 @@ token as it is.
 import math
 
 import torch
+import torch.nn as nn
 from tqdm import tqdm
 
 BATCHES, BATCH = 100, 64  # decoder's derivatives to average
@@ -58,6 +59,26 @@ def principal_axes(decode, mu, logvar, lengths, keep, device="cpu", progress=Fal
     scale = importance.clamp_min(importance[0] * SMALLEST)**POWER
     scale = scale / scale.square().mean().sqrt()
     return (inverse @ axes * scale).float(), (root @ axes / scale).T.float()
+
+
+class EachToken(nn.ModuleList):
+    """Tokens (B, N, width), each through a Linear of its own -> (B, N, out)."""
+
+    def __init__(self, tokens, width, out):
+        super().__init__(nn.Linear(width, out) for _ in range(tokens))
+
+    def forward(self, x):
+        return torch.stack([linear(token) for linear, token in zip(self, x.unbind(1))], 1)
+
+
+def ends(cfg, width):
+    """What stands before and after the denoiser's layers for tokens of this width: Linears, if they
+    are narrower than the layers, and otherwise nothing and the final Linear of the settings. A
+    layer that is no wider than a noised token has little room for anything but the noise."""
+    D = cfg.latent_dim
+    if width < D and cfg.principal:
+        return EachToken(cfg.principal, width, D), EachToken(cfg.principal, D, width)
+    return None, nn.Linear(D, D) if cfg.final_linear else None
 
 
 # --------------------------------------------------------------------------------------------------

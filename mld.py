@@ -28,7 +28,7 @@ import motion
 from conditions import CONDITIONS, drop, pick
 from diffusion import (add_noise, draw_noise, guide, make_generators, make_schedule, plan,
                        training_target)
-from latents import diffused_shape, from_diffused, identity, to_diffused
+from latents import diffused_shape, ends, from_diffused, identity, to_diffused
 from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
@@ -36,18 +36,9 @@ from vae import MotionVAE, clip_mean
 # The denoiser
 
 
-def each_token(linears, x):
-    """Tokens (B, N, C), each through its own of N Linears; as they are if there are none."""
-    if linears is None:
-        return x
-    return torch.stack([linear(token) for linear, token in zip(linears, x.unbind(1))], 1)
-
-
 class Denoiser(nn.Module):
     """epsilon_theta(z_t, t, c) of sections 3.2 and 3.3: predicts the noise (or x0, or v) in noised
-    latents (B, N, D); with `nfeats`, in noised frames (B, T, nfeats). Where latents have a `width`
-    less than D, each of cfg.principal tokens has a Linear to D, and one back: a layer that is no
-    wider than a noised token has little room for anything but its noise."""
+    latents (B, N, D or `width`, latents.py); with `nfeats`, in noised frames (B, T, nfeats)."""
 
     def __init__(self, cfg, nfeats=None, width=None):
         super().__init__()
@@ -70,13 +61,8 @@ class Denoiser(nn.Module):
             self.encoder = Stack(*sizes, skip=cfg.skip_connect, final_norm=final_norm)
         if nfeats:
             self.pose_embd, self.pose_proj = nn.Linear(nfeats, D), nn.Linear(D, nfeats)
-        self.token_in = self.token_out = self.final_linear = None
         self.width = nfeats or width or D
-        if self.width < D and not nfeats:
-            ends = [(nn.Linear(width, D), nn.Linear(D, width)) for _ in range(cfg.principal)]
-            self.token_in, self.token_out = map(nn.ModuleList, zip(*ends))
-        elif cfg.final_linear and not nfeats:
-            self.final_linear = nn.Linear(D, D)
+        self.token_in, self.final_linear = (None, None) if nfeats else ends(cfg, self.width)
 
     def forward(self, x_t, timesteps, condition=None, lengths=None):
         """The prediction, of x_t's shape; zero on padded frames.
@@ -110,17 +96,13 @@ class Denoiser(nn.Module):
             tokens = torch.cat((tokens, condition), 1)  # (B, 1 + L, D)
         if self.nfeats:
             return self.predict_frames(x_t, tokens, lengths)
-        x_t = each_token(self.token_in, x_t)
+        x_t = self.token_in(x_t) if self.token_in else x_t
         if self.cfg.arch == "trans_dec":
             x = self.decoder(self.query_pos(x_t), memory=self.mem_pos(tokens))
         else:
             x = self.query_pos(torch.cat((x_t, tokens), 1))  # (B, N + 1 + L, D)
             x = fast.few_tokens(self.encoder, x, x_t.shape[1])
-        return self.output(x)
-
-    def output(self, x):
-        """What the layers leave of the latent's tokens (B, N, D) -> the prediction."""
-        return each_token(self.token_out, x if self.final_linear is None else self.final_linear(x))
+        return x if self.final_linear is None else self.final_linear(x)
 
     def predict_frames(self, x_t, tokens, lengths):
         """The same for noised frames x_t (B, T, nfeats): the model without a VAE."""
@@ -164,15 +146,13 @@ class MLD(nn.Module):
     config        Config
     text_encoder  module: list of B strings -> (B, L, E); for denoiser.condition "text"
     mean, std     (F,) of the training set's features
-    rest          (24, 3): the rest pose of the "smpl" skeleton, in metres
-    """
+    rest          (24, 3): the rest pose of the "smpl" skeleton, in metres"""
 
     def __init__(self, config, text_encoder=None, mean=None, std=None, rest=None):
         super().__init__()
         self.config, nfeats, c = config, config.data.nfeats, config.denoiser
         self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
-        self.denoiser = Denoiser(c, None if self.vae else nfeats,
-                                 diffused_shape(config)[1] if c.principal else None)
+        self.denoiser = Denoiser(c, None if self.vae else nfeats, diffused_shape(config)[1])
         self.condition = self.denoiser.condition
         self.text_encoder = text_encoder
         self.length_estimator = LengthEstimator(self.condition.summary_width(c), config.data)

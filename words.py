@@ -185,7 +185,8 @@ her their my your our it he she they we you i him them me us himself herself the
 which whose whom what where when while whilst as if than so and or but yet also too just only
 of in into onto to at by for from on upon off with within through about like is are was were be been
 being am has have had having do does did doing done can could will would shall should may might must
-there here then now very quite rather really bit lot kind sort way please let lets make makes show
+everyone everybody nobody there here then now very quite rather really bit lot kind sort way please
+let lets make makes show
 video animation motion s t""".split())
 # words that stand for no other: they are like very many
 VAGUE = set("""

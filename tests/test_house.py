@@ -8,19 +8,21 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
-    "config", "motion", "words", "clip_tokenizer", "clip", "transformer", "vae", "diffusion", "mld",
-    "fast", "conditions", "latents", "guidance", "story", "edit", "lengths", "data", "checkpoint",
-    "published", "published_clip", "train", "stages", "losses", "finetune", "distill", "sample",
-    "resume", "eval", "prepare", "studio", "optimizers", "presets", "flags", "files"}
+    "config", "motion", "words", "clauses", "clip_tokenizer", "clip", "transformer", "vae",
+    "diffusion", "mld", "fast", "conditions", "latents", "guidance", "story", "edit", "lengths",
+    "data", "checkpoint", "published", "published_clip", "train", "stages", "losses",
+    "finetune", "distill", "sample", "resume", "eval", "prepare", "studio", "optimizers",
+    "presets", "flags", "files"}
 SETTINGS = {"config", "presets", "files", "flags"}
 FORMATS = SETTINGS | {"motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
-         "conditions", "latents", "mld", "words"} | EDITS
+         "conditions", "latents", "mld", "words", "clauses"} | EDITS
 STORED = MODEL | {"data", "checkpoint", "published", "published_clip"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
     "config": set(), "presets": set(), "files": set(), "flags": {"config", "presets"},
     "kernels": set(), "clip_tokenizer": set(), "lengths": set(), "words": set(),
+    "clauses": {"words"},
     "diffusion": set(), "conditions": set(), "latents": set(),
     "motion": {"config"},
     "formats": FORMATS, "toy": FORMATS | {"words"}, "data": FORMATS,

@@ -3,7 +3,7 @@
 
      const clauses = new Clauses(data);         data: what clauses_of of page.py wrote
      clauses.parts("walk, then sit down")       ["walk", "sit down"]
-     tale(mld, ["walk", "sit down"], {seed})    one motion, as story.py joins what meets by itself */
+     tale(mld, ["walk", "sit down"], {seed})    one motion, joined as in story.py */
 
 class Clauses {
   constructor({sets, one, patterns, most, longest}) {

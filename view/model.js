@@ -232,7 +232,7 @@ class MLD {
     x = columns(x, x.length / B, n);
     if (`${name}.final_linear.weight` in this.weights) x = this.linear(x, `${name}.final_linear`);
     return conditions.map(
-      (_, b) => this.eachToken(x.subarray(b * n, (b + 1) * n), `${name}.token_out`));
+      (_, b) => this.eachToken(x.subarray(b * n, (b + 1) * n), `${name}.final_linear`));
   }
 
   /** Tokens (N, ...), each through its own of N Linears, if there are any. */
