@@ -16,19 +16,19 @@ MOST, LONGEST = 8, 1000  # parts, letters; a longer text is a tale, and stays wh
 
 # what can be done by one body; words that are as often things (hand, back, face) are not here
 ACTIONS = set("""
-agree applaud ate backflip balance beckon bend block bounce bow box bring call cartwheel catch
-celebrate cheer chop circle clap clean climb conduct cook cover crawl creep crept cross crouch
-curtsy dance danced dash did dig do dodge drag drank dribble drink drop duck eat embrace extend
-faint fall fell flap flip fold freeze gallop gave gesture get give got grab greet hide hit hobble
-hook hop hug hurry jab jog jump kick kneel knelt knock lay lean leap leapt lie lift limp look
-lower lunge made make march mix moonwalk nod open paddle pause perform pick pirouette pivot play
-point polish ponder pose prance pray press pull pump punch push put race raise ran reach read
-rejoice return rise roll rose rotate row rub run salute sat scratch search shake shook shove shrug
-shuffle sidestep signal sip sit skip slap slid slide sneak somersault spin spread sprint spun
-squat stagger stamp stand step stir stomp stood stop stretch stride strike stroll strum strut
-stumble sway sweep swim swing swung take tap think threw throw tilt tiptoe took toss touch trip
-trot tug tumble turn twirl twist uppercut wait walk waltz wander wash wave whirl wipe wobble
-wonder write wrote yawn
+agree answer applaud ate backflip balance beckon bend block bounce bow box bring call cartwheel
+catch celebrate cheer chop circle clap clean climb conduct cook cover crawl creep crept cross
+crouch curtsy dance danced dash did dig do dodge drag drank dribble drink drop duck eat embrace
+extend faint fall fell flap flew flip fly fold freeze gallop gave gaze gesture get give glance got
+grab greet held hide hit hobble hold hook hop hug hurry jab jog jump kick kneel knelt knock lay
+lean leap leapt lie lift limp look lower lunge made make march mix moonwalk nod open paddle pause
+perform pick pirouette pivot play point polish ponder pose prance pray press pretend pull pump
+punch push put race raise ran reach read rejoice return rise roll rose rotate row rub run salute
+sat scratch search shake shook shove shrug shuffle sidestep signal sip sit skip slam slap slid
+slide sneak somersault spin spread sprint spun squat stagger stamp stand step stir stomp stood
+stop stretch stride strike stroll strum strut stumble sway sweep swim swing swung take tap think
+threw throw tilt tiptoe took toss touch trip trot tug tumble turn twirl twist uppercut wait walk
+waltz wander wash wave whirl wipe wobble wonder write wrote yawn
 """.split())
 MOVES, WHERE = {"go", "move", "come", "went", "came"}, set("""
 forward forwards backward backwards ahead back left right around sideways up down away""".split())
@@ -52,25 +52,27 @@ walk run jog march stroll stride sprint trot pace sneak tiptoe crawl hop ran cre
 wave clap raise point salute lift swing punch reach stretch flap shake nod look throw box shook \
 swung turn rotate spin circle pivot""".splitlines()]
 PARTS = set("head body palm torso shoulder hip arm chest trunk".split())  # "turns her head and"
+THINGS = set("box block drink drop race hook tap stamp".split())  # after an article
 PRONOUNS = set("he she they it you i we".split())
 ARTICLES = set("a an the one another this that his her their your".split())
 BETWEEN = PRONOUNS | ARTICLES | SUBJECTS | set(
-    "then again also just finally lastly next now please do does quickly slowly suddenly carefully "
-    "immediately simply".split())
+    "then again also just finally lastly next now please do does is are was quickly slowly "
+    "suddenly carefully immediately simply".split())
 
 WORD = r"[^\W_]+(?:['\u2019-][^\W_]+)*"
-CLAUSE = rf"(?=(?:{'|'.join(PRONOUNS)})\s|(?:{WORD}\s+)?{WORD}ing\b)"
 THEN = re.compile(r"""
-    [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|next|followed\s+by|until|
+    [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
         (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
         (?:a\s+(?:while|moment|bit)|moments|seconds)\s+later)\b (?:\s*,)? (?:\s+(?:and\s+)?then\b)?
-    | [.;]\s+ | \s*(?:->|=>|\u2192)\s* """, re.X | re.I)
-BEFORE = re.compile(rf"[\s,]+before\s+{CLAUSE}", re.I)
-AFTER = re.compile(rf"[\s,]+(?:right\s+|just\s+)?after\s+{CLAUSE}", re.I)
-FRONT = re.compile(rf"\s*(after|before)\s+{CLAUSE}([^,]+),\s*(.+)", re.I | re.S)
+    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)? | [.;]\s+ | \s*(?:->|=>|\u2192)\s* """, re.X | re.I)
+BEFORE = re.compile(r"[\s,]+before\s+", re.I)
+AFTER = re.compile(r"[\s,]+(?:right\s+|just\s+)?after\s+", re.I)
+FRONT = re.compile(r"\s*(after|before)\s+([^,]+),\s*(.+)", re.I | re.S)
 JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&)\s+", re.I)
-TOGETHER = re.compile(r"\b(?:while|whilst|as|simultaneously|together|at the same time|"
-                      r"both|alternately|alternating|repeatedly)\b", re.I)
+TOGETHER = re.compile(r"\b(?:while|whilst|as (?:he|she|it|they|you|if|though)|simultaneously|"
+                      r"together|at the same time|both|alternat(?:ely|ing)|repeatedly|each other|"
+                      r"another (?:person|man|woman|one|guy|girl|boy))\b", re.I)
+NEGATED = re.compile(r"\b(?:not|never|without|no)\b|n['\u2019]t\b", re.I)
 ASIDE = re.compile(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|"
                    r"\b(?:around|aside|sideways|back)\b", re.I)
 FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"
@@ -95,11 +97,14 @@ def acts(text):
 
 def begins(text):
     """Whether a text begins with an action, perhaps after its subject: "the man quickly sits"."""
+    before = ""
     for word in words_in(text):
-        if is_any(word, ACTIONS | MOVES) and acts(text) or is_any(word, BEGINS) and acts(text):
+        thing = before in ARTICLES and is_any(word, THINGS)
+        if is_any(word, ACTIONS | MOVES | BEGINS) and acts(text) and not thing:
             return True
         if word not in BETWEEN:
             return False
+        before = word
     return False
 
 
@@ -124,7 +129,7 @@ def one_motion(a, b, then):
     if is_any(second, RISES) or any(is_any(first, one) and is_any(word, two)
                                     for one, two in ONE for word in acts(b)):
         return True
-    together = second.endswith("ing") and not first.endswith("ing")  # walks, waving
+    together = second.endswith("ing") and not all(word.endswith("ing") for word in acts(a))
     return together or not is_whole(a) or any(is_any(word, KEEPS) for word in found[:3])
 
 
@@ -141,27 +146,34 @@ def listed(text):
     return found
 
 
+def ordered(text):
+    """The two parts of "sits down after walking", as they are done; [text] if there are not two."""
+    front, after, before = FRONT.fullmatch(text), AFTER.split(text), BEFORE.split(text)
+    if front and begins(front[2]) and begins(front[3]):
+        return [front[2], front[3]] if front[1].lower() == "after" else [front[3], front[2]]
+    if len(after) == 2 and acts(after[0]) and begins(after[1]):
+        return after[::-1]
+    if len(before) == 2 and acts(before[0]) and begins(before[1]):
+        return before
+    return [text]
+
+
 def parts(text):
     """The parts of a prompt that are to be done one after the other, in their order; [text] where
     it asks for one thing."""
-    if len(text) > LONGEST:
+    if len(text) > LONGEST or NEGATED.search(text):
         return [text]
-    front = FRONT.fullmatch(text)
-    if front:
-        found = [front[2], front[3]] if front[1].lower() == "after" else [front[3], front[2]]
-    elif len(found := AFTER.split(text)) == 2:
-        found.reverse()
-    else:
-        found = BEFORE.split(text)
-    found = [part for one in found for part in THEN.split(one)]
-    if not all(map(acts, found)):
+    links = [(0, 0), *(link.span() for link in THEN.finditer(text)), (len(text), len(text))]
+    spans = [(a[1], b[0]) for a, b in zip(links, links[1:])]
+    pieces = [text[a:b] for a, b in spans]
+    if not acts(pieces[0]) or not all(begins(ordered(piece)[0]) for piece in pieces[1:]):
         return [text]
-    together = [found[0]]
-    for part in found[1:]:
-        if one_motion(together[-1], part, True):
-            together[-1] += ", then " + part
-        else:
-            together.append(part)
-    found = [part for one in together for part in listed(one)]
+    first, joined = 0, []
+    for (_, end), (start, stop) in zip(spans, spans[1:]):
+        if not one_motion(text[first:end], text[start:stop], True):
+            joined.append(text[first:end])
+            first = start
+    found = [part for piece in [*joined, text[first:]] for part in ordered(piece)]
+    found = [part for one in found for part in listed(one)]
     found = [FIRST.sub("", part).strip(" \t\n,;.") for part in found]
     return found if 1 < len(found) <= MOST else [text]

@@ -168,11 +168,17 @@ def pack_join(args):
 def pack_toy(args):
     """Rebuild the set that ships, from DeepMimic's motions in the pybullet wheel."""
     from toy import motions as toy
+    least = min(args.times, 1 if args.sequences is None else args.sequences)
+    if least < 1:
+        raise ValueError(f"--times and --sequences must be at least 1, found {least}.")
+    other = args.times > 1 or args.sequences not in (None, 1)
+    if other and args.name == "toy":
+        raise ValueError("A larger set needs a --name of its own: toy is the one that ships.")
     with tempfile.TemporaryDirectory() as scratch:
         clips = toy.build(find_motions(args.source, scratch), args.times, args.sequences)
     args.line = "python prepare.py toy"  # the file must not depend on where the wheel was
     more = "" if args.sequences is None else f" --sequences {args.sequences}"
-    args.line += f" --times {args.times}{more} --name {args.name}" * (args.times > 1)
+    args.line += f" --times {args.times}{more} --name {args.name}" * other
     write(args, clips, {}, Found(), skeleton="t2m", fps=20.0, encoding="joints",
           actions=sorted({clip.action for clip in clips} - {""}))
 

@@ -213,20 +213,23 @@ def lengths_of(args, model, texts, labels, count):
     return [round(seconds(text) * c.fps / c.unit_length) * c.unit_length for text in texts]
 
 
-def check_trained(args, config, lengths):
-    """ValueError for motions longer than the training's, unless --force is given; lengths in
-    frames. Of others that it never saw, the user is told."""
+def check_trained(args, config, frames):
+    """ValueError for motions longer than the training's, unless --force is given; of others that it
+    never saw, the user is told. frames: for each motion a list, of its parts"""
     c = config.data
     longest, shortest = c.max_frames / c.fps, min(c.min_length, c.max_frames)
-    if max(lengths) > c.max_frames:
-        why = (f"{max(lengths) / c.fps:g} s is longer than any motion that this model was trained "
-               f"on, which have at most {longest:g} s: it would drift or stand still")
+    worst = max(frames, key=max)
+    if max(worst) > c.max_frames:
+        part = "a part of " * (len(worst) > 1)
+        why = (f"{part}{max(worst) / c.fps:g} s is longer than any motion that this model was "
+               f"trained on, which have at most {longest:g} s: it would drift or stand still")
         if not args.force:
-            raise ValueError(f"{why}. Take --seconds {longest:g} or less, or --force to see it.")
+            raise ValueError(f"{why}. Take --seconds {longest * len(worst):g} or less, or --force "
+                             "to see it.")
         print(f"{why[:why.index(':')]}.", file=sys.stderr)
-    elif args.seconds and min(lengths) < shortest:
-        print(f"{min(lengths) / c.fps:g} s is shorter than any motion that this model was trained "
-              f"on, which have at least {shortest / c.fps:g} s.", file=sys.stderr)
+    elif args.seconds and min(map(sum, frames)) < shortest:
+        print(f"{min(map(sum, frames)) / c.fps:g} s is shorter than any motion that this model was "
+              f"trained on, which have at least {shortest / c.fps:g} s.", file=sys.stderr)
 
 
 def understood(prompts, vocabulary):
@@ -406,8 +409,8 @@ def run(args, prompts):
         if len(parts) > 1:
             total = lengths[i] if args.seconds else None
             frames[i] = story.lengths_of(model, parts, seeds[i], total)
-    model.check_lengths(flat := [n for one in frames for n in one])
-    check_trained(args, model.config, flat)
+    model.check_lengths([n for one in frames for n in one])
+    check_trained(args, model.config, frames)
     make_folder(args.out)
     loaded = time.perf_counter()
 

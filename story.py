@@ -89,9 +89,9 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
 
     texts or actions of the S segments, and S lengths in frames; T is their sum. Each segment but
     the first begins SHARED frames earlier, while the one before it still goes on; where that would
-    be longer than the training's motions, its own time is that much shorter. loop: the last leads
-    into the first, so that the motion can be repeated for ever, each time from where it has come
-    to. It is cut from the middle of a longer motion, where people walk and do not set off or stop.
+    be longer than the training's motions, its own time, and T, is that much shorter. loop: the last
+    leads into the first, so that the motion can be repeated for ever, each time from where it has
+    come to. It is cut from the middle of a longer motion, where people walk and do not set off or stop.
     effort: more would make softer joins of less action. Other settings as in edit.edit."""
     c, h = model.config.data, SHARED
     asked = model.check_lengths(lengths).tolist()
@@ -151,23 +151,24 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
 
 
 def lengths_of(model, texts, seed, total=None):
-    """Frames of the parts of a prompt: drawn from `seed` on, or as such shares of `total` frames.
-    ValueError if that is too short for so many parts."""
-    least = 2 * SHARED
+    """Frames of the parts of a prompt: drawn from `seed` on, or `total` frames in about the shares
+    that are drawn. A part has at least 2 * SHARED and, if `total` allows it, no more than can be
+    made with what it shares. ValueError for a `total` too short for so many parts."""
+    c, least = model.config.data, 2 * SHARED
+    most = [c.max_frames - SHARED * (k > 0) for k in range(len(texts))]
     if total is not None and total < least * len(texts):
-        fps = model.config.data.fps
         raise ValueError(f"{len(texts)} things one after the other need at least "
-                         f"{least * len(texts) / fps:g} s, found {total / fps:g} s; --whole makes "
-                         "one motion of the prompt.")
-    seeds = [seed + k for k in range(len(texts))]
-    drawn = [max(n, least) for n in model.draw_lengths(texts, seed=seeds)]
+                         f"{least * len(texts) / c.fps:g} s, found {total / c.fps:g} s.")
+    drawn = [1] * len(texts)
+    if total is None or model.length_estimator is not None:
+        drawn = model.draw_lengths(texts, seed=[seed + k for k in range(len(texts))])
     if total is None:
-        return drawn
-    ends = np.rint(np.cumsum(drawn) / sum(drawn) * total).astype(int)
-    shares = np.diff(ends, prepend=0)
-    if shares.min() < least:
-        shares = np.diff(np.linspace(0, total, len(texts) + 1).astype(int))
-    return shares.tolist()
+        return [max(min(n, top), least) for n, top in zip(drawn, most)]
+    shares = [least] * len(texts)
+    for _ in range(total - sum(shares)):  # to the one that lacks most, frame by frame
+        room = [k for k in range(len(texts)) if shares[k] < most[k]] or range(len(texts))
+        shares[min(room, key=lambda k: shares[k] / drawn[k])] += 1
+    return shares
 
 
 def scenes(model, each, lengths, seeds, progress=False, **settings):

@@ -155,7 +155,7 @@ class Maker:
                     lengths = sample.lengths_of(args, model, sum(each, []), None, len(each))
                     frames = [[n] for n in edit.long_enough(args, model, lengths)]
                 model.check_lengths(lengths := sum(frames, []))
-                sample.check_trained(args, model.config, lengths)
+                sample.check_trained(args, model.config, frames)
             made, missed = self.generated(args, model, each, frames)
         except ValueError as error:
             raise Refused(400, str(error)) from None

@@ -154,7 +154,8 @@ def joins(model, count, effort, fps=20):
 def windows_fid(model, pack, stories, span=60):
     """FID, by the judge of the pack's dataset, of windows of `span` frames against as many of test
     clips of the same actions: across the joins of stories of three prompts of 5 s each, and in the
-    middle of their segments; how many windows; and the FID of as many other windows of test clips.
+    middle of their first two segments; how many windows; and the FID of as many other windows of
+    test clips.
     """
     config, rng = model.config, np.random.default_rng(1)
     judge = evaluators.find(config, pack, device=model.mean.device)
@@ -178,7 +179,8 @@ def windows_fid(model, pack, stories, span=60):
                                               for w in windows]))
         lengths = torch.full((len(windows),), features.shape[1])
         with torch.no_grad():
-            return judge.embed(features.float(), lengths)[0].numpy()
+            device = model.mean.device
+            return judge.embed(features.float().to(device), lengths.to(device))[0].cpu().numpy()
 
     ours, others = rows(real[::2]), rows(real[1::2])
     return [metrics.fid(rows(x), ours) for x in (across, inside)] + [

@@ -42,7 +42,17 @@ APART = dict([
     ("someone jogs, jumps and the man quickly sits", "someone jogs | jumps | the man quickly sits"),
     ("someone walks, stops and waves", "someone walks, stops | waves"),
     ("hop twice and after that turn around", "hop twice | turn around"),
-    ("kneels, and a moment later gets up", "kneels, then gets up"),
+    ("kneels, and a moment later gets up", "kneels, and a moment later gets up"),
+    ("he walks. After jumping, he sits down", "he walks | jumping | he sits down"),
+    ("a man sits down after walking. Then he waves", "walking | a man sits down | he waves"),
+    ("someone walks, then runs after jumping, then sits", "someone walks | jumping | runs | sits"),
+    ("Before sitting down, he walks. Then he jumps.", "he walks | sitting down | he jumps"),
+    ("a person walks next to a wall and kicks", "a person walks next to a wall | kicks"),
+    ("he runs after the king and jumps", "he runs after the king | jumps"),
+    ("walks, next jumps, and next sits", "walks | jumps | sits"),
+    ("a man walks after something, then sits down", "a man walks after something | sits down"),
+    ("a man walks in a circle, then he stops and waves",
+     "a man walks in a circle, then he stops | waves"),
     ("goes forward and then looks left", "goes forward | looks left"),
 ])
 
@@ -74,6 +84,14 @@ he runs after a dog
 lowers and raises both arms at the same time
 squat then stand
 go and sit down
+a man walks to the next room
+a person walks until tired
+a person picks up a ball and a box
+a person jumps over a block and a box
+a person dances, spinning and jumping
+don't jump, walk
+a man never jumps, then walks
+a person waves, and another person bows
 turns his head and nods
 then
 and then
@@ -126,6 +144,16 @@ def test_parts_share_the_time(model, total):
         story.lengths_of(model, ["a man walks", "he sits"], 3, 39)
 
 
+def test_no_part_is_longer_than_the_training_s_motions_if_the_time_allows_it(model):
+    most = model.config.data.max_frames
+    for seed in range(20):
+        for total in (180, 200, 2 * most - story.SHARED):
+            shares = story.lengths_of(model, ["walks in a circle", "jumps"], seed, total)
+            assert sum(shares) == total and max(shares) <= most
+            assert shares[1] <= most - story.SHARED
+    assert sum(story.lengths_of(model, ["walks", "jumps"], 3, 300)) == 300  # and is refused
+
+
 def test_scenes_are_the_same_alone_and_in_a_batch(model):
     each = [["a man jumps"], ["a man walks", "he sits down"], ["a woman waves"]]
     lengths, seeds = [[40], [30, 24], [44]], [5, 6, 7]
@@ -170,6 +198,6 @@ def test_the_length_of_each_part_is_checked(tmp_path):
     run, _ = sampled(tmp_path, "a man walks, then sits down", "--seconds", "1.9")
     assert run.returncode == 1 and "need at least 2 s, found 1.9 s" in run.stderr
     run, _ = sampled(tmp_path, "a man walks, then sits down", "--seconds", "30")
-    assert run.returncode == 1 and "longer than any motion" in run.stderr
+    assert run.returncode == 1 and "a part of 15" in run.stderr and "--seconds 12" in run.stderr
     run, made = sampled(tmp_path, "a man walks, then sits down", "--seconds", "10")
     assert run.returncode == 0 and len(made[0]) == 200  # each part fits in six seconds

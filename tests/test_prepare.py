@@ -1121,6 +1121,15 @@ def wheel(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.parametrize("words, message", [
+    ("--times 0 --name big", "must be at least 1, found 0"),
+    ("--sequences 0 --name big", "must be at least 1, found 0"),
+    ("--times 2", "needs a --name of its own"), ("--sequences 2", "needs a --name of its own")])
+def test_a_larger_toy_set_has_its_own_name(wheel, capsys, words, message):
+    assert prepare.main(["toy", str(wheel), *words.split()]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_toy_comes_out_the_same_from_a_wheel_its_folder_and_pip(
     wheel, tmp_path, capsys, monkeypatch
 ):

@@ -27,10 +27,13 @@ class Clauses {
   /** Whether a text begins with an action, perhaps after its subject. */
   begins(text) {
     const some = this.acts(text).length > 0;
+    let before = "";
     for (const word of this.words(text)) {
-      if (some && [this.ACTIONS, this.MOVES, this.BEGINS].some(set => this.isAny(word, set)))
-        return true;
+      const thing = this.ARTICLES.has(before) && this.isAny(word, this.THINGS);
+      if (some && !thing && [this.ACTIONS, this.MOVES, this.BEGINS].some(
+        set => this.isAny(word, set))) return true;
       if (!this.BETWEEN.has(word)) return false;
+      before = word;
     }
     return false;
   }
@@ -56,7 +59,8 @@ class Clauses {
     if (then) return is(first, this.one[0][0]) && is(second, this.one[0][1]);
     if (is(second, this.RISES) || this.one.some(
       ([one, two]) => is(first, one) && this.acts(b).some(word => is(word, two)))) return true;
-    return second.endsWith("ing") && !first.endsWith("ing") || !this.isWhole(a)
+    return second.endsWith("ing") && !this.acts(a).every(word => word.endsWith("ing"))
+      || !this.isWhole(a)
       || found.slice(0, 3).some(word => is(word, this.KEEPS));
   }
 
@@ -75,22 +79,34 @@ class Clauses {
     return found;
   }
 
+  /** The two parts of "sits down after walking", as they are done; [text] if there are not two. */
+  ordered(text) {
+    const front = text.match(this.FRONT), after = text.split(this.AFTER);
+    const before = text.split(this.BEFORE), two = parts => parts.length === 2
+      && this.acts(parts[0]).length && this.begins(parts[1]);
+    if (front && this.begins(front[2]) && this.begins(front[3]))
+      return front[1].toLowerCase() === "after" ? [front[2], front[3]] : [front[3], front[2]];
+    return two(after) ? after.reverse() : two(before) ? before : [text];
+  }
+
   /** The parts of a prompt, in their order; [text] where it asks for one thing. */
   parts(text) {
-    if ([...text].length > this.longest) return [text];
-    const front = text.match(this.FRONT), after = text.split(this.AFTER);
-    let found = front ? [front[2], front[3]] : after.length === 2 ? after.reverse()
-      : text.split(this.BEFORE);
-    if (front && front[1].toLowerCase() === "before") found.reverse();
-    found = found.flatMap(part => part.split(this.THEN));
-    if (!found.every(part => this.acts(part).length)) return [text];
-    let together = [found[0]];
-    for (const part of found.slice(1)) {
-      const last = together.at(-1);
-      together = this.oneMotion(last, part, true)
-        ? [...together.slice(0, -1), `${last}, then ${part}`] : [...together, part];
-    }
-    found = together.flatMap(part => this.listed(part)).map(
+    if ([...text].length > this.longest || text.search(this.NEGATED) >= 0) return [text];
+    const links = [...text.matchAll(this.THEN)].map(
+      ({0: link, index}) => [index, index + link.length]);
+    const ends = [[0, 0], ...links, [text.length, text.length]];
+    const spans = ends.slice(1).map(([stop], i) => [ends[i][1], stop]);
+    const [begin, ...rest] = spans.map(span => text.slice(...span));
+    if (!this.acts(begin).length || !rest.every(piece => this.begins(this.ordered(piece)[0])))
+      return [text];
+    const joined = [];
+    let first = 0;
+    rest.forEach((piece, i) => {
+      const before = text.slice(first, spans[i][1]);
+      if (!this.oneMotion(before, piece, true)) { joined.push(before); first = spans[i + 1][0]; }
+    });
+    const found = [...joined, text.slice(first)].flatMap(piece => this.ordered(piece)).flatMap(
+      part => this.listed(part)).map(
       part => part.replace(this.FIRST, "").replace(/^[ \t\n,;.]+|[ \t\n,;.]+$/g, ""));
     return found.length > 1 && found.length <= this.most ? found : [text];
   }
@@ -151,18 +167,19 @@ function blended(a, b, parents) {
   return placed;
 }
 
-/** Frames of parts whose own lengths were drawn, as shares of `total` (0: as they were drawn). */
-function sharesOf(drawn, total) {
-  const least = 2 * SHARED, own = drawn.map(n => Math.max(n, least));
-  if (!total) return own;
-  const whole = own.reduce((a, b) => a + b);
-  const differences = ends => ends.map((end, i) => end - (ends[i - 1] || 0));
-  let sum = 0;
-  const shares = differences(own.map(n => rounded((sum += n) / whole * total)));
-  return Math.min(...shares) >= least ? shares
-    : differences(own.map((_, i) => Math.trunc((i + 1) * total / own.length)));
+/** Frames of parts whose own lengths were drawn; about in these shares of `total`, if it is not 0.
+    As lengths_of of story.py. */
+function sharesOf(drawn, total, longest) {
+  const least = 2 * SHARED, most = drawn.map((_, k) => longest - (k ? SHARED : 0));
+  if (!total) return drawn.map((n, k) => Math.max(Math.min(n, most[k]), least));
+  const shares = drawn.map(() => least), all = drawn.map((_, k) => k);
+  for (let left = total - least * drawn.length; left > 0; left--) {
+    const room = all.filter(k => shares[k] < most[k]);
+    const lack = k => shares[k] / drawn[k];
+    shares[(room.length ? room : all).reduce((a, b) => lack(b) < lack(a) ? b : a)] += 1;
+  }
+  return shares;
 }
-
 
 /** Parts of a prompt that are done one after the other -> what MLD.generate returns, of all. */
 function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
@@ -172,7 +189,7 @@ function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
       2 * SHARED * parts.length / header.fps} s.`);
   const reports = parts.map(part => book.understand(part));
   const drawn = reports.map(({text}, i) => mld.drawLength(mld.encode(text), seed + i));
-  const shares = sharesOf(drawn, frames);
+  const shares = sharesOf(drawn, frames, longest);
   let whole = null, far = 0;
   parts.forEach((part, i) => {
     const most = Math.max(longest, shares[i]), more = i ? SHARED : 0;

@@ -154,9 +154,10 @@ def book_of(vocabulary):
 def clauses_of():
     """What clauses.js has to know of clauses.py: its words, and its patterns as JavaScript has
     them."""
-    names = "ACTIONS MOVES WHERE BEGINS KEEPS PREPARES RISES ENDS PARTS BETWEEN".split()
+    names = ("ACTIONS MOVES WHERE BEGINS KEEPS PREPARES RISES ENDS PARTS THINGS ARTICLES "
+             "BETWEEN").split()
     patterns = {name: getattr(clauses, name) for name in
-                "THEN BEFORE AFTER FRONT JOINT TOGETHER ASIDE FIRST".split()}
+                "THEN BEFORE AFTER FRONT JOINT TOGETHER NEGATED ASIDE FIRST".split()}
     patterns = {name: p.pattern if not p.flags & re.X else re.sub(r"\s+", "", p.pattern)
                 for name, p in patterns.items()} | {"WORD": clauses.WORD}
     patterns["FRONT"] = f"^(?:{patterns['FRONT']})$"

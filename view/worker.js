@@ -34,9 +34,12 @@ globalThis.onmessage = ({data}) => {
       const file = FILES[data.kind](made[0], mld.header, data.text);
       return postMessage({job: data, file});
     }
-    const most = mld.config.text.context_length - 1, read = wordsOf(made[0].report.text).length;
-    if (read > most && !apart) made[0].report.notes = [
-      `This model reads ${most} words of a prompt; the last ${read - most} are left out.`];
+    const most = mld.config.text.context_length - 1, {report} = made[0];
+    for (const text of apart ? apart[0] : [data.text]) {
+      const read = wordsOf(mld.book.understand(text).text).length;
+      if (read > most) report.notes = [...report.notes || [],
+        `This model reads ${most} words of a prompt; the last ${read - most} are left out.`];
+    }
     const ms = performance.now() - start, several = made.length > 1;
     postMessage({job: data, made, ms, motions: made.map(
       one => packed(one, mld.header, data.text, several ? `seed ${one.seed}` : ""))});
