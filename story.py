@@ -91,7 +91,8 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
     the first begins SHARED frames earlier, while the one before it still goes on; where that would
     be longer than the training's motions, its own time, and T, is that much shorter. loop: the last
     leads into the first, so that the motion can be repeated for ever, each time from where it has
-    come to. It is cut from the middle of a longer motion, where people walk and do not set off or stop.
+    come to. It is cut from the middle of a longer motion, where people walk and do not set off or
+    stop.
     effort: more would make softer joins of less action. Other settings as in edit.edit."""
     c, h = model.config.data, SHARED
     asked = model.check_lengths(lengths).tolist()
