@@ -72,7 +72,7 @@ JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&)\s+", re.I)
 TOGETHER = re.compile(r"\b(?:while|whilst|as (?:he|she|it|they|you|if|though)|simultaneously|"
                       r"together|at the same time|both|alternat(?:ely|ing)|repeatedly|each other|"
                       r"another (?:person|man|woman|one|guy|girl|boy))\b", re.I)
-NEGATED = re.compile(r"\b(?:not|never|without|no)\b|n['\u2019]t\b", re.I)
+NEGATED = re.compile(r"\b(?:not|never|without|(?<!head )no)\b|n['\u2019]t\b", re.I)
 ASIDE = re.compile(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|"
                    r"\b(?:around|aside|sideways|back)\b", re.I)
 FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"

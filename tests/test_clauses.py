@@ -49,6 +49,7 @@ APART = dict([
     ("Before sitting down, he walks. Then he jumps.", "he walks | sitting down | he jumps"),
     ("a person walks next to a wall and kicks", "a person walks next to a wall | kicks"),
     ("he runs after the king and jumps", "he runs after the king | jumps"),
+    ("a man shakes his head no, then walks", "a man shakes his head no | walks"),
     ("walks, next jumps, and next sits", "walks | jumps | sits"),
     ("a man walks after something, then sits down", "a man walks after something | sits down"),
     ("a man walks in a circle, then he stops and waves",
@@ -91,6 +92,7 @@ a person jumps over a block and a box
 a person dances, spinning and jumping
 don't jump, walk
 a man never jumps, then walks
+no jumping, then walk
 a person waves, and another person bows
 turns his head and nods
 then
