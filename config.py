@@ -92,6 +92,7 @@ class VAEConfig(StackConfig):
     lambda_head: float = 0.0  # of the neck's and the head's directions once more
     sharpen_from: float = 0.0  # share of the steps after which these six count
     lambda_kl: float = 1e-4  # weight of the KL divergence to the unit Gaussian
+    lambda_kl_late: float = 0.0  # added to it from sharpen_from on: latents that hold less
 
 
 @dataclass
@@ -121,6 +122,7 @@ class DenoiserConfig(StackConfig):
     principal: int = 0  # > 0: diffuse so many tokens of the latents' main directions (latents.py)
     final_linear: bool = False  # a Linear after the last layer norm, so that outputs can be scaled
     length_token: bool = False  # a token tells the motion's length; the paper has none
+    length_dropout: float = 0.0  # share of training clips whose length it does not tell
     mask_padding: bool = True  # without a VAE: mask padded frames (the published code did not)
 
 
@@ -261,7 +263,8 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 MAY_BE_ZERO = ("workers", "cosines", "num_actions", "principal", "warmup", "seed", "threads",
                "cache_latents", "sample_every")  # all other whole numbers are positive
 POSITIVE, ANY_SIGN = ("lr", "fps"), ("logvar_bias", "freq_shift")  # other numbers: 0 or more
-BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "row_dropout", "ema", "beta2")
+BELOW_1 = ("dropout", "attention_dropout", "word_dropout", "row_dropout", "ema", "beta2",
+           "length_dropout")
 MOST = {  # what a network, a machine or float32 can take; others: a billion, and a million
     "condition_dropout": 1, "sharpen_from": 1, "guidance_rescale": 1, "eta": 1, "lr": 100,
     "fps": 1000,

@@ -76,7 +76,8 @@ class VAEStage(nn.Module):
         settings, to_joints = self.run.config.vae, self.model[0].to_joints
         losses = vae_loss(features, recon, mu, logvar, lengths, settings, to_joints)
         ours = sharpness_losses(recon, features, lengths, settings, to_joints)
-        return {**ours, **losses, "loss": losses["loss"] + late * ours.get("loss", 0.0)}
+        more = ours.get("loss", 0.0) + settings.lambda_kl_late * losses["kl"]
+        return {**ours, **losses, "loss": losses["loss"] + late * more}
 
     @torch.no_grad()
     def validate(self):
@@ -220,6 +221,9 @@ class DiffusionStage(nn.Module):
         whole = torch.from_numpy(self.run.pack.lengths[batch["items"]]).long()
         batch |= {"t": t, "eps": eps, "dropped": dropped,
                   "whole": whole.clamp(max=c.data.max_frames)}
+        if training and model.vae and c.denoiser.length_dropout:
+            kept = torch.rand(n, generator=g)[share] >= c.denoiser.length_dropout
+            batch["told"] = batch["lengths"] * kept
         if self.scratch and training:
             seeds = ([c.train.seed, step, i] for i in batch["items"].tolist())
             shares = c.text.word_dropout, c.text.row_dropout * c.text.vectors
@@ -250,7 +254,7 @@ class DiffusionStage(nn.Module):
         """What forward reads, as tensors of few shapes, for a CUDA graph each (graphs.py)."""
         batch = self.with_latents(batch)
         names = ["x0", "lengths", "t", "eps", "dropped", "whole"]
-        names += ["actions"] * (self.kind == "action")
+        names += ["actions"] * (self.kind == "action") + ["told"] * ("told" in batch)
         tensors = {name: batch[name] for name in names}
         if self.kind == "text":
             tensors["texts"] = self.ready(batch)
@@ -266,7 +270,8 @@ class DiffusionStage(nn.Module):
     def forward(self, batch):
         model, batch, K = self.model[0], self.with_latents(batch), batch["t"].shape[1]
         t, eps, dropped = (batch[name].flatten(0, 1) for name in ("t", "eps", "dropped"))
-        x0, lengths, whole = (repeated(batch[name], K) for name in ("x0", "lengths", "whole"))
+        told = "told" if "told" in batch else "lengths"  # without a length for some clips
+        x0, lengths, whole = (repeated(batch[name], K) for name in ("x0", told, "whole"))
         out = model.diffusion_loss(x0, lengths, t=t, eps=eps, dropped=dropped, whole=whole,
                                    **self.condition(batch, K))
         length_loss = out["length_loss"]

@@ -33,6 +33,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+import checkpoint
 import kernels
 from config import HERE
 from dev import recorder
@@ -371,7 +372,23 @@ def stack_job(layers, D, hidden, L, precision):
 
 def sampling():
     order = [SAMPLERS[0], SAMPLERS[2]] if ARGS.dry else SAMPLERS
-    return {"{}, graph {}, {}".format(*v): partial(sentences, *v) for v in order}
+    jobs = {"{}, graph {}, {}".format(*v): partial(sentences, *v) for v in order}
+    ship = {f"the weights that ship, {p}": partial(shipped, p) for p in ("float32", "bf16")}
+    return dict(list(jobs.items())[:2]) | ship | jobs
+
+
+def shipped(precision):
+    """A sentence by the weights that ship, as sample.py and studio.py make it."""
+    path = os.path.join(HERE, "checkpoints", "toy.pt")
+    model = checkpoint.load_model(path, device=DEVICE).to_precision(precision)
+    for B in (1,) if ARGS.dry else (1, 16, 64):
+        def sentence():
+            return generate(model, texts=["a man jumps"] * B, lengths=[80] * B, seed=1)
+
+        with settings("auto", "1", precision):
+            seconds(sentence)
+            assert sentence()[1].isfinite().all(), "the joints are not finite"
+            record(what=f"batch {B}", ms=clock(sentence) * 1e3, peak_mb=peak_mb(sentence))
 
 
 def sentences(mode, graph, precision):

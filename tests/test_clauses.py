@@ -55,6 +55,8 @@ APART = dict([
     ("a man walks in a circle, then he stops and waves",
      "a man walks in a circle, then he stops | waves"),
     ("goes forward and then looks left", "goes forward | looks left"),
+    ("stretching after getting out of bed", "stretching after getting out of bed"),
+    ("gets up and walks", "gets up | walks"),
 ])
 
 

@@ -185,6 +185,8 @@ def test_the_stage_lets_them_in_late():
     early, late = losses
     ours = sum(getattr(config.vae, f"lambda_{name}") * late[name]
                for name in ("acceleration", "energy", "spectrum", "bones", "head"))
+    assert config.vae.lambda_kl_late > 0 and late["kl"] == early["kl"] > 0.1
+    ours = ours + config.vae.lambda_kl_late * late["kl"]
     assert torch.allclose(late["loss"] - early["loss"], ours, rtol=1e-4)
     z = torch.zeros(2, 4, 16)
     val = stage.loss(batch["features"], batch["features"] * 0.5, z, z, batch["lengths"])

@@ -21,6 +21,7 @@ class Clauses {
   acts(text) {
     const found = this.words(text);
     return found.filter((word, i) => this.isAny(word, this.ACTIONS)
+      && !(found[i + 1] === "out" && this.isAny(word, this.GETS))
       || this.isAny(word, this.MOVES) && this.WHERE.has(found[i + 1]));
   }
 

@@ -154,7 +154,7 @@ def book_of(vocabulary):
 def clauses_of():
     """What clauses.js has to know of clauses.py: its words, and its patterns as JavaScript has
     them."""
-    names = ("ACTIONS MOVES WHERE BEGINS KEEPS PREPARES RISES ENDS PARTS THINGS ARTICLES "
+    names = ("ACTIONS MOVES WHERE GETS BEGINS KEEPS PREPARES RISES ENDS PARTS THINGS ARTICLES "
              "BETWEEN").split()
     patterns = {name: getattr(clauses, name) for name in
                 "THEN BEFORE AFTER FRONT JOINT TOGETHER NEGATED ASIDE FIRST".split()}
