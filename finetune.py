@@ -94,7 +94,10 @@ def start(model, path):
     if source.length_estimator is None and model.config.train.stage == "distill":
         model.length_estimator = None  # nobody would train it
     own, given = model.state_dict(), source.state_dict()
-    if WORDS in given and hasattr(source.text_encoder, "vocabulary"):
+    if model.text_encoder is None:  # the stage of the VAE has none
+        given = {name: value for name, value in given.items()
+                 if not name.startswith("text_encoder.")}
+    elif WORDS in given and hasattr(source.text_encoder, "vocabulary"):
         given[WORDS] = longer(source, model.text_encoder.vocabulary)[0]
     with torch.no_grad():
         for name, value in given.items():

@@ -70,6 +70,21 @@ def test_what_the_model_knew_is_where_the_training_starts(root):
     assert np.abs(new.mean.numpy() - pack.mean).max() > 0.1, "else this test shows nothing"
 
 
+def test_one_stage_after_the_other(root):
+    """The VAE alone, and then the diffusion in its latents, as with both in one command."""
+    done = tune(root, "text", "first", "--stage=vae", "--train_vae.lr=1e-12")
+    assert done.returncode == 0, done.stderr[-2000:]
+    vae = root / "out" / "first" / "vae_best.pt"
+    done = tune(root, "text", "second", "--stage=diffusion", "--train_diffusion.lr=1e-12",
+                f"--train.vae_checkpoint={vae}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    old, new = (checkpoint.load_model(str(root / "out" / name / "model.pt")).state_dict()
+                for name in ("text", "second"))
+    for name, value in old.items():
+        if name.split(".")[0] in ("vae", "denoiser", "length_estimator"):
+            assert torch.allclose(new[name], value, atol=1e-6), name
+
+
 def test_it_learns_the_new_set_and_goes_on_after_a_stop(root):
     whole = tune(root, "text", "tuned")
     assert whole.returncode == 0, whole.stderr[-2000:]
