@@ -45,13 +45,13 @@ SMALL = {  # for two CPU cores; x0 prediction on normalised latents is what lear
 TOY = SMALL | {  # sequences of two actions and counts need more latent tokens and more layers
     "data.dataset": "toy", "data.max_frames": 120, "vae.latent_size": 4, "vae.cosines": 36,
     "vae.cosine_span": 120, "vae.lambda_velocity": 2.0, "vae.lambda_acceleration": 5.0,
-    "vae.lambda_bones": 0.2, "vae.lambda_head": 0.25, "vae.sharpen_from": 0.4,
-    "vae.lambda_kl_late": 0.025, "denoiser.length_dropout": 0.2,
+    "vae.lambda_bones": 0.2, "vae.lambda_head": 0.4, "vae.sharpen_from": 0.4,
+    "vae.lambda_kl_late": 0.06, "denoiser.length_dropout": 0.2,
     "text.width": 192, "text.layers": 4, "text.word_dropout": 0.03, "text.row_dropout": 0.1,
     "denoiser.text_encoded_dim": 192, "denoiser.num_layers": 9, "denoiser.latent_dim": 256,
     "denoiser.ff_size": 1024, "denoiser.principal": 4,
     "diffusion.prediction_type": "v_prediction", "diffusion.guidance_scale": 3.0,
-    "train_vae.batch_size": 32, "train_vae.steps": 10_000, "train_diffusion.steps": 14_000,
+    "train_vae.batch_size": 32, "train_vae.steps": 14_000, "train_diffusion.steps": 12_000,
     "train_diffusion.draws": 4, "train_diffusion.length_weight": 0.03,
     "train_diffusion.optimizer": "muon", "train_diffusion.lr": 4e-3, "train.cache_latents": 1,
 }
