@@ -10,7 +10,7 @@ right. What they do not understand stays whole.
 """
 import re
 
-from words import SUBJECTS, stems
+from words import SUBJECTS, stems, understand
 
 MOST, LONGEST = 8, 1000  # parts, letters; a longer text is a tale, and stays whole
 
@@ -179,3 +179,15 @@ def parts(text):
     found = [part for one in found for part in listed(one)]
     found = [FIRST.sub("", part).strip(" \t\n,;.") for part in found]
     return found if 1 < len(found) <= MOST else [text]
+
+
+def taken_apart(prompt, vocabulary):
+    """The parts of a prompt that are done one after the other, spelled right, and {a word that was
+    not: the known word}; [prompt] and {} where it asks for one thing, where the model understands
+    nothing of a part, or has no vocabulary of its own."""
+    spelled = understand(prompt, vocabulary).spelled if vocabulary else {}
+    text = re.sub(r"\w+", lambda word: spelled.get(word[0].lower(), word[0]), prompt)
+    found = parts(text) if vocabulary else []
+    if len(found) > 1 and all(understand(part, vocabulary).says for part in found):
+        return found, spelled
+    return [prompt], {}

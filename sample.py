@@ -246,24 +246,11 @@ def understood(prompts, vocabulary):
     return [report.text for report in read]
 
 
-def taken_apart(prompt, vocabulary):
-    """The parts of a prompt that are done one after the other, spelled right, and {a word that was
-    not: the known word}; [prompt] and {} where it asks for one thing, where the model understands
-    nothing of a part, or has no vocabulary of its own."""
-    from clauses import parts
-    from words import understand
-
-    spelled = understand(prompt, vocabulary).spelled if vocabulary else {}
-    text = re.sub(r"\w+", lambda word: spelled.get(word[0].lower(), word[0]), prompt)
-    found = parts(text) if vocabulary else []
-    if len(found) > 1 and all(understand(part, vocabulary).says for part in found):
-        return found, spelled
-    return [prompt], {}
-
-
 def as_read(model, prompts, apart=True):
     """For each prompt a list of what the model should read: several texts for what is done one
     after the other, if `apart`, which is told on standard error."""
+    from clauses import taken_apart
+
     vocabulary, each = getattr(model.text_encoder, "vocabulary", None), []
     for prompt in prompts:
         parts, spelled = taken_apart(prompt, vocabulary) if apart else ([prompt], {})

@@ -21,6 +21,7 @@ from latents import to_diffused
 
 SHARED = 10  # frames that neighbours of a story have in common
 CLOSE = 0.15  # metres: neighbours that meet so nearly need no handshake
+NEXT = 1_000_003  # from a segment's seed to the next one's, so that motions 1, 2, ... share none
 AT_ONCE = 8  # segments of a story that are made together; memory does not grow with more
 
 
@@ -125,7 +126,8 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
             first = torch.as_tensor(parts[0][lead:lead + h], device=device).float() if parts \
                 else (0, lead)
             pairs.append(((len(part) - 1, longer[last] - trail - h), first))
-        ask = partial(sampled, model, some, part, list(range(seed + at, seed + at + len(part))))
+        seeds = [seed + NEXT * k for k in range(at, at + len(part))]
+        ask = partial(sampled, model, some, part, seeds)
         made = ask(None, effort, settings, progress)
         if pairs and max(gap(made, pair) for pair in pairs) > CLOSE:
             made = ask(handshake(pairs, pose), effort, settings, progress)
@@ -162,7 +164,7 @@ def lengths_of(model, texts, seed, total=None):
                          f"{least * len(texts) / c.fps:g} s, found {total / c.fps:g} s.")
     drawn = [1] * len(texts)
     if total is None or model.length_estimator is not None:
-        drawn = model.draw_lengths(texts, seed=[seed + k for k in range(len(texts))])
+        drawn = model.draw_lengths(texts, seed=[seed + NEXT * k for k in range(len(texts))])
     if total is None:
         return [max(min(n, top), least) for n, top in zip(drawn, most)]
     shares = [least] * len(texts)
@@ -176,7 +178,7 @@ def scenes(model, each, lengths, seeds, progress=False, **settings):
     """Motions (T, J, 3) of B prompts, each a list of the parts that are done one after the other.
 
     each, lengths   B lists of texts, and as many lists of frames
-    seeds           B; that of a story's first part, the next part's is one more
+    seeds           B; that of a story's first part, the next part's is NEXT more
     settings        guidance_scale, sampler, num_inference_steps
 
     What has one part is made by model.generate, all of it as one batch, the others are stories."""

@@ -130,6 +130,7 @@ class Maker:
     def motions(self, job):
         """A job -> (what the page says about it, the player's dicts), made as sample.run makes
         them. Refused for what the model cannot do."""
+        import clauses
         import edit
         import story
 
@@ -142,7 +143,7 @@ class Maker:
                 prompts = parts = sample.read_prompts(args)
                 spelled = {}
                 if not edit.wanted(args):
-                    parts, spelled = sample.taken_apart(prompts[0], vocabulary)
+                    parts, spelled = clauses.taken_apart(prompts[0], vocabulary)
                 read, told = self.understood(parts, vocabulary)
                 told["spelled"] |= spelled
                 sample.say_what_is_cut_off(model.text_encoder, dict.fromkeys(read))

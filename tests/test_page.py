@@ -354,7 +354,7 @@ def test_what_the_page_makes_of_a_prompt(toy, tmp_path, text, parts):
       mld = new MLD(INPUT.header, new Uint8Array(read("weights.bin")).slice(), null);
       answer(takenApart(mld, INPUT.text));""", text=text, header=page.header_of(toy, tensors))
     assert (found and found[0]) == parts
-    wanted = sample.taken_apart(text, toy.text_encoder.vocabulary)
+    wanted = clauses.taken_apart(text, toy.text_encoder.vocabulary)
     assert wanted == ((parts, found[1]) if parts else ([text], {}))
 
 

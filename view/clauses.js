@@ -116,6 +116,7 @@ class Clauses {
 // ---- One motion of several ----------------------------------------------------------------------
 
 const SHARED = 10;  // frames that neighbours have in common
+const NEXT = 1_000_003;  // from a part's seed to the next one's
 const CLOSE = 0.15;  // metres: sample.py changes what does not meet so nearly
 
 /** Joints b (T, J, 3) turned about Y and moved over the floor to lie on the end of a. */
@@ -189,13 +190,13 @@ function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
     throw new Error(`${parts.length} things one after the other need at least ${
       2 * SHARED * parts.length / header.fps} s.`);
   const reports = parts.map(part => book.understand(part));
-  const drawn = reports.map(({text}, i) => mld.drawLength(mld.encode(text), seed + i));
+  const drawn = reports.map(({text}, i) => mld.drawLength(mld.encode(text), seed + NEXT * i));
   const shares = sharesOf(drawn, frames, longest);
   let whole = null, far = 0;
   parts.forEach((part, i) => {
     const most = Math.max(longest, shares[i]), more = i ? SHARED : 0;
     const {joints} = mld.generate(
-      part, {...settings, seed: seed + i, frames: Math.min(shares[i] + more, most)});
+      part, {...settings, seed: seed + NEXT * i, frames: Math.min(shares[i] + more, most)});
     if (!whole) { whole = Float64Array.from(joints); return; }
     const laid = laidOn(joints, whole, J), n = 3 * J * SHARED, end = whole.length - n;
     far = Math.max(far, gap(whole.subarray(end), laid, J));
@@ -214,7 +215,7 @@ function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
 }
 
 /** The parts of a prompt that `tale` takes; null where it asks for one thing, or where the model
-    understands nothing of a part. As taken_apart of sample.py. */
+    understands nothing of a part. As taken_apart of clauses.py. */
 function takenApart(mld, text) {
   const {spelled} = mld.book.understand(text);
   const right = text.replace(WORDS, word => spelled[word.toLowerCase()] ?? word);
