@@ -32,7 +32,7 @@ waltz wander wash wave whirl wipe wobble wonder write wrote yawn
 """.split())
 MOVES, WHERE = {"go", "move", "come", "went", "came"}, set("""
 forward forwards backward backwards ahead back left right around sideways up down away""".split())
-GETS = {"get", "got"}  # out of bed: before an action, it only says when
+GETS = {"get", "got"}  # out of bed: it only says when the rest is done
 BEGINS = {"start", "begin"}  # and then an action
 KEEPS = {"keep", "continue"}
 # how an action begins, and how it ends: parts of it, unless more is said
@@ -92,9 +92,9 @@ def words_in(text):
 def acts(text):
     """The actions of a text, in order."""
     found = words_in(text)
-    return [word for word, following in zip(found, [*found[1:], ""])
-            if is_any(word, ACTIONS) and not (following == "out" and is_any(word, GETS))
-            or is_any(word, MOVES) and following in WHERE]
+    return [word for i, word in enumerate(found)
+            if is_any(word, ACTIONS) and not (is_any(word, GETS) and "bed" in found[i + 1:i + 4])
+            or is_any(word, MOVES) and found[i + 1:] and found[i + 1] in WHERE]
 
 
 def begins(text):

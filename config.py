@@ -353,6 +353,8 @@ def rules(config):
     yield (re.fullmatch(r"[^/\\\0]+", data.dataset) and data.dataset not in (".", ".."),
            "data.dataset must be a name, not a path")
 
+    yield (not denoiser.length_dropout or denoiser.length_token and vae.arch != "none",
+           "denoiser.length_dropout needs denoiser.length_token, and a VAE")
     tokens = 2 + denoiser.length_token  # beside the latent: noise level, condition, length
     if text.last_hidden_state and denoiser.condition == "text":
         tokens += (77 if text.kind == "clip" else text.context_length) - 1

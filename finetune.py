@@ -44,7 +44,8 @@ def settings(path):
         found[f"{stage}.lr"] *= RATE
         found[f"{stage}.warmup"] = WARMUP
         found[f"{stage}.accumulate"] = 1
-    return found | STEPS | {"denoiser.num_actions": 0}  # as many as there are then
+    return found | STEPS | {"denoiser.num_actions": 0,  # as many as there are then
+                            "vae.sharpen_from": 0.0}  # the movements are learnt already
 
 
 def adopt(pack, path):

@@ -387,7 +387,7 @@ class MLD(nn.Module):
     @staticmethod
     def interpolate(z_a, z_b, n):
         """n latents on the line from z_a (N, D) to z_b, both ends included -> (n, N, D). A line,
-        not a great circle: the KL weight is far too small to put the latents on a sphere."""
+        not a great circle: the KL weight as published is far too small for a sphere."""
         weights = torch.linspace(0, 1, n, device=z_a.device, dtype=z_a.dtype)
         return torch.lerp(z_a, z_b, weights.view(-1, 1, 1))
 

@@ -58,7 +58,7 @@ TOY = SMALL | {  # sequences of two actions and counts need more latent tokens a
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention
     "vae.arch": "none", "train.cache_latents": 0,
     "denoiser.arch": "trans_dec", "denoiser.skip_connect": False,
-    "denoiser.normalize_latents": False,
+    "denoiser.normalize_latents": False, "denoiser.length_dropout": 0.0,
     "diffusion.sampler": "ddpm", "diffusion.num_inference_steps": 1000,
 }
 PAPER = {  # the published optimiser: a constant rate, no clipping, no average of weights

@@ -71,8 +71,9 @@ class VAEStage(nn.Module):
         return self.loss(features, recon, mu, logvar, lengths, batch["late"])
 
     def loss(self, features, recon, mu, logvar, lengths, late=1.0):
-        """The paper's loss and ours. The latter slow the first steps, when whole movements are
-        learnt, so they count (late 1, not 0) from vae.sharpen_from on, and always on val."""
+        """The paper's loss and ours. The latter, and more KL, slow the first steps, when whole
+        movements are learnt, so they count (late 1, not 0) from vae.sharpen_from on, and always on
+        val."""
         settings, to_joints = self.run.config.vae, self.model[0].to_joints
         losses = vae_loss(features, recon, mu, logvar, lengths, settings, to_joints)
         ours = sharpness_losses(recon, features, lengths, settings, to_joints)

@@ -209,7 +209,7 @@ class Maker:
         start = time.perf_counter()
         told, shown = self.motions(job)
         ms = 1000 * (time.perf_counter() - start)
-        step = 1 + len(job["then"])  # each prompt of a story takes a seed
+        step = 1 + len(job["then"])  # as sample.py --story --num has it
         made = [{"seed": job["seed"] + i * step, "frames": len(one["joints"]), "report": told}
                 for i, one in enumerate(shown)]
         for one, entry in zip(shown, made):

@@ -183,6 +183,8 @@ def test_paper_recipe():
         (["--train_vae.steps=1e10"], "train_vae.steps must be at most 1000000000"),
         (["--vae.max_positions=60000000"], "vae.max_positions must be at most 1000000"),
         (["--vae.dropout=1.5"], "vae.dropout must be below 1"),
+        (["--denoiser.length_token=false"], "denoiser.length_dropout needs denoiser.length_token"),
+        (["--dataset=toy", "--vae.arch=none"], "denoiser.length_dropout needs"),
         (["--cfg_assets", "/no/such/file.py"], "Assets file /no/such/file.py cannot be read"),
     ],
 )

@@ -692,6 +692,35 @@ def test_several_noise_levels_of_a_clip_are_as_many_batches(root, monkeypatch, f
     assert stage.prepare(made.batches("val", 4).batch(0, 0), 0, "val")["t"].shape == (4, 1)
 
 
+@pytest.mark.parametrize("cached", [0, 1])
+def test_some_clips_tell_no_length(root, monkeypatch, cached):
+    """A share of training's, none of val's; the numbers that are drawn for the rest stay."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    ready = {}
+    for share in (0.0, 0.5):
+        options = train.Options()
+        flags = command(root, f"--name=told{share}", "--train_diffusion.batch_size=8",
+                        f"--cache_latents={cached}", f"--denoiser.length_dropout={share}")[2:]
+        config, _ = parse_args(flags, options, "")
+        made = train.Run(config, options)
+        stage = DiffusionStage(made, train.build(made).eval())
+        ready[share] = [stage.prepare(stage.batches.batch(0, 0), step) for step in range(20)]
+        val = stage.prepare(made.batches("val", 4).batch(0, 0), 0, "val")
+        assert "told" not in val
+    for plain, batch in zip(ready[0.0], ready[0.5]):
+        assert "told" not in plain and torch.equal(plain["lengths"], batch["lengths"])
+        assert all(torch.equal(plain[name], batch[name]) for name in ("t", "eps", "dropped"))
+    told = torch.stack([batch["told"] for batch in ready[0.5]])
+    lengths = torch.stack([batch["lengths"] for batch in ready[0.5]])
+    assert ((told == 0) | (told == lengths)).all() and 0.3 < (told == 0).float().mean() < 0.7
+    # the denoiser is told 0, the length estimator learns from the clip's own length
+    batch = ready[0.5][0]
+    found = stage(batch)
+    torch.testing.assert_close(stage({**batch, **stage.tensors(batch)})["loss"], found["loss"])
+    same = stage({**batch, "told": batch["lengths"]})
+    assert found["loss"] != same["loss"] and found["length_loss"] == same["length_loss"]
+
+
 def test_a_full_disk_leaves_the_checkpoint_intact(root, whole):
     done = run(root, "--name=full", "--stage=vae", "--train.save_every=100")
     assert done.returncode == 0

@@ -21,7 +21,7 @@ class Clauses {
   acts(text) {
     const found = this.words(text);
     return found.filter((word, i) => this.isAny(word, this.ACTIONS)
-      && !(found[i + 1] === "out" && this.isAny(word, this.GETS))
+      && !(this.isAny(word, this.GETS) && found.slice(i + 1, i + 4).includes("bed"))
       || this.isAny(word, this.MOVES) && this.WHERE.has(found[i + 1]));
   }
 
