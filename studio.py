@@ -99,8 +99,8 @@ class Maker:
         if self.model(job["model"]).config.diffusion.built_in_guidance:
             way = []  # a student has its own
         args = sample.arguments([
-            *["--story"] * bool(job["then"]), *["--loop"] * job["loop"], "--num", str(job["num"]),
-            *length, "--seed", str(job["seed"]), *way, "--ckpt", name, "--", job["text"],
+            *["--story"] * bool(job["then"]), *["--loop"] * job["loop"],
+            *["--whole"] * job["whole"], "--num", str(job["num"]), *length, "--seed", str(job["seed"]), *way, "--ckpt", name, "--", job["text"],
             *(one["text"] for one in job["then"])])
         args.constraints = job["constraints"] or None
         return args
@@ -142,7 +142,7 @@ class Maker:
             with contextlib.redirect_stderr(io.StringIO()) as said:  # what sample.py says there
                 prompts = parts = sample.read_prompts(args)
                 spelled = {}
-                if not edit.wanted(args):
+                if not (edit.wanted(args) or args.whole):
                     parts, spelled = clauses.taken_apart(prompts[0], vocabulary)
                 read, told = self.understood(parts, vocabulary)
                 told["spelled"] |= spelled

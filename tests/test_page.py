@@ -560,6 +560,15 @@ def test_a_sentence_that_says_two_things(site, toy):
         "Made one after the other: \u201cwalks\u201d, then \u201csits down\u201d.")
     lengths = story.lengths_of(toy, ["walks", "sits down"], 1234)
     assert tab.js("studio.made[0].frames") == sum(lengths)
+
+    made_by(tab, lambda: tab.click("#other"))  # and in one piece, if somebody wants that
+    assert tab.js("said.textContent").endswith("s.One after the other")
+    frames, = toy.draw_lengths(["walks, then sits down"], seed=[1234])
+    assert tab.js("studio.made[0].frames") == frames
+    assert "walks, then sits down\" --whole --seed" in tab.js("command.textContent")
+    made_by(tab, lambda: tab.click("#other"))
+    assert tab.js("studio.made[0].frames") == sum(lengths)
+    assert "--whole" not in tab.js("command.textContent")
     assert not tab.errors
 
 

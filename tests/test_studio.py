@@ -495,6 +495,15 @@ def test_a_sentence_that_says_two_things(tab, server):
     parts = tab.js("studio.made[0].report.parts")
     assert sum(parts) == tab.js("studio.made[0].frames") and len(parts) == 2
     assert '"a man walks, then jmups" --seed 1234' in tab.js("command.textContent")
+
+    made = tab.js("studio.made[0].report")
+    made_by(tab, lambda: tab.click("#other"))  # in one piece, as sample.py --whole makes it
+    assert "--whole" in tab.js("command.textContent")
+    assert tab.js("said.textContent").endswith("s.One after the other")
+    assert tab.js("studio.made[0].report.parts") == [tab.js("studio.made[0].frames")]
+    assert tab.js(names) == ["a man walks, then jmups"]
+    typed(tab, "a woman walks, then jumps")  # another prompt has not been told to
+    assert len(tab.js("studio.made[0].report.parts")) == len(made["parts"])
     assert not tab.errors
 
 

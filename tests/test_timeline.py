@@ -80,7 +80,7 @@ def test_what_is_not_met_is_said(server):
     ({"then": [{"text": "qwertyuiop", "frames": 40}]}, "“qwertyuiop”"),
     ({"then": [{"text": "jumps"}]}, "text and frames"), ({"then": "jumps"}, "then must be a list"),
     ({"then": [{"text": "jumps", "frames": 40}] * 8}, "at most 7"),
-    ({"loop": 1}, "loop must be"), ({"loop": True, "constraints": [PIN]}, "one prompt"),
+    ({"loop": 1}, "loop must be"), ({"whole": None}, "whole must be"), ({"loop": True, "constraints": [PIN]}, "one prompt"),
     ({"constraints": [PIN | {"joint": "left_wirst"}]}, "Did you mean left_wrist"),
     ({"constraints": [PIN | {"time": 9}]}, "outside the motion"),
     ({"constraints": [PIN | {"position": [0, 1, float("nan")]}]}, "A constraint is"),

@@ -30,8 +30,8 @@ FIELDS = {  # of a job: type, least, most
     "guidance": (float, 0, 20), "steps": (int, 1, MOST_STEPS), "model": (int, 0, 1000)}
 KIND = {"kind": (str, 1, 10)}  # of a job that asks for a file
 # of a job that is more than a sentence: prompts that follow, whether the end leads to the
-# beginning, and constraints as formats/constraints.py has them
-MORE = {"then": [], "loop": False, "constraints": []}
+# beginning, constraints as formats/constraints.py has them, whether a prompt stays in one piece
+MORE = {"then": [], "loop": False, "constraints": [], "whole": False}
 SHAPES = {  # what a constraint may hold; None is any number of rows
     "joint": str, "facing": str, "time": (), "height": (), "speed": (), "position": (3,),
     "path": (None, 3), "pose": (1, None, 3)}
@@ -57,8 +57,9 @@ def read_job(data, fields=FIELDS):
                            f"{', '.join(MORE)}.") from None
     check_fields(job, fields)
     job = MORE | job
-    if not isinstance(job["loop"], bool):
-        raise Refused(400, "loop must be true or false.")
+    for name in ("loop", "whole"):
+        if not isinstance(job[name], bool):
+            raise Refused(400, f"{name} must be true or false.")
     for name, most in (("then", PROMPTS - 1), ("constraints", ASKED)):
         if not isinstance(job[name], list) or len(job[name]) > most:
             raise Refused(400, f"{name} must be a list of at most {most}.")

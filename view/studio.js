@@ -5,16 +5,19 @@
 // ---- The server of studio.py --------------------------------------------------------------------
 
 /** A job as studio.py takes it. */
-function flat({text, seeds, settings, model, then, loop, constraints}) {
-  return {text, seed: seeds[0], num: seeds.length, model, ...settings, then, loop, constraints};
+function flat({text, seeds, settings, model, then, loop, constraints, whole}) {
+  return {text, seed: seeds[0], num: seeds.length, model, ...settings, then, loop, constraints,
+          whole};
 }
 
 /** The sample.py line that makes the very same file as a job. */
-function commandOf({text, seeds, settings: {frames, guidance, steps}, then, loop, constraints}) {
+function commandOf({text, seeds, settings: {frames, guidance, steps}, then, loop, constraints,
+                    whole}) {
   const texts = [text, ...then.map(one => one.text)];
   const all = [frames, ...then.map(one => one.frames)].map(n => n / fps);
   const flags = [
-    then.length && "--story", loop && "--loop", seeds.length > 1 && `--num ${seeds.length}`,
+    then.length && "--story", loop && "--loop", whole && "--whole",
+    seeds.length > 1 && `--num ${seeds.length}`,
     frames && `--seconds ${all}`, `--seed ${seeds[0]}`, `--guidance ${guidance}`,
     `--sampler dpm++ --steps ${steps}${chosen.ckpt}`,
     constraints.length && "--constraints constraints.json",
@@ -79,7 +82,7 @@ function save(blob, {text, kind}) {
 // ---- History: an entry is a job, and may have a star --------------------------------------------
 
 const STORE = "nanomld", KEPT = 30;  // entries without a star
-var past = recall(), held = null, last = null;
+var past = recall(), held = null, last = null, inOnePiece = null;
 
 /** What the browser has kept, as far as it is history. */
 function recall() {
@@ -89,7 +92,7 @@ function recall() {
         && ["frames", "guidance", "steps"].every(key => Number.isFinite(one.settings[key]))
         && (one.then ?? []).every(next => typeof next.text === "string")
     ).map(one => ({...one, then: one.then ?? [], loop: !!one.loop,
-                   constraints: one.constraints ?? []}));
+                   constraints: one.constraints ?? [], whole: !!one.whole}));
   } catch { return []; }  // nothing, or a browser that keeps nothing
 }
 
@@ -148,7 +151,15 @@ function again(job) {
   $("auto").checked = !settings.frames;
   if (settings.frames) $("length").value = settings.frames / fps;
   $("guidance").value = settings.guidance; $("steps").value = settings.steps;
-  tell(); askAgain(job); make();
+  tell(); askAgain(job); inOnePiece = job.whole ? text : null; make();
+}
+
+/** For a prompt that says several things: the other way to make it, one after the other or in one
+    piece, which another prompt forgets. */
+function otherWay({text, whole}) {
+  return button(whole ? "One after the other" : "In one piece", {id: "other"}, () => {
+    inOnePiece = whole ? null : text; make(text); $("prompt").focus();
+  });
 }
 
 /** A button for each of several motions, which keeps that one alone. */

@@ -23,7 +23,8 @@ globalThis.onmessage = ({data}) => {
       });
       return postMessage({median: times.sort((a, b) => a - b)[data.time >> 1], times});
     }
-    const {says, unknown} = mld.book.understand(data.text), apart = takenApart(mld, data.text);
+    const {says, unknown} = mld.book.understand(data.text);
+    const apart = data.whole ? null : takenApart(mld, data.text);
     if (!says) throw new Error("Nothing in this tells the model what to do"
       + (unknown.length ? `; it does not know: ${unknown.join(", ")}.` : "."));
     const start = performance.now(), made = data.seeds.map(seed => apart
