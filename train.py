@@ -200,8 +200,9 @@ class Run:
     def save(self, path, model, **state):
         """checkpoint.save, with the run's identity and the data's."""
         pack = resume.pack_digest(self.pack)
+        norms = [torch.as_tensor(x) for x in (self.pack.mean, self.pack.std)]
         checkpoint.save(path, self.config, model, run=self.id, pack=pack, init=self.init,
-                        **state)
+                        norms=norms, **state)
 
     def read_log(self):
         with contextlib.suppress(FileNotFoundError):
@@ -607,21 +608,23 @@ def train_evaluator(run):
 
 
 def trained_vae(path, pack):
-    """The weights of a file with a VAE that learned from this pack, or from one with its norms."""
+    """The weights of a file with a VAE, and the mean and std of the features it learned from, by
+    which the pack's are to be normalised as well."""
     if not os.path.exists(path):
         raise SettingError(f"{path} does not exist: train the VAE first (--stage vae) or name one "
                            "with --train.vae_checkpoint=FILE.")
     data = checkpoint.load(path)
-    state, digest = data["model"], resume.pack_digest(pack)
-    alike = data.get("pack", digest) == digest
-    if "mean" in state:  # of a finished model
-        norms = [torch.as_tensor(x, dtype=torch.float32) for x in (pack.mean, pack.std)]
-        alike = all(map(torch.allclose, (state["mean"], state["std"]), norms))
-    if not alike:
-        raise SettingError(f"The VAE of {path} learned from another pack than {pack.path}, whose "
-                           "features have another mean and std: train one (--stage vae), or go on "
-                           f"from that model with --init_from {path}.")
-    return state
+    state, c = data["model"], data["config"].data
+    if (c.skeleton, c.fps) != (pack.skeleton, pack.fps):
+        raise SettingError(f"The VAE of {path} learned from the {c.skeleton} skeleton at {c.fps:g} "
+                           f"fps, but {pack.path} holds {pack.skeleton} at {pack.fps:g}: train one "
+                           "(--stage vae).")
+    norms = [state["mean"], state["std"]] if "mean" in state else data.get("norms")
+    if norms is None and data.get("pack") != resume.pack_digest(pack):  # of an older version
+        raise SettingError(f"The VAE of {path} learned from another pack than {pack.path}, and the "
+                           "file does not say with which mean and std: train one (--stage vae), or "
+                           "take a finished model.pt.")
+    return state, norms or [torch.as_tensor(x) for x in (pack.mean, pack.std)]
 
 
 def train_model(run):
@@ -638,7 +641,9 @@ def train_model(run):
     if model.vae and c.stage == "diffusion":
         source = resume.vae_of(run)
         if source != c.init_from:  # whose VAE the model has already
-            state = run.from_main(lambda: trained_vae(source, run.pack))
+            state, norms = run.from_main(lambda: trained_vae(source, run.pack))
+            model.mean.copy_(norms[0]), model.std.copy_(norms[1])
+            run.pack.mean, run.pack.std = (x.numpy().copy() for x in norms)
             checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in
                                         state.items() if name.startswith("vae.")}, source)
     run.vae = checkpoint.weights_digest(model.vae) if model.vae else ""

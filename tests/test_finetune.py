@@ -9,9 +9,11 @@ import warm
 
 import checkpoint
 import finetune
+from config import SettingError
 from flags import parse_args
 from formats.pack import Caption, Clip, Pack, write_pack
 from test_train import clips_of, command, log, run
+from train import trained_vae
 
 NEW = ["--dataset=other", "--train_vae.steps=4", "--train_diffusion.steps=4", "--train.threads=1",
        "--precision=float32", "--train.log_every=1", "--train.eval_every=2", "--train.save_every=2",
@@ -86,6 +88,46 @@ def test_one_stage_after_the_other(root):
     for name, value in old.items():
         if name.split(".")[0] in ("vae", "denoiser", "length_estimator"):
             assert torch.allclose(new[name], value, atol=1e-6), name
+
+
+def test_a_new_diffusion_takes_its_features_as_the_vae_does(root):
+    """A VAE knows features by one mean and std, whatever pack the diffusion learns from."""
+    done = tune(root, "text", "narrowed", "--stage=vae")
+    assert done.returncode == 0, done.stderr[-2000:]
+    known = checkpoint.load_model(str(root / "out" / "text" / "model.pt"))
+    for name, vae in (("anew", "narrowed/vae_best.pt"), ("upon", "text/model.pt")):
+        done = run(root, *NEW, f"--name={name}", "--stage=diffusion", "--condition=text",
+                   "--denoiser.normalize_latents=true",
+                   f"--train.vae_checkpoint={root / 'out' / vae}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        new = checkpoint.load_model(str(root / "out" / name / "model.pt"))
+        assert torch.equal(new.mean, known.mean) and torch.equal(new.std, known.std), name
+        pack = Pack.open(root / "data" / "other" / "other.pack")
+        assert np.abs(new.mean.numpy() - pack.mean).max() > 0.1, "else this test shows nothing"
+        clips = [torch.tensor(pack.features(i)[:60]) for i in pack.indices("train")]
+        z = torch.stack([new.encode_motion(clip[None])[0] for clip in clips])
+        apart = (z.mean(0) - new.latent_mean).abs().max() / z.std()
+        assert apart < 0.5, apart  # 1.7 if the clips were normalised by their own
+
+
+def test_a_vae_of_other_motion_is_refused(root):
+    path, pack = root / "out" / "text" / "vae_best.pt", root / "data" / "other" / "other.pack"
+    data = checkpoint.load(path)
+    with pytest.raises(SettingError, match="20 fps, but .* holds t2m at 30"):
+        pack = Pack.open(pack)
+        pack.fps = 30.0
+        trained_vae(path, pack)
+    pack.fps = 20.0
+    state, norms = trained_vae(path, pack)
+    made = Pack.open(root / "data" / "made" / "made.pack")
+    assert all(map(np.array_equal, norms, (made.mean, made.std)))
+    assert state.keys() == data["model"].keys()
+    older = root / "out" / "older.pt"
+    kept = {name: data[name] for name in ("run", "pack", "init")}
+    checkpoint.save(older, data["config"], data["model"], **kept)
+    with pytest.raises(SettingError, match="does not say with which mean and std"):
+        trained_vae(older, pack)
+    assert all(map(np.array_equal, trained_vae(older, made)[1], norms))
 
 
 def test_it_learns_the_new_set_and_goes_on_after_a_stop(root):
