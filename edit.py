@@ -29,7 +29,7 @@ from formats.constraints import last_time, read_clip, read_constraints
 from formats.feet import eased, lock_feet, stands_of
 from formats.rotations import fit_body
 from guidance import body_of, bones_of, from_within, heading, sampled
-from story import SHARED, interpolate, story, vary
+from story import SHARED, align, frames_of, interpolate, story, vary
 
 MET = 0.01  # metres; a constraint that is off by more is told
 
@@ -159,6 +159,38 @@ def continued(model, clip, texts=None, actions=None, *, lengths, **settings):
     return [np.concatenate([clip[:len(clip) - n], joints]) for joints in made], reports
 
 
+def on_story(t, pose, fps, device):
+    """Targets of a whole story -> `pull` for story.story. Each segment is asked for what falls into
+    its time, as seen from where it will lie: that is where the one before it has come to."""
+    def pull(before, lengths):
+        def loss_of(joints):
+            last, start, each = before, 0 if before is None else len(before) - SHARED, []
+            for j, n in zip(joints.detach().double().cpu().numpy(), lengths):
+                place = (0.0, 0.0, 0.0) if last is None else align(j[:SHARED], last[-SHARED:])
+                each.append(targets_.cut(t, start, start + n, place))
+                last, start = targets_.to_world(j[:n], place), start + n - SHARED
+            return loss_on(each, pose, fps, device)(joints)
+        return loss_of
+    return pull
+
+
+def edit_story(model, texts=None, actions=None, *, constraints, lengths, effort="normal", folder="",
+               exactly=True, **settings):
+    """A story, as story.story makes it of S texts or actions and S lengths, that meets constraints.
+    Their times count from the story's beginning. Settings as in `edit`.
+
+    Returns joints (T, J, 3), float64, in metres in the world's frame, and a report as `edit`'s."""
+    (pose, bones), fps = body_of(model), model.config.data.fps
+    frames = frames_of(model, model.check_lengths(lengths).tolist())
+    t = targets_.targets_of(constraints, frames, fps, pose, bones, folder)
+    joints, _ = story(model, texts, actions, lengths=lengths, effort=effort,
+                      pull=on_story(t, pose, fps, model.mean.device), **settings)
+    if exactly:
+        joints = exact(t, joints, fps, pose, bones_of(model, joints))
+    joints = targets_.to_world(joints, t.place)
+    return joints, targets_.report(t, joints, fps, pose)
+
+
 # --------------------------------------------------------------------------------------------------
 # For sample.py
 
@@ -188,7 +220,11 @@ def long_enough(args, model, lengths):
     if args.seconds or not (args.constraints or args.path):
         return lengths
     last = last_time(*constraints_of(args, model, 1))
-    return [max(n, math.ceil(last * model.config.data.fps) + 1) for n in lengths]
+    least, num = math.ceil(last * model.config.data.fps) + 1, args.num
+    if args.story is not None:  # its last prompt lasts until then
+        lacks = max(0, least - frames_of(model, lengths[::num]))
+        return lengths[:-num] + [n + lacks for n in lengths[-num:]]
+    return [max(n, least) for n in lengths]
 
 
 def missed(reports):
@@ -205,14 +241,31 @@ def told(reports):
           file=sys.stderr)
 
 
+def stories(args, model, texts, labels, lengths, **settings):
+    """What sample.py's flags ask of a story or a loop -> args.num motions, and reports of what they
+    meet. Of each prompt there are args.num texts or labels, and lengths, of which the first
+    count."""
+    num = args.num
+    each = {"texts": texts and texts[::num], "actions": labels and labels[::num],
+            "lengths": lengths[::num]}
+    seeds = [args.seed + i * len(each["lengths"]) for i in range(num)]
+    if args.constraints or args.start or args.end or args.path:
+        asked, folder = constraints_of(args, model, frames_of(model, each["lengths"]))
+        return zip(*(edit_story(model, **each, constraints=asked, folder=folder, seed=seed,
+                                effort=args.effort, **settings) for seed in seeds))
+    return [story(model, **each, loop=args.loop, seed=seed, **settings)[0] for seed in seeds], []
+
+
 def made(args, model, texts, labels, lengths, captions):
     """What sample.py's flags ask -> motions, a list of (T, J, 3), and their captions. Of each
     prompt there are args.num texts or labels, lengths and captions, one after the other."""
+    asks = args.constraints or args.start or args.end or args.path
     kinds = [flag for flag, given in (
-        ("--story", args.story is not None or args.loop), ("--vary", args.vary),
-        ("--interpolate", args.interpolate is not None), ("--continue", args.goes_on),
-        ("--constraints, --start, --end or --path",
-         args.constraints or args.start or args.end or args.path)) if given]
+        ("--loop", args.loop), ("--story", args.story is not None and not args.loop),
+        ("--vary", args.vary), ("--interpolate", args.interpolate is not None),
+        ("--continue", args.goes_on),
+        ("--constraints, --start, --end or --path", asks and (args.story is None or args.loop)))
+        if given]
     if len(kinds) > 1:
         raise ValueError(f"{kinds[0]} cannot be combined with {kinds[1]}.")
     settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
@@ -221,11 +274,11 @@ def made(args, model, texts, labels, lengths, captions):
     num, joints = args.num, len(body_of(model)[0].joint_names)
     each = {"texts": texts and texts[::num], "actions": labels and labels[::num],
             "lengths": lengths[::num]}
-    if kinds[0] == "--story":
-        title = ", then ".join(captions[::num])
-        count = len(each["lengths"])
-        return [story(model, **each, loop=args.loop, seed=args.seed + i * count, **more)[0]
-                for i in range(num)], [title] * num
+    if kinds[0] in ("--story", "--loop"):
+        motions, reports = stories(args, model, texts, labels, lengths, **more)
+        if asks:
+            told(reports)
+        return motions, [", then ".join(captions[::num])] * num
     if kinds[0] == "--interpolate":
         if len(each["lengths"]) != 2:
             raise ValueError(f"--interpolate takes two prompts, found {len(each['lengths'])}.")

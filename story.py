@@ -74,6 +74,26 @@ def handshake(pairs, pose):
     return loss_of
 
 
+def both(*losses):
+    """The sum of losses for `pulled`, some of which may be None."""
+    losses = [loss for loss in losses if loss]
+    if len(losses) < 2:
+        return losses[0] if losses else None
+    return lambda joints: map(sum, zip(*(loss(joints) for loss in losses)))
+
+
+def laid(parts, pose):
+    """Segments (n, J, 3), each of which begins at the origin -> one motion, with SHARED frames of
+    neighbours laid on each other and blended, and the frames at which they are joined."""
+    whole, joins, h = parts[0], [], SHARED
+    for joints in parts[1:]:
+        joints = targets_.to_world(joints, align(joints[:h], whole[-h:]))
+        joins.append(len(whole) - h // 2)
+        seam = blended(whole[-h:], joints[:h], pose.parents)
+        whole = np.concatenate([whole[:-h], seam, joints[h:]])
+    return whole, joins
+
+
 def gap(made, pair):
     """Metres between the joints of the frames that a pair of `handshake` shares, when one is laid
     on the other: the mean in the middle, where they are blended half and half."""
@@ -83,8 +103,15 @@ def gap(made, pair):
     return np.linalg.norm(a - b, axis=-1)[SHARED // 2].mean()
 
 
+def frames_of(model, lengths):
+    """How many frames a story of segments so long has."""
+    most = model.config.data.max_frames
+    return lengths[0] + sum(min(n, max(most, n) - SHARED) for n in lengths[1:])
+
+
 def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effort="low",
-          guidance_scale=None, sampler=None, num_inference_steps=None, progress=False, **others):
+          guidance_scale=None, sampler=None, num_inference_steps=None, progress=False, pull=None,
+          **others):
     """One motion of several segments without seams: (T, J, 3) metres, float64, from the origin and
     facing +Z, and the frames at which segments are joined.
 
@@ -94,7 +121,9 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
     leads into the first, so that the motion can be repeated for ever, each time from where it has
     come to. It is cut from the middle of a longer motion, where people walk and do not set off or
     stop.
-    effort: more would make softer joins of less action. Other settings as in edit.edit."""
+    effort: more would make softer joins of less action. Other settings as in edit.edit.
+    pull: pull(the story so far or None, lengths of the next segments) -> a loss for `pulled` on
+    these segments' joints."""
     c, h = model.config.data, SHARED
     asked = model.check_lengths(lengths).tolist()
     if min(asked) < 2 * h:
@@ -127,20 +156,16 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
                 else (0, lead)
             pairs.append(((len(part) - 1, longer[last] - trail - h), first))
         seeds = [seed + NEXT * k for k in range(at, at + len(part))]
+        asks = pull and pull(laid(parts, pose)[0] if parts else None, part.tolist())
         ask = partial(sampled, model, some, part, seeds)
-        made = ask(None, effort, settings, progress)
+        made = ask(asks, effort, settings, progress)
         if pairs and max(gap(made, pair) for pair in pairs) > CLOSE:
-            made = ask(handshake(pairs, pose), effort, settings, progress)
+            made = ask(both(handshake(pairs, pose), asks), effort, settings, progress)
         parts += [joints[:n] for joints, n in zip(made, part.tolist())]
     bones = bones_of(model, np.concatenate(parts))
     parts = [motion.keep_bones(joints, bones, pose.parents) for joints in parts]
     parts[last] = parts[last][:len(parts[last]) - trail]
-    whole, joins = parts[0][lead:], []
-    for joints in parts[1:]:
-        joints = targets_.to_world(joints, align(joints[:h], whole[-h:]))
-        joins.append(len(whole) - h // 2)
-        seam = blended(whole[-h:], joints[:h], pose.parents)
-        whole = np.concatenate([whole[:-h], seam, joints[h:]])
+    whole, joins = laid([parts[0][lead:], *parts[1:]], pose)
     if loop:
         first = targets_.to_world(whole[:h], align(whole[:h], whole[-h:]))
         whole = np.concatenate([whole[h:-h], blended(whole[-h:], first, pose.parents)])

@@ -46,6 +46,7 @@ class Maker:
     def header_of(self, number):
         """What the page has to know about a model, which is tried with one short motion."""
         import motion
+        import story
 
         name, model = self.names[number], self.model(number)
         c = model.config
@@ -71,7 +72,7 @@ class Maker:
         return {
             "name": "toy" if ships else name, "kinds": kinds, "examples": examples,
             "ckpt": "" if ships else f" --ckpt {shlex.quote(name)}",
-            "fps": c.data.fps, "most": model.max_frames,
+            "fps": c.data.fps, "most": model.max_frames, "shared": story.SHARED,
             "joints": skeleton.joint_names if skeleton else [],  # that can be pinned
             "config": {"data": {"unit_length": c.data.unit_length,
                                 "max_frames": c.data.max_frames},
@@ -100,7 +101,8 @@ class Maker:
             way = []  # a student has its own
         args = sample.arguments([
             *["--story"] * bool(job["then"]), *["--loop"] * job["loop"],
-            *["--whole"] * job["whole"], "--num", str(job["num"]), *length, "--seed", str(job["seed"]), *way, "--ckpt", name, "--", job["text"],
+            *["--whole"] * job["whole"], "--num", str(job["num"]), *length,
+            "--seed", str(job["seed"]), *way, "--ckpt", name, "--", job["text"],
             *(one["text"] for one in job["then"])])
         args.constraints = job["constraints"] or None
         return args
@@ -173,14 +175,16 @@ class Maker:
         settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
                     "num_inference_steps": args.steps}
         texts, lengths = sum(each, []), sum(frames, [])
-        if args.story is not None or args.loop:
-            if args.constraints:
-                raise ValueError("Pins, poses and a path are for one prompt that does not repeat.")
-            return edit.made(args, model, texts, None, lengths, texts)[0], []
         if args.constraints:
             joints = len(edit.body_of(model)[0].joint_names)
             if any(len(one["pose"][0]) != joints for one in args.constraints if "pose" in one):
                 raise ValueError(f"A pose of this model has {joints} joints.")
+            if args.loop:
+                raise ValueError("Pins, poses and a path are for a motion that does not repeat.")
+        if args.story is not None or args.loop:
+            made, reports = edit.stories(args, model, texts, None, lengths, **settings)
+            return made, edit.missed(reports)
+        if args.constraints:
             made, reports = edit.edit(model, texts, constraints=args.constraints, lengths=lengths,
                                       seed=args.seed, **settings)
             return made, edit.missed(reports)

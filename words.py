@@ -186,7 +186,7 @@ which whose whom what where when while whilst as if than so and or but yet also 
 of in into onto to at by for from on upon off with within through about like is are was were be been
 being am has have had having do does did doing done can could will would shall should may might must
 everyone everybody nobody there here then now very quite rather really bit lot kind sort way please
-let lets make makes show
+let lets make makes made show
 video animation motion s t""".split())
 # words that stand for no other: they are like very many
 VAGUE = set("""
@@ -265,12 +265,13 @@ class Known:
 
     def __init__(self, vocabulary, held=None):
         self.words, self.held = set(vocabulary), held or vectors()
-        meant = [word for word in vocabulary if word in self.held.number and word not in
-                 SMALL | VAGUE | NUMBERS.keys()]
-        self.meant, self.unit = np.array(meant), self.held.unit(meant)
+        forms = [word for word in vocabulary if word in self.held.number and word not in
+                 SMALL | NUMBERS.keys()]
         self.of_row = {}
-        for word in meant:
+        for word in forms:
             self.of_row.setdefault(self.held.number[word], []).append(word)
+        meant = [word for word in forms if word not in VAGUE]  # got is gets, but obtain is not
+        self.meant, self.unit = np.array(meant), self.held.unit(meant)
 
     def find(self, word):
         """(how, known word or None) for a word: how is "same", "small", "form", "like", "spelled",

@@ -3,6 +3,8 @@
     python -m dev.editing                         constraints taken from test clips, 34 of each kind
     python -m dev.editing --effort high --each 8
     python -m dev.editing --stories 12            joins of stories of three, and of loops
+    python -m dev.editing --within 12             constraints within stories of three, 12 of each
+                                                  kind, taken from the same story of another seed
 
 A set of constraints comes from one test clip, whose caption is the prompt and whose length is the
 length, so it can be met and agrees with the prompt. Pins are places of wrists, ankles, pelvis and
@@ -151,6 +153,37 @@ def joins(model, count, effort, fps=20):
     return [np.array(x) for x in (near, inside, seam, rest, together, alone)]
 
 
+def within(model, kind, count, effort, fps=20):
+    """-> rows as `measure`'s, for constraints of a kind within stories of three; "real" is the
+    story that they come from."""
+    rng, (pose, bones), rows = np.random.default_rng(2), guidance.body_of(model), []
+    toes = [foot[1] for foot in motion.T2M.feet]
+    for k in range(count):
+        texts = rng.choice(list(PROMPTS), 3, replace=False).tolist()
+        how = {"texts": texts, "lengths": [60] * 3}
+        source, at = story.story(model, **how, seed=100 * k + 50)
+        asks = constraints_from(source, kind, rng, fps, pose)
+        how |= {"seed": 100 * k}
+        began = time.perf_counter()
+        guided, _ = edit.edit_story(model, **how, constraints=asks, effort=effort, exactly=False)
+        t = targets.targets_of(asks, len(guided), fps, pose, bones)
+        made = edit.exact(t, targets.to_own(guided, t.place), fps, pose, bones)
+        row = {"seconds": time.perf_counter() - began}
+        plain = targets.to_world(story.story(model, **how)[0], t.place)
+        ways = {"plain": plain, "guided": guided, "exact": targets.to_world(made, t.place),
+                "real": source}
+        edges = [0, *at, len(source)]
+        for name, joints in ways.items():
+            row[f"{name} error"] = [x["error"] for x in targets.report(t, joints, fps, pose)]
+            row[f"{name} jerk"] = metrics.jerk(joints, fps)
+            row[f"{name} skating"] = metrics.foot_skating(joints, toes, fps)
+            row[f"{name} success"] = np.mean([
+                bool(CHECKS[PROMPTS[text]](window(joints, a, b)))
+                for text, a, b in zip(texts, edges, edges[1:])])
+        rows.append(row)
+    return rows
+
+
 def windows_fid(model, pack, stories, span=60):
     """FID, by the judge of the pack's dataset, of windows of `span` frames against as many of test
     clips of the same actions: across the joins of stories of three prompts of 5 s each, and in the
@@ -195,6 +228,8 @@ def main(argv):
                         help="otherwise normal, and low for stories, as sample.py has it")
     parser.add_argument("--each", type=int, default=34, help="sets of constraints of each kind")
     parser.add_argument("--stories", type=int, default=0, help="only stories and loops, so many")
+    parser.add_argument("--within", type=int, default=0,
+                        help="only constraints within stories, so many of each kind")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     model = checkpoint.load_model(args.ckpt)
@@ -213,7 +248,9 @@ def main(argv):
     pack, effort = Pack(args.pack), args.effort or "normal"
     print(HEAD)
     for kind in KINDS:
-        print(line(kind, measure(model, pack, kind, args.each, effort)), flush=True)
+        rows = within(model, kind, args.within, effort) if args.within else \
+            measure(model, pack, kind, args.each, effort)
+        print(line(kind, rows), flush=True)
 
 
 if __name__ == "__main__":

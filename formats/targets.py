@@ -6,7 +6,7 @@
 formats/constraints.py says what can be asked. Inside, a motion starts at the origin and faces +Z;
 `Targets.place` says where that is in the world.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -210,6 +210,19 @@ def check_reach(t, fps, pose, lengths):
             speed = gaps[worst] / times[worst]
             raise ValueError(f"{names[joint]} would have to move at {speed:.0f} m/s to be where it "
                              f"is asked to be at {when / fps:.2f} s; a person reaches {FASTEST:g}.")
+
+
+def cut(t, start, stop, place):
+    """The Targets of frames start to stop of a motion, for a motion of its own that lies at `place`
+    in the whole one's frame. Its rows are the whole one's to report."""
+    part = slice(start, stop)
+    way = np.stack([t.way[part, 0], 0 * t.way[part, 0], t.way[part, 1]], axis=1)
+    return replace(
+        t, places=to_own(t.places[part], place), pinned=t.pinned[part], place=place,
+        facing=t.facing[part] - place[2], way=to_own(way, place)[:, ::2], rows=[],
+        kept=[(fork, joints, clip[part]) for fork, joints, clip in t.kept if len(clip) > start],
+        speeds=[(joint, frame - start, speed) for joint, frame, speed in t.speeds
+                if start < frame < stop - 1])
 
 
 # --------------------------------------------------------------------------------------------------

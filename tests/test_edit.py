@@ -347,6 +347,57 @@ def test_a_long_story_is_made_in_parts_without_a_seam_between_them(model, monkey
     assert near.max() < 1.2 * steps[:joins[0] - 3].max() < 0.4
 
 
+def test_a_part_of_a_story_is_asked_for_what_falls_into_its_time(clip):
+    """The whole's constraints, seen from a part that lies elsewhere, are met by its frames."""
+    asks = [{"joint": "left_wrist", "time": t, "position": clip[int(20 * t), WRIST]} for t in
+            (0.5, 2)] + [{"joint": "head", "time": 2.2, "height": clip[44, 15, 1]},
+                         {"joint": "head", "time": 2.5,
+                          "speed": targets.speed_at(clip, 15, 50, 20)},
+                         {"keep": "left_arm", "from": clip},
+                         {"path": [[t / 20, *clip[t, 0, [0, 2]], np.degrees(targets.heading(
+                             clip[t], POSE))] for t in range(60)]}]
+    t = targets.targets_of(asks, 60, 20, POSE, BONES)
+    clip = targets.to_own(clip, t.place)
+    start, stop = 25, 52
+    place = targets.place_of(clip[start], POSE)
+    part = targets.cut(t, start, stop, place)
+    assert part.pinned.shape == (27, 22, 3) and part.pinned.any(-1)[:, 1:].sum() == 2
+    assert part.speeds == [(15, 25, pytest.approx(t.speeds[0][2]))] and not part.rows
+    own = torch.tensor(targets.to_own(clip[start:stop], place)).float()[None]
+    loss = edit.loss_on([part], POSE, 20, "cpu")
+    assert loss(own)[0] < 1e-5 < 1e-3 < loss(own + torch.tensor([0.1, 0.1, 0]))[0]
+    assert not targets.cut(t, start, 50, place).speeds  # which would need the frame after
+
+
+def test_a_story_meets_constraints_in_all_of_its_parts(model, monkeypatch):
+    how = {"texts": ["a man walks forward", "he jumps", "a man walks forward"],
+           "lengths": [40, 40, 40], "seed": 1}
+    free, _ = story.story(model, **how)
+    asks = [{"joint": "left_wrist", "time": t / 20, "position": free[t, WRIST] + (0.1, 0.15, 0)}
+            for t in (20, 60, 100)] + [{"joint": "pelvis", "time": 5.95, "position":
+                                        free[119, 0] + (0.5, 0, 0)}]
+
+    def off(joints):
+        return [np.linalg.norm(joints[round(20 * one["time"]), 0 if one["joint"] == "pelvis" else
+                                      WRIST] - one["position"]) for one in asks]
+
+    rough, _ = edit.edit_story(model, **how, constraints=asks, exactly=False)
+    assert np.mean(off(rough)) < 0.8 * np.mean(off(free)), (off(rough), off(free))
+    made, report = edit.edit_story(model, **how, constraints=asks)
+    assert made.shape == (120, 22, 3) and max(off(made)) < 0.01
+    assert [row["error"] for row in report] == pytest.approx(off(made), abs=1e-9)
+    again, _ = edit.edit_story(model, **how, constraints=asks)
+    assert np.array_equal(made, again)
+    monkeypatch.setattr(story, "AT_ONCE", 2)  # the third is made when the others lie there
+    parts, _ = edit.edit_story(model, **how, constraints=asks, exactly=False)
+    assert np.mean(off(parts)) < 0.8 * np.mean(off(free)), off(parts)
+    place = {"start": [2, 3], "facing": 90}
+    there, report = edit.edit_story(model, **how, constraints=[place])
+    assert np.abs(there - targets.to_world(free, (2, 3, np.pi / 2))).max() < 0.02 and not report
+    with pytest.raises(ValueError, match="outside the motion, which has 6 seconds"):
+        edit.edit_story(model, **how, constraints=[asks[0] | {"time": 7}])
+
+
 def test_a_loop_s_last_frame_leads_into_its_first(model):
     loop, _ = story.story(model, ["a man walks forward"], lengths=[60], seed=2, loop=True)
     assert loop.shape == (60, 22, 3)
@@ -425,12 +476,20 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
     assert np.linalg.norm(joints[0] - clip[-1], axis=-1).mean() < 0.01
     assert np.linalg.norm(joints[-1] - clip[0], axis=-1).mean() < 0.02
     assert len(run("--story", "a man walks", "he sits down", "--seconds", "2")[0]) == 80
+    joints, said = run("--story", "a man walks", "he jumps", "--path", "way.csv", "--end",
+                       "clip.npy", "--seconds", "1.5,2", "--num", "2")
+    assert len(joints) == 70 and "of 4 constraints met" in said  # of two motions
+    assert np.linalg.norm(joints[-1] - clip[0], axis=-1).mean() < 0.02
+    assert np.abs(joints[[0, 40], 0][:, [0, 2]] - [[1, 1], [2, 2]]).max() < 0.01
+    joints, _ = run("--story", "a man walks", "a man jumps", "--constraints", "c.json")
+    assert len(joints) >= 59 and np.linalg.norm(joints[58, WRIST] - (0.3, 1.4, 1.5)) < 0.02
     assert len(run("he sits down", "--continue", "clip.npy", "--seconds", "2")[0]) == 100
     assert len(run("a man walks", "--loop", "--seconds", "2")[0]) == 40
     assert len(run("--interpolate", "a man walks", "a man runs", "--seconds", "2")[0]) == 40
     assert len(run("a man walks", "--vary", "clip.npy")[0]) == 59
     for flags, message in (
             (["a man walks", "--loop", "--vary", "clip.npy"], "cannot be combined"),
+            (["a man walks", "--loop", "--path", "way.csv"], "cannot be combined"),
             (["--interpolate", "a man walks"], "takes two prompts"),
             (["a man walks", "--constraints", "no.json"], "no.json"),
             (["a man walks", "--constraints", "c.json", "--seconds", "1"], "outside the motion")):

@@ -37,8 +37,10 @@ def joints_of(data):
      ["--story", "a person walks forward", "a man sits down", "--format", "bvh"]),
     ({"loop": True}, ["a person walks forward", "--loop", "--seconds", "3", "--format", "npy"]),
     ({"constraints": [WAY, PIN]}, ["a person walks forward", "--seconds", "3", "--format", "npy",
-                                   "--constraints", "c.json"])], ids=["story", "auto", "loop",
-                                                                         "pins"])
+                                   "--constraints", "c.json"]),
+    ({"then": [{"text": "a man jumps", "frames": 40}], "constraints": [WAY, PIN]},
+     ["--story", "a person walks forward", "a man jumps", "--seconds", "3,2", "--format", "npy",
+      "--constraints", "c.json"])], ids=["story", "auto", "loop", "pins", "story with pins"])
 def test_a_file_is_the_one_that_sample_py_writes(server, tmp_path, more, flags):
     kind = flags[flags.index("--format") + 1]
     status, data = post(server, WALK | more | {"kind": kind}, "/file")
@@ -50,9 +52,9 @@ def test_a_file_is_the_one_that_sample_py_writes(server, tmp_path, more, flags):
                            "--sampler", "dpm++", "--steps", "4")
     if kind == "npy":
         joints = joints_of(data)
-        assert len(joints) == 60
+        assert len(joints) == 60 + sum(one["frames"] for one in more.get("then", ()))
         if "constraints" in more:
-            assert np.abs(joints[-1, 0, ::2] - [1.5, 2]).max() < 0.01
+            assert np.abs(joints[59, 0, ::2] - [1.5, 2]).max() < 0.01
             assert np.abs(joints[40, 20] - PIN["position"]).max() < 0.01
 
 
@@ -80,7 +82,8 @@ def test_what_is_not_met_is_said(server):
     ({"then": [{"text": "qwertyuiop", "frames": 40}]}, "“qwertyuiop”"),
     ({"then": [{"text": "jumps"}]}, "text and frames"), ({"then": "jumps"}, "then must be a list"),
     ({"then": [{"text": "jumps", "frames": 40}] * 8}, "at most 7"),
-    ({"loop": 1}, "loop must be"), ({"whole": None}, "whole must be"), ({"loop": True, "constraints": [PIN]}, "one prompt"),
+    ({"loop": 1}, "loop must be"), ({"whole": None}, "whole must be"),
+    ({"loop": True, "constraints": [PIN]}, "does not repeat"),
     ({"constraints": [PIN | {"joint": "left_wirst"}]}, "Did you mean left_wrist"),
     ({"constraints": [PIN | {"time": 9}]}, "outside the motion"),
     ({"constraints": [PIN | {"position": [0, 1, float("nan")]}]}, "A constraint is"),
@@ -149,10 +152,29 @@ def test_prompts_in_a_row(tab, server, tmp_path):
         "a person walks forward", "-sits down"]
     tab.click("#strip button:nth-child(2)")
     assert tab.js("stage.contentWindow.player.clock.time") == pytest.approx(3)
-    assert tab.js("document.getElementById('asked').disabled") is True
+    assert tab.js("document.getElementById('asked').disabled") is False
     made_by(tab, lambda: tab.click("#again"))
     assert tab.js("seed.value") == "1236"
     assert len(same_file(tab, tmp_path)) == 120
+
+
+@needs_browser
+def test_a_path_leads_through_prompts_in_a_row(tab, server, tmp_path):
+    began(tab, server)
+    tab.click("#add")
+    for letter in "a man runs":
+        tab.key(letter)
+    made_by(tab, lambda: enter(tab))
+    drawn = tab.js("studio.made[0].report.parts")
+    draw = "path = [[0, 0], [0, 2], [1.5, 3]]; fixLength(); drawPath(); make()"
+    made_by(tab, lambda: tab.js(draw))
+    parts = tab.js("studio.made[0].report.parts")
+    assert parts == [min(max(n, 20), 110 if i else 120) for i, n in enumerate(drawn)]
+    way, = tab.js("studio.job.constraints")
+    assert way["path"][-1][0] == pytest.approx((sum(parts) - 1) / 20, abs=1e-3)
+    assert tab.js("document.getElementById('only').hidden") is True
+    joints = same_file(tab, tmp_path)
+    assert len(joints) == sum(parts) and np.abs(joints[-1, 0, ::2] - [1.5, 3]).max() < 0.01
 
 
 @needs_browser
@@ -169,6 +191,7 @@ def test_one_of_several_stories_is_kept(tab, server, repeats):
     made_by(tab, lambda: choose(tab, "count", "2"), 2)
     shown = "(i => Array.from(stage.contentWindow.player.motions[i].joints))"
     second = tab.js(f"{shown}(1)")
+    tab.js("document.querySelector('#pick button:nth-child(2)').scrollIntoView()")
     made_by(tab, lambda: tab.click("#pick button:nth-child(2)"))
     assert tab.js("seed.value") == ("1235" if repeats else "1236")
     assert tab.js(f"{shown}(0)") == second

@@ -98,6 +98,15 @@ def test_a_word_with_no_meaning_here_is_unknown(word):
     assert Known(TOY).find(word) == (None, None)
 
 
+def test_a_vague_word_stands_for_its_own_forms_and_no_other():
+    book = Known(["gets", "up", "walks", "object", "somebody", "normal"])
+    assert book.find("got") == ("form", "gets") and book.find("getting")[0] == "form"
+    assert book.find("objects") == ("form", "object")
+    assert book.find("obtains") == (None, None) and book.find("usual") == (None, None)
+    assert understand("he got up", TOY).text in ("he gets up", "he got up")
+    assert understand("she made a wave", TOY).unknown == []  # made says as little as makes
+
+
 def test_opposites_never_stand_for_each_other():
     """With only the other side known, a word is unknown rather than its opposite."""
     for pair in words.OPPOSITES:

@@ -39,8 +39,10 @@ function asked(frames) {
     }
     return {text, frames: frames && Math.round(Number(row.querySelector(".seconds").value) * fps)};
   });
-  const loop = $("loop").checked;
-  return {then, loop, constraints: then.length || loop ? [] : constraints(frames)};
+  const loop = $("loop").checked, most = config.data.max_frames;
+  const all = then.reduce(  // as story.frames_of has it
+    (sum, one) => sum + Math.min(one.frames, Math.max(most, one.frames) - header.shared), frames);
+  return {then, loop, constraints: loop ? [] : constraints(all)};
 }
 
 function constraints(frames) {
@@ -58,10 +60,12 @@ function constraints(frames) {
 }
 
 /** Constraints are for a motion whose length is known. If the model has chosen it, it
-    becomes that of a walk along the path, or of the motion that is shown. */
+    becomes that of a walk along the path, or of the motion that is shown; with several prompts,
+    these last as long as they do there. */
 function fixLength() {
   if (!$("auto").checked) return;
   $("auto").checked = false;
+  if ($("then").children.length) { theirLengths(); tell(); return arrange(); }
   const {min, max} = $("length"), shown = studio.made ? studio.made[0].frames / fps : 3;
   const seconds = path.length > 1 ? Math.max(lengthOf(path) / PACE, 1.5) : shown;
   $("length").value = Math.min(Math.max(seconds, min), max);
@@ -88,18 +92,23 @@ function keepLengths() {
   const {job} = studio;
   if (job.settings.frames || !(job.then.length || job.loop)) return;
   $("auto").checked = false;
-  $("length").value = parts[0] / fps;
-  [...$("then").children].forEach((row, i) => {
-    row.querySelector(".seconds").value = parts[i + 1] / fps;
-  });
+  theirLengths();
   tell(); arrange();
 }
 
-/** What cannot be asked for is switched off: a story or a motion that repeats takes no
-    constraints, and the model chooses the seconds of all prompts or of none. */
+/** The prompts get the seconds that they have in the motion that is shown. */
+function theirLengths() {
+  const rows = [...$("then").children];
+  if (parts.length !== rows.length + 1) return;
+  $("length").value = parts[0] / fps;
+  rows.forEach((row, i) => { row.querySelector(".seconds").value = parts[i + 1] / fps; });
+}
+
+/** What cannot be asked for is switched off: a motion that repeats takes no constraints, and the
+    model chooses the seconds of all prompts or of none. */
 function arrange() {
-  const row = $("then").children.length > 0, {checked: auto} = $("auto");
-  $("asked").disabled = row || $("loop").checked || !chosen.joints.length;
+  const {checked: auto} = $("auto");
+  $("asked").disabled = $("loop").checked || !chosen.joints.length;
   for (const field of $("then").querySelectorAll(".seconds")) field.disabled = auto;
   $("place").hidden = !ends.end || path.length > 1;
   $("only").hidden = !$("asked").disabled;
