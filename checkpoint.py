@@ -49,7 +49,7 @@ ENTRIES = {
     "vae": (str, None), "init": (str, None), "vectors": (str, None), "step": (int, None),
     "best": ((int, float), None),
     "ema": (list, torch.Tensor), "optimizers": (list, dict), "scaler": (dict, None),
-    "since": (dict, None),
+    "since": (dict, None), "norms": (list, torch.Tensor),
 }
 
 

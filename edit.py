@@ -29,7 +29,7 @@ from formats.constraints import last_time, read_clip, read_constraints
 from formats.feet import eased, lock_feet, stands_of
 from formats.rotations import fit_body
 from guidance import body_of, bones_of, from_within, heading, sampled
-from story import SHARED, align, frames_of, interpolate, story, vary
+from story import SHARED, align, interpolate, parts_of, story, stretched, vary
 
 MET = 0.01  # metres; a constraint that is off by more is told
 
@@ -179,9 +179,12 @@ def edit_story(model, texts=None, actions=None, *, constraints, lengths, effort=
     """A story, as story.story makes it of S texts or actions and S lengths, that meets constraints.
     Their times count from the story's beginning. Settings as in `edit`.
 
-    Returns joints (T, J, 3), float64, in metres in the world's frame, and a report as `edit`'s."""
+    Returns joints (T, J, 3), float64, in metres in the world's frame, and a report as `edit`'s.
+    ValueError as edit and story, and for a loop."""
+    if settings.pop("loop", False):
+        raise ValueError("A loop takes no constraints.")
     (pose, bones), fps = body_of(model), model.config.data.fps
-    frames = frames_of(model, model.check_lengths(lengths).tolist())
+    frames = sum(parts_of(model, model.check_lengths(lengths).tolist()))
     t = targets_.targets_of(constraints, frames, fps, pose, bones, folder)
     joints, _ = story(model, texts, actions, lengths=lengths, effort=effort,
                       pull=on_story(t, pose, fps, model.mean.device), **settings)
@@ -220,10 +223,10 @@ def long_enough(args, model, lengths):
     if args.seconds or not (args.constraints or args.path):
         return lengths
     last = last_time(*constraints_of(args, model, 1))
-    least, num = math.ceil(last * model.config.data.fps) + 1, args.num
-    if args.story is not None:  # its last prompt lasts until then
-        lacks = max(0, least - frames_of(model, lengths[::num]))
-        return lengths[:-num] + [n + lacks for n in lengths[-num:]]
+    least = math.ceil(last * model.config.data.fps) + 1
+    if args.story is not None:
+        each = stretched(model, lengths[::args.num], least)
+        return [n for n in each for _ in range(args.num)]
     return [max(n, least) for n in lengths]
 
 
@@ -250,7 +253,7 @@ def stories(args, model, texts, labels, lengths, **settings):
             "lengths": lengths[::num]}
     seeds = [args.seed + i * len(each["lengths"]) for i in range(num)]
     if args.constraints or args.start or args.end or args.path:
-        asked, folder = constraints_of(args, model, frames_of(model, each["lengths"]))
+        asked, folder = constraints_of(args, model, sum(parts_of(model, each["lengths"])))
         return zip(*(edit_story(model, **each, constraints=asked, folder=folder, seed=seed,
                                 effort=args.effort, **settings) for seed in seeds))
     return [story(model, **each, loop=args.loop, seed=seed, **settings)[0] for seed in seeds], []

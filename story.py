@@ -103,10 +103,20 @@ def gap(made, pair):
     return np.linalg.norm(a - b, axis=-1)[SHARED // 2].mean()
 
 
-def frames_of(model, lengths):
-    """How many frames a story of segments so long has."""
+def parts_of(model, lengths):
+    """What segments of so many frames add to a story: S numbers of frames, whose sum it has."""
     most = model.config.data.max_frames
-    return lengths[0] + sum(min(n, max(most, n) - SHARED) for n in lengths[1:])
+    return [min(n, max(most, n) - SHARED * (i > 0)) for i, n in enumerate(lengths)]
+
+
+def stretched(model, lengths, frames):
+    """S lengths, in about the same shares, that make a story of at least so many frames. None is
+    longer than the training's motions as long as others can grow."""
+    drawn, longer, most = list(lengths), list(lengths), model.config.data.max_frames
+    while sum(parts_of(model, longer)) < frames:
+        room = [i for i, n in enumerate(longer) if n < most - SHARED * (i > 0)]
+        longer[min(room or range(len(longer)), key=lambda i: longer[i] / drawn[i])] += 1
+    return longer
 
 
 def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effort="low",

@@ -163,7 +163,8 @@ class Maker:
         except ValueError as error:
             raise Refused(400, str(error)) from None
         told["notes"], told["texts"] = said.getvalue().splitlines() + missed, parts
-        told["parts"] = frames[0] if apart else lengths[::num] if job["then"] else [len(made[0])]
+        told["parts"] = story.parts_of(model, frames[0] if apart else lengths[::num]) \
+            if apart or job["then"] else [len(made[0])]
         return told, self.as_shown(made, ", then ".join(prompts), model.config.data)
 
     def generated(self, args, model, each, frames):

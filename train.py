@@ -607,24 +607,34 @@ def train_evaluator(run):
     return path
 
 
-def trained_vae(path, pack):
-    """The weights of a file with a VAE, and the mean and std of the features it learned from, by
-    which the pack's are to be normalised as well."""
+def trained_vae(path, pack, init=""):
+    """The weights of a file with a VAE, and the mean and std (F,) of the features it learned from,
+    by which the pack's are to be normalised as well. init: digest of the model that fine-tuning
+    starts from. SettingError for a VAE that does not fit."""
     if not os.path.exists(path):
         raise SettingError(f"{path} does not exist: train the VAE first (--stage vae) or name one "
                            "with --train.vae_checkpoint=FILE.")
     data = checkpoint.load(path)
-    state, c = data["model"], data["config"].data
+    state, c, began = data["model"], data["config"].data, data.get("init") or ""
     if (c.skeleton, c.fps) != (pack.skeleton, pack.fps):
         raise SettingError(f"The VAE of {path} learned from the {c.skeleton} skeleton at {c.fps:g} "
                            f"fps, but {pack.path} holds {pack.skeleton} at {pack.fps:g}: train one "
                            "(--stage vae).")
+    if init and began != init:
+        raise SettingError(f"The VAE of {path} was not fine-tuned from the model of --init_from, "
+                           "whose denoiser knows no other latents: leave out one of the two.")
     norms = [state["mean"], state["std"]] if "mean" in state else data.get("norms")
-    if norms is None and data.get("pack") != resume.pack_digest(pack):  # of an older version
-        raise SettingError(f"The VAE of {path} learned from another pack than {pack.path}, and the "
-                           "file does not say with which mean and std: train one (--stage vae), or "
-                           "take a finished model.pt.")
-    return state, norms or [torch.as_tensor(x) for x in (pack.mean, pack.std)]
+    if norms is None:  # of an older version
+        digest = resume.pack_digest(pack)
+        if data.get("pack", digest) != digest or began != init:
+            raise SettingError(f"The VAE of {path} learned from features with another mean and std "
+                               f"than those of {pack.path}, and the file does not say with which: "
+                               "train one (--stage vae), or take a finished model.pt.")
+        norms = [torch.as_tensor(x) for x in (pack.mean, pack.std)]
+    good = len(norms) == 2 and all(x.shape == pack.mean.shape and x.isfinite().all() for x in norms)
+    if not good or not (norms[1] > 0).all():
+        raise SettingError(f"{path} is damaged: its mean and std cannot normalise motion.")
+    return state, norms
 
 
 def train_model(run):
@@ -641,7 +651,7 @@ def train_model(run):
     if model.vae and c.stage == "diffusion":
         source = resume.vae_of(run)
         if source != c.init_from:  # whose VAE the model has already
-            state, norms = run.from_main(lambda: trained_vae(source, run.pack))
+            state, norms = run.from_main(lambda: trained_vae(source, run.pack, run.init))
             model.mean.copy_(norms[0]), model.std.copy_(norms[1])
             run.pack.mean, run.pack.std = (x.numpy().copy() for x in norms)
             checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in

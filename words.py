@@ -315,7 +315,8 @@ class Known:
             other = cosine[[(number, 1 - side) in pair for pair in pairs]]
             if (number, side) not in sides and other.max(initial=-1) > cosine[best] - MARGIN:
                 return 0.0, None
-        return cosine[best], self.same_ending(word, self.of_row[self.held.number[self.meant[best]]])
+        others = self.of_row[self.held.number[self.meant[best]]]
+        return cosine[best], self.same_ending(word, [one for one in others if one not in VAGUE])
 
     def same_ending(self, word, others):
         """Of several forms of a word, the one that ends as `word` does; or that with an s, in

@@ -169,7 +169,7 @@ def within(model, kind, count, effort, fps=20):
         t = targets.targets_of(asks, len(guided), fps, pose, bones)
         made = edit.exact(t, targets.to_own(guided, t.place), fps, pose, bones)
         row = {"seconds": time.perf_counter() - began}
-        plain = targets.to_world(story.story(model, **how)[0], t.place)
+        plain = targets.to_world(story.story(model, **how, effort=effort)[0], t.place)
         ways = {"plain": plain, "guided": guided, "exact": targets.to_world(made, t.place),
                 "real": source}
         edges = [0, *at, len(source)]
@@ -239,8 +239,8 @@ def main(argv):
               f"ratio {near.mean() / inside.mean():.2f}")
         print(f"loops: jerk {seam.mean():.1f} m/s3 around joins, {rest.mean():.1f} elsewhere, "
               f"ratio {seam.mean() / rest.mean():.2f}")
-        across, within, count, own = windows_fid(model, Pack(args.pack), args.stories)
-        print(f"FID of {count} windows across joins {across:.2f}, within segments {within:.2f}, of "
+        across, middle, count, own = windows_fid(model, Pack(args.pack), args.stories)
+        print(f"FID of {count} windows across joins {across:.2f}, within segments {middle:.2f}, of "
               f"test clips {own:.2f}")
         print(f"segments that do what was asked: {100 * together.mean():.0f}% in stories, "
               f"{100 * alone.mean():.0f}% alone, of {len(alone)}")

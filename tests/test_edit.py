@@ -394,8 +394,36 @@ def test_a_story_meets_constraints_in_all_of_its_parts(model, monkeypatch):
     place = {"start": [2, 3], "facing": 90}
     there, report = edit.edit_story(model, **how, constraints=[place])
     assert np.abs(there - targets.to_world(free, (2, 3, np.pi / 2))).max() < 0.02 and not report
+    with pytest.raises(ValueError, match="A loop takes no constraints"):
+        edit.edit_story(model, **how, constraints=asks, loop=True)
     with pytest.raises(ValueError, match="outside the motion, which has 6 seconds"):
         edit.edit_story(model, **how, constraints=[asks[0] | {"time": 7}])
+
+
+@pytest.mark.parametrize("condition, vae", [("action", True), ("none", False), ("none", True)])
+def test_any_kind_of_model_takes_constraints_within_a_story(condition, vae):
+    model = tiny(condition, vae)
+    given = {"actions": [0, 1]} if condition == "action" else {}
+    asks = [{"joint": "pelvis", "time": t, "position": [0.1 * t, 0.9, 0.2 * t]} for t in (0.5, 1.5)]
+    joints, report = edit.edit_story(model, **given, constraints=asks, lengths=[20, 20],
+                                     effort="low")
+    assert joints.shape == (40, 22, 3) and max(row["error"] for row in report) < 0.01
+
+
+def test_lengths_that_were_drawn_grow_until_all_constraints_fit(model):
+    """In about the drawn shares; a segment of the longest that training had gives up what it
+    shares, and only then is any longer."""
+    most = model.config.data.max_frames
+    for lengths, frames in (([40, 80], 100), ([40, 80], 150), ([80, 116], 194), ([110, 115], 230),
+                            ([60, 60], 250), ([30], 70)):
+        longer = story.stretched(model, lengths, frames)
+        parts = story.parts_of(model, longer)
+        assert sum(parts) == max(frames, sum(story.parts_of(model, lengths))), (lengths, frames)
+        assert max(longer) <= most or frames > len(lengths) * most - story.SHARED
+        if max(longer) <= most:
+            whole, _ = story.story(model, ["a man walks"] * len(longer), lengths=longer)
+            assert len(whole) == sum(parts)
+    assert story.stretched(model, [40, 80], 150) == [50, 100]
 
 
 def test_a_loop_s_last_frame_leads_into_its_first(model):

@@ -125,9 +125,19 @@ def test_a_vae_of_other_motion_is_refused(root):
     older = root / "out" / "older.pt"
     kept = {name: data[name] for name in ("run", "pack", "init")}
     checkpoint.save(older, data["config"], data["model"], **kept)
-    with pytest.raises(SettingError, match="does not say with which mean and std"):
+    with pytest.raises(SettingError, match="does not say with which"):
         trained_vae(older, pack)
     assert all(map(np.array_equal, trained_vae(older, made)[1], norms))
+    checkpoint.save(older, data["config"], data["model"], **kept | {"init": "of another"})
+    with pytest.raises(SettingError, match="does not say with which"):
+        trained_vae(older, made)
+    assert all(map(np.array_equal, trained_vae(older, made, "of another")[1], norms))
+    with pytest.raises(SettingError, match="was not fine-tuned from the model of --init_from"):
+        trained_vae(path, made, "of another")
+    for bad in ([norms[0]], [norms[0], 0 * norms[1]], [norms[0][:1], norms[1][:1]]):
+        checkpoint.save(older, data["config"], data["model"], **kept, norms=bad)
+        with pytest.raises(SettingError, match="is damaged"):
+            trained_vae(older, made)
 
 
 def test_it_learns_the_new_set_and_goes_on_after_a_stop(root):

@@ -68,6 +68,17 @@ def test_every_prompt_of_a_story_takes_a_seed(server):
     assert len(parts) == 2 and sum(parts) == found["made"][0]["frames"]
 
 
+def test_parts_add_up_where_a_prompt_lasts_as_long_as_can_be(server):
+    """A segment as long as the training's motions gives up what it shares."""
+    job = WALK | {"then": [{"text": "a man jumps", "frames": 120}], "constraints": [
+        {"joint": "pelvis", "time": 8.45, "position": [0.5, 0.9, 1]}]}
+    status, body = post(server, job)
+    made = json.loads(body)["made"][0]
+    assert status == 200 and made["report"]["parts"] == [60, 110] and made["frames"] == 170
+    status, body = post(server, job | {"constraints": [job["constraints"][0] | {"time": 8.6}]})
+    assert status == 400 and "which has 8.5 seconds" in json.loads(body)["error"]
+
+
 def test_what_is_not_met_is_said(server):
     status, body = post(server, WALK | {"constraints": [POSE]})  # nobody can stand like this
     note = json.loads(body)["made"][0]["report"]["notes"][0]
@@ -166,13 +177,16 @@ def test_a_path_leads_through_prompts_in_a_row(tab, server, tmp_path):
         tab.key(letter)
     made_by(tab, lambda: enter(tab))
     drawn = tab.js("studio.made[0].report.parts")
+    assert sum(drawn) == tab.js("studio.made[0].frames")
     draw = "path = [[0, 0], [0, 2], [1.5, 3]]; fixLength(); drawPath(); make()"
     made_by(tab, lambda: tab.js(draw))
     parts = tab.js("studio.made[0].report.parts")
-    assert parts == [min(max(n, 20), 110 if i else 120) for i, n in enumerate(drawn)]
+    assert parts == drawn
     way, = tab.js("studio.job.constraints")
     assert way["path"][-1][0] == pytest.approx((sum(parts) - 1) / 20, abs=1e-3)
     assert tab.js("document.getElementById('only').hidden") is True
+    made_by(tab, lambda: tab.click("#auto"))  # the path still needs a length
+    assert tab.js("[auto.checked, studio.made[0].report.parts]") == [False, drawn]
     joints = same_file(tab, tmp_path)
     assert len(joints) == sum(parts) and np.abs(joints[-1, 0, ::2] - [1.5, 3]).max() < 0.01
 

@@ -103,6 +103,8 @@ def test_a_vague_word_stands_for_its_own_forms_and_no_other():
     assert book.find("got") == ("form", "gets") and book.find("getting")[0] == "form"
     assert book.find("objects") == ("form", "object")
     assert book.find("obtains") == (None, None) and book.find("usual") == (None, None)
+    both = Known(["place", "places", "in"])  # "in place" is none of the things that are placed
+    assert both.find("placed") == ("form", "places") and both.find("puts")[1] != "place"
     assert understand("he got up", TOY).text in ("he gets up", "he got up")
     assert understand("she made a wave", TOY).unknown == []  # made says as little as makes
 

@@ -146,6 +146,7 @@ def book_of(vocabulary):
         if not same and nearest[row] > words.LIKE - 1e-3:
             like = known.like(row)[1]
         others = known.of_row[held.number[like]] if like else []
+        others = [word for word in others if word not in words.VAGUE]
         lines.append("|".join(map(" ".join, (forms, same, others))))
     return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
             "numbers": words.NUMBERS, "quiet": sorted(words.SAY_NOTHING)}

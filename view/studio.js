@@ -151,14 +151,16 @@ function again(job) {
   $("auto").checked = !settings.frames;
   if (settings.frames) $("length").value = settings.frames / fps;
   $("guidance").value = settings.guidance; $("steps").value = settings.steps;
-  tell(); askAgain(job); inOnePiece = job.whole ? text : null; make();
+  tell();
+  if (header.models) askAgain(job);
+  inOnePiece = job.whole ? text : null; make();
 }
 
 /** For a prompt that says several things: the other way to make it, one after the other or in one
     piece, which another prompt forgets. */
 function otherWay({text, whole}) {
   return button(whole ? "One after the other" : "In one piece", {id: "other"}, () => {
-    inOnePiece = whole ? null : text; make(text); $("prompt").focus();
+    inOnePiece = whole ? null : text; $("prompt").value = text; make(); $("prompt").focus();
   });
 }
 

@@ -60,8 +60,8 @@ function constraints(frames) {
 }
 
 /** Constraints are for a motion whose length is known. If the model has chosen it, it
-    becomes that of a walk along the path, or of the motion that is shown; with several prompts,
-    these last as long as they do there. */
+    becomes that of a walk along the path, or of the motion that is shown; several prompts last as
+    long as they do there, or as long as their fields say. */
 function fixLength() {
   if (!$("auto").checked) return;
   $("auto").checked = false;
@@ -71,6 +71,10 @@ function fixLength() {
   $("length").value = Math.min(Math.max(seconds, min), max);
   tell();
 }
+
+/** Whether something is asked for at a time of the motion. */
+const asksForATime = () => timelineIsOpen() && !$("loop").checked
+  && (path.length > 1 || ends.end || $("pins").children.length);
 
 // ---- Prompts in a row ---------------------------------------------------------------------------
 
@@ -108,7 +112,7 @@ function theirLengths() {
     model chooses the seconds of all prompts or of none. */
 function arrange() {
   const {checked: auto} = $("auto");
-  $("asked").disabled = $("loop").checked || !chosen.joints.length;
+  $("asked").disabled = $("loop").checked || !chosen.joints?.length;
   for (const field of $("then").querySelectorAll(".seconds")) field.disabled = auto;
   $("place").hidden = !ends.end || path.length > 1;
   $("only").hidden = !$("asked").disabled;
@@ -188,8 +192,8 @@ function setPlace(place) {
 }
 
 function addPin({joint = "right_wrist", time, height, position} = {}) {
-  fixLength();
   const shown = time === undefined;
+  if (shown) fixLength();
   time ??= round(shownFrame() / fps, 100);
   const here = () => jointsAt(last, Math.min(Math.round(row.querySelector(".time").value * fps),
     last.frames - 1))[chosen.joints.indexOf(row.querySelector("select").value)];
