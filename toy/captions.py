@@ -120,12 +120,21 @@ def _facts(facts, mirrored):
     return {'count': 1, 'side': side, 'other': other, 'tempo': tempo, **facts}
 
 
+def _told(phrase, facts):
+    """How many slots of a phrase have something to say of the clip. An ending says nothing, and "a"
+    next to nothing."""
+    said = [_words(slot, facts).strip() for slot in re.findall(r'\{(\w+)\}', phrase)]
+    return sum(len(words) > 2 and not words.startswith(('[|', '[a|')) for words in said)
+
+
 def _phrase(label, facts, rng, in_detail):
-    """What is said of an action: a phrase with its slots filled in."""
+    """What is said of an action: a phrase with its slots filled in. In detail, the one of three
+    that says most, as not every clip has something for every slot."""
     name = label.replace(' LEFT hand', '').replace(' LEFT', '')
     lines = TEXT[label if label in TEXT else name]
-    phrases = [phrase for phrase in lines if phrase.startswith('+') == in_detail]
-    return _choose(phrases[rng.integers(len(phrases))].removeprefix('+'), facts, rng)
+    phrases = [phrase.removeprefix('+') for phrase in lines if phrase.startswith('+') == in_detail]
+    drawn = [phrases[rng.integers(len(phrases))] for _ in range(3 if in_detail else 1)]
+    return _choose(max(drawn, key=lambda phrase: _told(phrase, facts)), facts, rng)
 
 
 def _brief(part, mirrored, rng):
