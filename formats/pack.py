@@ -142,7 +142,7 @@ class Pack:
             whole = self._made[clip]
         if clip not in self._seen:  # once a clip, when it is first read
             # One comparison finds NaN, infinity and numbers that no motion has.
-            if not (np.abs(whole) < LARGEST).all():
+            if not (np.abs(whole, dtype=np.float32) < LARGEST).all():
                 raise self._refused(f"is damaged (clip {self.ids_of([i])[0]} holds a number that "
                                     "is not finite or far too large)")
             self._seen.add(clip)

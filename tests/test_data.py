@@ -68,6 +68,7 @@ def save(path, clips, **settings):
 # Writing and reading
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_features_come_out_as_they_went_in(tmp_path, dtype):
     clips = list(clips_of([30, 1, 77], dtype=dtype, splits=("train", "val", "test")))
