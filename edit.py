@@ -205,6 +205,11 @@ def wanted(args):
         args.interpolate, args.vary))
 
 
+def asks(args):
+    """Whether sample.py's flags hold constraints."""
+    return bool(args.constraints or args.start or args.end or args.path)
+
+
 def constraints_of(args, model, frames):
     """The constraints of sample.py's flags for motions of so many frames, and their folder."""
     found, folder = read_constraints(args.constraints) if args.constraints else ([], "")
@@ -252,7 +257,7 @@ def stories(args, model, texts, labels, lengths, **settings):
     each = {"texts": texts and texts[::num], "actions": labels and labels[::num],
             "lengths": lengths[::num]}
     seeds = [args.seed + i * len(each["lengths"]) for i in range(num)]
-    if args.constraints or args.start or args.end or args.path:
+    if asks(args):
         asked, folder = constraints_of(args, model, sum(parts_of(model, each["lengths"])))
         return zip(*(edit_story(model, **each, constraints=asked, folder=folder, seed=seed,
                                 effort=args.effort, **settings) for seed in seeds))
@@ -262,13 +267,12 @@ def stories(args, model, texts, labels, lengths, **settings):
 def made(args, model, texts, labels, lengths, captions):
     """What sample.py's flags ask -> motions, a list of (T, J, 3), and their captions. Of each
     prompt there are args.num texts or labels, lengths and captions, one after the other."""
-    asks = args.constraints or args.start or args.end or args.path
     kinds = [flag for flag, given in (
         ("--loop", args.loop), ("--story", args.story is not None and not args.loop),
         ("--vary", args.vary), ("--interpolate", args.interpolate is not None),
         ("--continue", args.goes_on),
-        ("--constraints, --start, --end or --path", asks and (args.story is None or args.loop)))
-        if given]
+        ("--constraints, --start, --end or --path",
+         asks(args) and (args.story is None or args.loop))) if given]
     if len(kinds) > 1:
         raise ValueError(f"{kinds[0]} cannot be combined with {kinds[1]}.")
     settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
@@ -279,7 +283,7 @@ def made(args, model, texts, labels, lengths, captions):
             "lengths": lengths[::num]}
     if kinds[0] in ("--story", "--loop"):
         motions, reports = stories(args, model, texts, labels, lengths, **more)
-        if asks:
+        if asks(args):
             told(reports)
         return motions, [", then ".join(captions[::num])] * num
     if kinds[0] == "--interpolate":

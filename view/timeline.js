@@ -40,7 +40,7 @@ function asked(frames) {
     return {text, frames: frames && Math.round(Number(row.querySelector(".seconds").value) * fps)};
   });
   const loop = $("loop").checked, most = config.data.max_frames;
-  const all = then.reduce(  // as story.frames_of has it
+  const all = then.reduce(  // as story.parts_of has it
     (sum, one) => sum + Math.min(one.frames, Math.max(most, one.frames) - header.shared), frames);
   return {then, loop, constraints: loop ? [] : constraints(all)};
 }
