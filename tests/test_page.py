@@ -499,12 +499,19 @@ JOINTS = "Array.from(studio.made[0].joints)"
 
 
 @pytest.fixture(scope="module")
-def site(toy, tmp_path_factory):
-    """(an open browser, the page's address)"""
+def opened(toy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     page.write_page(str(folder / "nanomld.html"), toy)
     with browser.Browser(folder) as tab:
         yield tab, (folder / "nanomld.html").as_uri()
+
+
+@pytest.fixture
+def site(opened):
+    """(an open browser, the page's address); the page begins with the newest prompt of its history,
+    so each test begins without one"""
+    yield opened
+    opened[0].js("localStorage.clear()")
 
 
 def press_enter(tab):

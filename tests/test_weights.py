@@ -59,7 +59,7 @@ PROMPTS = {
     "raise both arms": ["a young man raises both arms", "somebody lifts both arms up"],
     "spin": ["a young woman spins around", "somebody is spinning in a circle on the spot"],
     "crawl": ["a young woman crawls", "somebody is crawling on hands and knees"],
-    "stand": ["a young woman stands still", "somebody is standing and waiting"],
+    "stand": ["a young woman stands still", "a boy is standing and waiting"],
     "jumping jacks": ["a boy does jumping jacks", "somebody performs jumping jacks"],
 }
 
