@@ -228,7 +228,14 @@ def long_enough(args, model, lengths):
     if args.seconds or not (args.constraints or args.path):
         return lengths
     last = last_time(*constraints_of(args, model, 1))
-    least = math.ceil(last * model.config.data.fps) + 1
+    c = model.config.data
+    least, one = math.ceil(last * c.fps) + 1, model.max_frames if args.force else c.max_frames
+    count = len(lengths) // args.num if args.story is not None else 1
+    if least > (longest := sum(parts_of(model, [one] * count))):
+        of = f"a story of {count} prompts" if args.story is not None else "a motion"
+        raise ValueError(f"The last time that the constraints name is {last:g} s, and {of} has at "
+                         f"most {longest / c.fps:g} s here: name earlier times, or give --story "
+                         "more prompts.")
     if args.story is not None:
         each = stretched(model, lengths[::args.num], least)
         return [n for n in each for _ in range(args.num)]
@@ -264,9 +271,8 @@ def stories(args, model, texts, labels, lengths, **settings):
     return [story(model, **each, loop=args.loop, seed=seed, **settings)[0] for seed in seeds], []
 
 
-def made(args, model, texts, labels, lengths, captions):
-    """What sample.py's flags ask -> motions, a list of (T, J, 3), and their captions. Of each
-    prompt there are args.num texts or labels, lengths and captions, one after the other."""
+def kind_of(args):
+    """The one flag among sample.py's that says what is made here; ValueError for two of them."""
     kinds = [flag for flag, given in (
         ("--loop", args.loop), ("--story", args.story is not None and not args.loop),
         ("--vary", args.vary), ("--interpolate", args.interpolate is not None),
@@ -275,23 +281,30 @@ def made(args, model, texts, labels, lengths, captions):
          asks(args) and (args.story is None or args.loop))) if given]
     if len(kinds) > 1:
         raise ValueError(f"{kinds[0]} cannot be combined with {kinds[1]}.")
+    return kinds[0]
+
+
+def made(args, model, texts, labels, lengths, captions):
+    """What sample.py's flags ask -> motions, a list of (T, J, 3), and their captions. Of each
+    prompt there are args.num texts or labels, lengths and captions, one after the other."""
+    kind = kind_of(args)
     settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
                 "num_inference_steps": args.steps}
     more = settings | {"progress": sys.stderr.isatty()}
     num, joints = args.num, len(body_of(model)[0].joint_names)
     each = {"texts": texts and texts[::num], "actions": labels and labels[::num],
             "lengths": lengths[::num]}
-    if kinds[0] in ("--story", "--loop"):
+    if kind in ("--story", "--loop"):
         motions, reports = stories(args, model, texts, labels, lengths, **more)
         if asks(args):
             told(reports)
         return motions, [", then ".join(captions[::num])] * num
-    if kinds[0] == "--interpolate":
+    if kind == "--interpolate":
         if len(each["lengths"]) != 2:
             raise ValueError(f"--interpolate takes two prompts, found {len(each['lengths'])}.")
         names = [f"{captions[0]} to {captions[-1]}"] * num
         return interpolate(model, **each, num=num, seed=args.seed, **settings), names
-    if kinds[0] == "--vary":
+    if kind == "--vary":
         clip, all_made = read_clip(args.vary, joints, "--vary: "), []
         for i in range(len(each["lengths"])):
             one = {key: each[key] and each[key][i:i + 1] for key in ("texts", "actions")}
@@ -300,7 +313,7 @@ def made(args, model, texts, labels, lengths, captions):
         return all_made, captions
     whole = {"texts": texts, "actions": labels, "lengths": lengths, "seed": args.seed,
              "effort": args.effort, **more}
-    if kinds[0] == "--continue":
+    if kind == "--continue":
         clip = read_clip(args.goes_on, joints, "--continue: ")
         motions, reports = continued(model, clip, **whole)
     else:

@@ -378,6 +378,8 @@ def run(args, prompts):
     assets = AssetsConfig(cache=args.cache, lock=args.lock, clip_dtype=args.clip_dtype,
                           offline=args.offline)
     assets.clip_path = args.clip or assets.clip_path
+    if edit.wanted(args):
+        edit.kind_of(args)
     device = checkpoint.find_device(args.device)
     model = checkpoint.load_model(args.ckpt, assets, device).to_precision(args.precision)
     skeleton, fps = model.config.data.skeleton, model.config.data.fps

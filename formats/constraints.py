@@ -16,6 +16,7 @@ end.
 """
 import contextlib
 import json
+import math
 import os
 
 import numpy as np
@@ -122,7 +123,7 @@ def last_time(constraints, folder=""):
         with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
             rows = one["path"] if "path" in one else [[one.get("time", 0)]]
             rows = read_way(os.path.join(folder, rows)) if isinstance(rows, str) else rows
-            times += [float(row[0]) for row in rows]
+            times += filter(math.isfinite, [float(row[0]) for row in rows])
     return max(times)
 
 

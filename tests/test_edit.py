@@ -488,6 +488,9 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
                    {"pose": "clip.npy", "frame": 0, "time": 0}], file)
     with open("way.csv", "w") as file:
         file.write("seconds,x,z\n0,1,1\n2,2,2\n")
+    for name, end in (("long", 30), ("endless", "inf")):
+        with open(f"{name}.csv", "w") as file:
+            file.write(f"seconds,x,z\n0,1,1\n{end},2,2\n")
 
     def run(*flags):
         sample.main([*flags, "--format", "npy", "--effort", "low", "--out", "o", "--force"])
@@ -517,9 +520,15 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
     assert len(run("a man walks", "--vary", "clip.npy")[0]) == 59
     for flags, message in (
             (["a man walks", "--loop", "--vary", "clip.npy"], "cannot be combined"),
-            (["a man walks", "--loop", "--path", "way.csv"], "cannot be combined"),
+            (["a man walks", "--loop", "--path", "long.csv"], "cannot be combined"),
+            (["a man walks", "--path", "long.csv"], "is 30 s, and a motion has at most 24.6 s"),
+            (["a man walks", "--path", "endless.csv"], "'path' must be 3 numbers, found .inf"),
             (["--interpolate", "a man walks"], "takes two prompts"),
             (["a man walks", "--constraints", "no.json"], "no.json"),
             (["a man walks", "--constraints", "c.json", "--seconds", "1"], "outside the motion")):
         with pytest.raises(SystemExit, match=message):
             run(*flags)
+    for flags, most in ((["a man walks"], "a motion has at most 6 s"),
+                        (["--story", "a man walks", "he runs"], "2 prompts has at most 11.5 s")):
+        with pytest.raises(SystemExit, match=f"constraints name is 30 s, and .*{most} here"):
+            sample.main([*flags, "--path", "long.csv", "--out", "o"])
