@@ -268,7 +268,7 @@ class MLD(nn.Module):
         network learns both sides of guidance (section 3.3).
 
         x0        (B, N, D) latents as the VAE makes them, or normalised frames (B, T, F)
-        lengths   (B,) of frames, None = all T; padded frames do not count
+        lengths   (B,) of frames, None = all T; padded frames do not count. 0 = not told, of latents
         texts, actions, others   the condition, as in `generate`; an action of -1 is unknown
         t, eps, dropped   (B,) int64, like x_T of `generate`, (B,) bool; None: drawn from torch's
                   global generator

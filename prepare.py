@@ -142,7 +142,7 @@ def pack_cmu(args):
     datasets.need(args.folder)
     found = Found()
     with tempfile.TemporaryDirectory() as scratch:
-        index = cmu.read_humanml3d(args.humanml3d, scratch, found, args.encoding)
+        index = cmu.read_humanml3d(args.humanml3d, scratch, args.encoding)
         lengths = {"min_length": args.min_length, "max_length": args.max_length}
         clips = cmu.read_cmu(args.folder, index, found, trimmed=args.trimmed, rig=args.rig,
                              mirror=args.mirror, store=args.store, keep=args.keep, **lengths)

@@ -65,7 +65,8 @@ def arguments(argv):
     add("--num", type=int, default=1, help="motions per prompt")
     add("--seconds", type=numbers, help="length, or one for each prompt, such as 3,2.5; otherwise "
         "drawn to suit the prompt")
-    add("--seed", type=int, default=1234, help="motion i is drawn from seed + i")
+    add("--seed", type=int, default=1234, help="motion i is drawn from seed + i (of a "
+        "--story of n prompts: seed + n i)")
     add("--steps", type=int, help="denoising steps; otherwise the model's own setting")
     add("--sampler", choices=("ddim", "ddpm", "dpm++", "lcm"), help="otherwise the model's own")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 = off")
@@ -215,18 +216,26 @@ def lengths_of(args, model, texts, labels, count):
 
 def check_trained(args, config, frames):
     """ValueError for motions longer than the training's, unless --force is given; of others that it
-    never saw, the user is told. frames: for each motion a list, of its parts"""
+    never saw, the user is told. frames: for each motion a list, of its parts, each of which shares
+    frames with the one before"""
+    from story import SHARED
+
     c = config.data
     longest, shortest = c.max_frames / c.fps, min(c.min_length, c.max_frames)
-    worst = max(frames, key=max)
-    if max(worst) > c.max_frames:
-        part = "a part of " * (len(worst) > 1)
-        why = (f"{part}{max(worst) / c.fps:g} s is longer than any motion that this model was "
-               f"trained on, which have at most {longest:g} s: it would drift or stand still")
+
+    def excess(parts):
+        return max(n + SHARED * (k > 0) for k, n in enumerate(parts)) - c.max_frames
+
+    worst = max(frames, key=excess)
+    if excess(worst) > 0:
+        count, most = len(worst), longest * len(worst) - SHARED / c.fps * (len(worst) - 1)
+        any_motion = "any motion" if count == 1 else \
+            f"{count} things one after the other ({most:g} s) made of motions"
+        why = f"{sum(worst) / c.fps:g} s is longer than {any_motion} that this model was trained on"
         if not args.force:
-            raise ValueError(f"{why}. Take --seconds {longest * len(worst):g} or less, or --force "
-                             "to see it.")
-        print(f"{why[:why.index(':')]}.", file=sys.stderr)
+            raise ValueError(f"{why}, which have at most {longest:g} s: it would drift or stand "
+                             f"still. Take --seconds {most:g} or less, or --force to see it.")
+        print(f"{why}.", file=sys.stderr)
     elif args.seconds and min(map(sum, frames)) < shortest:
         print(f"{min(map(sum, frames)) / c.fps:g} s is shorter than any motion that this model was "
               f"trained on, which have at least {shortest / c.fps:g} s.", file=sys.stderr)

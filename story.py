@@ -2,9 +2,9 @@
 
     motion, joins = story(model, ["a man walks", "he turns left", "he sits"], lengths=[60, 40, 60])
 
-All segments are sampled as one batch. Where they do not meet by themselves, as one who sits and one
-who walks, they are sampled again, and a handshake loss makes the end of each the beginning of the
-next. Then they are laid on each other, and blended in rotations over the frames they share.
+Up to eight segments are sampled as one batch. Where they do not meet by themselves, as one who sits
+and one who walks, they are sampled again, and a handshake loss makes the end of each the beginning
+of the next. Then they are laid on each other, and blended in rotations over the frames they share.
 """
 from functools import partial
 
@@ -75,10 +75,10 @@ def handshake(pairs, pose):
 
 
 def both(*losses):
-    """The sum of losses for `pulled`, some of which may be None."""
+    """The sum of losses for `pulled`, some of which, but not all, may be None."""
     losses = [loss for loss in losses if loss]
-    if len(losses) < 2:
-        return losses[0] if losses else None
+    if len(losses) == 1:
+        return losses[0]
     return lambda joints: map(sum, zip(*(loss(joints) for loss in losses)))
 
 

@@ -650,7 +650,8 @@ def train_model(run):
         return run.path("vae_best.pt")
     if model.vae and c.stage == "diffusion":
         source = resume.vae_of(run)
-        if source != c.init_from:  # whose VAE the model has already
+        # its VAE the model has already
+        if not c.init_from or os.path.realpath(source) != os.path.realpath(c.init_from):
             state, norms = run.from_main(lambda: trained_vae(source, run.pack, run.init))
             model.mean.copy_(norms[0]), model.std.copy_(norms[1])
             run.pack.mean, run.pack.std = (x.numpy().copy() for x in norms)

@@ -36,9 +36,10 @@ class Index:
     rows: dict
 
 
-def read_humanml3d(folder, scratch, found, encoding=None):
+def read_humanml3d(folder, scratch, encoding=None):
     """The folder of HumanML3D's index.csv, split lists and texts (a folder, or texts.zip, which is
-    unpacked into `scratch`), or a copy of its repository -> Index. What is missing is named."""
+    unpacked into `scratch`), or a copy of its repository -> Index. FileNotFoundError names what is
+    missing."""
     need(folder)
     inner = os.path.join(folder, "HumanML3D")
     places = [folder, *[inner] * os.path.isdir(inner)]

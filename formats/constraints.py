@@ -80,12 +80,28 @@ def read_clip(path, joints, where=""):
         raise ValueError(f"{where}There is no file {path}.") from None
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{where}{path} is not a .npy file of joints ({error}).") from None
-    clip = clip[None] if getattr(clip, "ndim", 0) == 2 else clip
-    right = getattr(clip, "shape", ())[1:] == (joints, 3) and clip.dtype.kind == "f" and len(clip)
+    return checked_clip(clip, joints, where, path)
+
+
+def checked_clip(clip, joints, where, name):
+    """Joints (T, J, 3), or (J, 3), as an array or lists -> (T, J, 3) float64 in metres."""
+    try:
+        clip = np.asarray(clip)
+    except ValueError:  # lists of different lengths
+        clip = np.empty(0)
+    clip = clip[None] if clip.ndim == 2 else clip
+    right = clip.shape[1:] == (joints, 3) and clip.dtype.kind in "fiu" and len(clip)
     if not right or not np.isfinite(clip).all():
-        raise ValueError(f"{where}{path} must hold finite joints of shape (frames, {joints}, 3) in "
-                         f"metres, found {getattr(clip, 'shape', 'several arrays')}.")
+        raise ValueError(f"{where}{name} must hold finite joints of shape (frames, {joints}, 3) in "
+                         f"metres, found {clip.shape or 'no array'}.")
     return clip.astype(np.float64)
+
+
+def clip_of(one, key, joints, where, folder):
+    """The clip that a constraint names by its file, or holds."""
+    if isinstance(one[key], str):
+        return read_clip(os.path.join(folder, one[key]), joints, where)
+    return checked_clip(one[key], joints, where, repr(key))
 
 
 def read_way(path, where=""):
@@ -166,8 +182,7 @@ def loaded(one, kind, where, frames, fps, pose, folder):
             raise ValueError(f"{where}a {kind} needs a 'time' in seconds.")
         one["at"] = frame_at(one["time"], frames, fps, where)
     if kind == "pose":
-        clip = read_clip(os.path.join(folder, str(one["pose"])), len(names), where) \
-            if isinstance(one["pose"], str) else np.asarray(one["pose"], np.float64)
+        clip = clip_of(one, "pose", len(names), where, folder)
         frame = one.get("frame", 0)
         if not isinstance(frame, int) or not -len(clip) <= frame < len(clip):
             raise ValueError(f"{where}{one['pose']} has the frames 0 to {len(clip) - 1}, found "
@@ -181,15 +196,15 @@ def loaded(one, kind, where, frames, fps, pose, folder):
                              f"{', '.join(parts)}.")
         if "from" not in one:
             raise ValueError(f"{where}keep needs 'from', the clip to keep it from.")
-        one["clip"] = read_clip(os.path.join(folder, one["from"]), len(names), where) \
-            if isinstance(one["from"], str) else np.asarray(one["from"], np.float64)
+        one["clip"] = clip_of(one, "from", len(names), where, folder)
         one["part"] = parts[one["keep"]]
     if kind == "path":
         rows = one["path"]
         rows = read_way(os.path.join(folder, rows), where) if isinstance(rows, str) else rows
-        if not len(rows):
-            raise ValueError(f"{where}the path has no rows.")
-        width = 4 if len(rows[0]) == 4 else 3
+        some = (list, tuple, np.ndarray)
+        if not isinstance(rows, some) or not len(rows):
+            raise ValueError(f"{where}the path must have rows of seconds, x, z, found {rows!r}.")
+        width = 4 if isinstance(rows[0], some) and len(rows[0]) == 4 else 3
         one["path"] = np.stack([numbers(row, width, where, "path") for row in rows])
         one["at"] = [frame_at(row[0], frames, fps, where) for row in one["path"]]
         if (np.diff(one["path"][:, 0]) <= 0).any():

@@ -154,6 +154,6 @@ def test_the_published_index_has_as_many_windows_as_it_should(shared, tmp_path):
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "texts").mkdir()
-    index = cmu.read_humanml3d(str(tmp_path), str(tmp_path), Found())
+    index = cmu.read_humanml3d(str(tmp_path), str(tmp_path))
     assert list(index.rows.values()) == [2913, 2035]
     assert all(id in index.splits for ids in index.windows.values() for id, _, _ in ids)

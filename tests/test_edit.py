@@ -184,7 +184,14 @@ WRONG = [
     ({"pose": "no.npy", "frame": 0, "time": 0}, "There is no file"),
     ({"keep": "left_am", "from": "no.npy"}, "Did you mean left_arm"),
     ({"path": [[1, 0, 0], [1, 1, 1]]}, "must rise"),
-    ({"path": []}, "no rows"),
+    ({"path": []}, "must have rows of seconds, x, z"),
+    ({"path": 3}, "must have rows of seconds, x, z, found 3"),
+    ({"path": [3]}, "'path' must be 3 numbers"),
+    ({"keep": "left_arm", "from": 3}, "'from' must hold finite joints .* found no array"),
+    ({"keep": "left_arm", "from": np.zeros((9, 21, 3))}, "found .9, 21, 3."),
+    ({"pose": np.zeros((24, 3)), "time": 0}, "'pose' must hold .*, 22, 3. .* found .1, 24, 3."),
+    ({"pose": [[[0, 1, np.nan]] * 22], "time": 0}, "must hold finite joints"),
+    ({"pose": [[0], [1, 2]], "time": 0}, "must hold finite joints"),
     ({"path": [[0, 0, 0]], "facing": "back"}, "follow or free"),
     ({"floor": 3}, "true or false"),
     (7, "expected one of"),
@@ -353,7 +360,7 @@ def test_a_part_of_a_story_is_asked_for_what_falls_into_its_time(clip):
             (0.5, 2)] + [{"joint": "head", "time": 2.2, "height": clip[44, 15, 1]},
                          {"joint": "head", "time": 2.5,
                           "speed": targets.speed_at(clip, 15, 50, 20)},
-                         {"keep": "left_arm", "from": clip},
+                         {"keep": "left_arm", "from": clip}, {"keep": "head", "from": clip[:20]},
                          {"path": [[t / 20, *clip[t, 0, [0, 2]], np.degrees(targets.heading(
                              clip[t], POSE))] for t in range(60)]}]
     t = targets.targets_of(asks, 60, 20, POSE, BONES)
@@ -364,6 +371,7 @@ def test_a_part_of_a_story_is_asked_for_what_falls_into_its_time(clip):
     assert part.pinned.shape == (27, 22, 3) and part.pinned.any(-1)[:, 1:].sum() == 2
     assert part.speeds == [(15, 25, pytest.approx(t.speeds[0][2]))] and not part.rows
     own = torch.tensor(targets.to_own(clip[start:stop], place)).float()[None]
+    assert len(t.kept) == 2 and len(part.kept) == 1  # the head's clip has ended
     loss = edit.loss_on([part], POSE, 20, "cpu")
     assert loss(own)[0] < 1e-5 < 1e-3 < loss(own + torch.tensor([0.1, 0.1, 0]))[0]
     assert not targets.cut(t, start, 50, place).speeds  # which would need the frame after

@@ -79,15 +79,15 @@ def test_one_stage_after_the_other(root):
     """The VAE alone, and then the diffusion in its latents, as with both in one command."""
     done = tune(root, "text", "first", "--stage=vae", "--train_vae.lr=1e-12")
     assert done.returncode == 0, done.stderr[-2000:]
-    vae = root / "out" / "first" / "vae_best.pt"
-    done = tune(root, "text", "second", "--stage=diffusion", "--train_diffusion.lr=1e-12",
-                f"--train.vae_checkpoint={vae}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    old, new = (checkpoint.load_model(str(root / "out" / name / "model.pt")).state_dict()
-                for name in ("text", "second"))
-    for name, value in old.items():
-        if name.split(".")[0] in ("vae", "denoiser", "length_estimator"):
-            assert torch.allclose(new[name], value, atol=1e-6), name
+    old = checkpoint.load_model(str(root / "out" / "text" / "model.pt")).state_dict()
+    for vae in ("first/vae_best.pt", "first/../text/model.pt"):  # the model's own, by another path
+        done = tune(root, "text", "second", "--stage=diffusion", "--train_diffusion.lr=1e-12",
+                    f"--train.vae_checkpoint={root / 'out' / vae}", "--overwrite")
+        assert done.returncode == 0, done.stderr[-2000:]
+        new = checkpoint.load_model(str(root / "out" / "second" / "model.pt")).state_dict()
+        for name, value in old.items():
+            if name.split(".")[0] in ("vae", "denoiser", "length_estimator"):
+                assert torch.allclose(new[name], value, atol=1e-6), name
 
 
 def test_a_new_diffusion_takes_its_features_as_the_vae_does(root):

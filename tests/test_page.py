@@ -21,18 +21,13 @@ import clauses
 import clip
 import diffusion
 import motion
-import sample
 import story
 import test_clauses
+import words
 from config import from_dict
 from formats.pack import Pack
 from latents import diffused_shape
 from view import matmul, page
-
-try:
-    import words
-except ImportError:
-    words = None
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(
@@ -280,7 +275,6 @@ jumpng quikly then kiks; _ walks; the; ; she tiptoes stealthily; a gymnast somer
 
 
 @needs_node
-@pytest.mark.skipif(words is None, reason="NOT TESTED: there is no words.py here")
 def test_a_prompt_is_understood_as_words_py_does(toy, tmp_path):
     vocabulary = toy.text_encoder.vocabulary
     held = [form for forms in words.vectors().forms[::29] for form in forms]
@@ -294,7 +288,6 @@ def test_a_prompt_is_understood_as_words_py_does(toy, tmp_path):
 
 
 @needs_node
-@pytest.mark.skipif(words is None, reason="NOT TESTED: there is no words.py here")
 def test_a_model_that_reads_word_vectors(tmp_path):
     model = tiny(text__vectors=True)
     assert model.state_dict()[page.ROWS.replace("weight", "project.weight")].std() > 0

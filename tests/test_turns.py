@@ -2,12 +2,11 @@
 files hold what Python's hold."""
 import base64
 
-import browser
 import numpy as np
 import pytest
 from test_characters import NODE, Glb, validated
 from test_page import (  # fixtures, too
-    READY, in_python, made_by, needs_browser, needs_node, node, site, toy)
+    READY, in_python, made_by, needs_browser, needs_node, node, opened, site, toy)
 
 from formats.bvh import read_bvh
 from formats.bvh_writer import write_bvh
@@ -15,7 +14,7 @@ from formats.rotations import T_POSES, fit_body, measure_bones, rest_pose
 from motion import T2M
 from view import page, render, skin
 
-__all__ = ["site", "toy", "browser"]
+__all__ = ["opened", "site", "toy"]
 POSE = T_POSES[T2M.num_joints]
 FIT = """answer(INPUT.motions.map(flat => {
   const {offsets, placed, world} = fitBody(Float32Array.from(flat), INPUT.pose, 20);

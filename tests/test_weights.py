@@ -1,6 +1,6 @@
 """The weights that ship do what they are told, in words that training never saw, as people would.
 
-    python tests/test_weights.py        prints the table that the README shows
+    python tests/test_weights.py [FILE]        prints the table of docs/weights.md, of another model
 
 Easy sentences are here, with 20 seeds each; everyday.txt has what people type, and is asked by
 test_everyday_prompts.
@@ -30,8 +30,8 @@ SHARES = {
     "count": (0.45, 0.85),
     "side": (0.70, 0.97),
     "manner": (0.40, 0.90),
-    "sequence": (0.25, 0.85),
-    "everyday": (0.60, 0.90),
+    "sequence": (0.75, 0.85),
+    "everyday": (0.70, 0.90),
     "told": (0.90, 0.95),  # of the prompts out of reach, something was said
 }
 
@@ -129,8 +129,8 @@ ASKED = {
 }
 
 
-def shipped():
-    return checkpoint.load_model(os.path.join(ROOT, "checkpoints", "toy.pt"))
+def shipped(path=os.path.join(ROOT, "checkpoints", "toy.pt")):
+    return checkpoint.load_model(path)
 
 
 def toy():
@@ -301,8 +301,8 @@ def test_the_vae_comes_near_test_clips(model, pack):
     assert reconstruction(model, pack, known=model.actions)[0] < 40
 
 
-def table():
-    model, pack = shipped(), toy()
+def table(argv):
+    model, pack = shipped(*argv[:1]), toy()
     made, real = generate(model), training_clips(pack)
     print(
         "| asked for | samples that do it | foot skating, cm/s (data) | jerk, m/s^3 (data) "
@@ -329,4 +329,4 @@ def table():
 if __name__ == "__main__":
     from flags import program
 
-    program(lambda argv: table())
+    program(table)
