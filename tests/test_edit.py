@@ -12,7 +12,7 @@ import guidance
 import motion
 import sample
 import story
-from config import Config, set_value
+from config import Config, DiffusionConfig, set_value
 from presets import PRESETS
 from formats import constraints, pins, targets
 from formats.pack import Pack
@@ -408,14 +408,23 @@ def test_a_story_meets_constraints_in_all_of_its_parts(model, monkeypatch):
         edit.edit_story(model, **how, constraints=[asks[0] | {"time": 7}])
 
 
-@pytest.mark.parametrize("condition, vae", [("action", True), ("none", False), ("none", True)])
-def test_any_kind_of_model_takes_constraints_within_a_story(condition, vae):
-    model = tiny(condition, vae)
+@pytest.mark.parametrize("condition, vae, skeleton, effort", [
+    ("action", True, "t2m", "low"), ("none", False, "t2m", "low"), ("none", True, "t2m", "high"),
+    ("none", True, "kit", "low"), ("student", True, "t2m", "high")])
+def test_any_kind_of_model_takes_constraints_within_a_story(condition, vae, skeleton, effort):
+    student = condition == "student"
+    model = tiny("none" if student else condition, vae, skeleton)
+    if student:
+        model.config.diffusion = DiffusionConfig(built_in_guidance=2.0, guidance_scale=1.0,
+                                                 sampler="lcm", num_inference_steps=4)
     given = {"actions": [0, 1]} if condition == "action" else {}
     asks = [{"joint": "pelvis", "time": t, "position": [0.1 * t, 0.9, 0.2 * t]} for t in (0.5, 1.5)]
     joints, report = edit.edit_story(model, **given, constraints=asks, lengths=[20, 20],
-                                     effort="low")
-    assert joints.shape == (40, 22, 3) and max(row["error"] for row in report) < 0.01
+                                     effort=effort)
+    n = len(motion.SKELETONS[skeleton].parents)
+    fps = model.config.data.fps
+    assert joints.shape == (40, n, 3) and max(row["error"] for row in report) < 0.01
+    assert np.allclose(joints[round(1.5 * fps), 0], [0.15, 0.9, 0.3], atol=0.01)
 
 
 def test_lengths_that_were_drawn_grow_until_all_constraints_fit(model):
