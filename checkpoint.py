@@ -228,9 +228,9 @@ def find_device(name, local=0):
     try:
         if name == "cuda":  # several processes may share a card
             name = f"cuda:{local % max(1, torch.cuda.device_count())}"
-        device = torch.device(name)
-        if device.type not in DEVICES:
+        if name.split(":")[0] not in DEVICES:
             raise RuntimeError(f"expected auto or one of {', '.join(DEVICES)}")
+        device = torch.device(name)
         torch.empty(0, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -421,6 +421,9 @@ def halve(source, target):
     and a factor for each row, the rest in float16; loading casts them back. The mean and std of
     features and of latents stay exact."""
     data = load(source)
+    if "mean" not in data["model"] and "judge" not in data:
+        raise ValueError(f"{source} is no finished model: expected the model.pt, or the "
+                         "evaluator_model.pt, of a run.")
     exact = ("mean", "std", "latent_mean", "latent_std")
     state = {name: value.half() if value.is_floating_point() and name not in exact else value
              for name, value in data["model"].items()}
@@ -430,11 +433,13 @@ def halve(source, target):
             state[name], state[name + SCALE] = numbers, scale.half()
     kept = {name: data[name] for name in ("vocabulary", "actions", "judge") if name in data}
     save(target, data["config"], state, **kept)
+    print(f"{target}: {os.path.getsize(target) / 2**20:.1f} MB")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 4 or sys.argv[1] != "halve":
-        sys.exit("usage: python checkpoint.py halve MODEL.pt SMALLER.pt")
+        usage = "usage: python checkpoint.py halve MODEL.pt SMALLER.pt"
+        sys.exit(print(usage) if sys.argv[1:] == ["--help"] else usage)
     try:
         halve(*sys.argv[2:])
     except (ValueError, OSError) as error:

@@ -12,7 +12,7 @@ import re
 
 from words import SUBJECTS, stems, understand
 
-MOST, LONGEST = 8, 1000  # parts, letters; a longer text is a tale, and stays whole
+MOST, LONGEST = 20, 1000  # parts, letters; a longer text is a tale, and stays whole
 
 # what can be done by one body; words that are as often things (hand, back, face) are not here
 ACTIONS = set("""

@@ -207,16 +207,27 @@ def wanted(args):
 
 def asks(args):
     """Whether sample.py's flags hold constraints."""
-    return bool(args.constraints or args.start or args.end or args.path)
+    return any(value is not None for value in (args.constraints, args.start, args.end, args.path))
+
+
+def read_motion(flag, path, model):
+    """The clip of a file, (T, J, 3); ValueError for a body that is not about as large as ours."""
+    pose, bones = body_of(model)
+    clip = read_clip(path, len(bones), f"{flag}: ")
+    own = np.linalg.norm(clip - clip[:, np.maximum(pose.parents, 0)], axis=-1).sum(-1).mean()
+    if not 0.5 < own / bones.sum() < 2:
+        raise ValueError(f"{flag}: {path} holds a body {own / bones.sum():.3g} times as large as "
+                         "this model's; expected joints in metres.")
+    return clip
 
 
 def constraints_of(args, model, frames):
     """The constraints of sample.py's flags for motions of so many frames, and their folder."""
     found, folder = read_constraints(args.constraints) if args.constraints else ([], "")
-    joints, end = len(body_of(model)[0].joint_names), (frames - 1) / model.config.data.fps
+    end = (frames - 1) / model.config.data.fps
     for flag, frame, time in (("start", -1, 0), ("end", 0, end)):
         if getattr(args, flag):
-            clip = read_clip(getattr(args, flag), joints, f"--{flag}: ")
+            clip = read_motion(f"--{flag}", getattr(args, flag), model)
             found.append({"pose": clip, "frame": frame, "time": time})
     if args.path:
         found.append({"path": os.path.abspath(args.path)})
@@ -224,11 +235,19 @@ def constraints_of(args, model, frames):
 
 
 def long_enough(args, model, lengths):
-    """Lengths that were drawn, made longer where constraints name a later time."""
+    """Lengths that were drawn, made longer where constraints name a later time, and shorter where
+    they follow the end of a clip. ValueError for times that do not fit."""
+    c = model.config.data
+    most = c.max_frames - SHARED
+    if args.goes_on is not None and max(lengths) > most and not args.force:
+        if args.seconds:
+            raise ValueError(f"--continue samples {SHARED / c.fps:g} s of the clip's end as well, "
+                             f"so there are {most / c.fps:g} s for what comes next: take --seconds "
+                             f"{most / c.fps:g} or less, or --force to see it.")
+        return [min(n, most) for n in lengths]
     if args.seconds or not (args.constraints or args.path):
         return lengths
     last = last_time(*constraints_of(args, model, 1))
-    c = model.config.data
     least, one = math.ceil(last * c.fps) + 1, model.max_frames if args.force else c.max_frames
     count = len(lengths) // args.num if args.story is not None else 1
     if least > (longest := sum(parts_of(model, [one] * count))):
@@ -272,7 +291,11 @@ def stories(args, model, texts, labels, lengths, **settings):
 
 
 def kind_of(args):
-    """The one flag among sample.py's that says what is made here; ValueError for two of them."""
+    """The one flag among sample.py's that says what is made here; ValueError for two of them, for
+    one that names no file, and for a length that the flag does not take."""
+    for flag in ("constraints", "start", "end", "path", "continue", "vary"):
+        if getattr(args, "goes_on" if flag == "continue" else flag) == "":
+            raise ValueError(f"--{flag} is empty: expected the name of a file.")
     kinds = [flag for flag, given in (
         ("--loop", args.loop), ("--story", args.story is not None and not args.loop),
         ("--vary", args.vary), ("--interpolate", args.interpolate is not None),
@@ -281,7 +304,11 @@ def kind_of(args):
          asks(args) and (args.story is None or args.loop))) if given]
     if len(kinds) > 1:
         raise ValueError(f"{kinds[0]} cannot be combined with {kinds[1]}.")
+    if kinds[0] == "--vary" and args.seconds:
+        raise ValueError("--vary makes motions as long as its clip: leave out --seconds.")
     return kinds[0]
+
+
 
 
 def made(args, model, texts, labels, lengths, captions):
@@ -291,13 +318,18 @@ def made(args, model, texts, labels, lengths, captions):
     settings = {"guidance_scale": args.guidance, "sampler": args.sampler,
                 "num_inference_steps": args.steps}
     more = settings | {"progress": sys.stderr.isatty()}
-    num, joints = args.num, len(body_of(model)[0].joint_names)
+    num = args.num
     each = {"texts": texts and texts[::num], "actions": labels and labels[::num],
             "lengths": lengths[::num]}
     if kind in ("--story", "--loop"):
         motions, reports = stories(args, model, texts, labels, lengths, **more)
+        motions, fps, asked = list(motions), model.config.data.fps, sum(each["lengths"])
         if asks(args):
             told(reports)
+        if args.seconds and len(motions[0]) < asked:
+            print(f"{len(motions[0]) / fps:g} s of the {asked / fps:g} s asked for: segments as "
+                  "long as the training's longest motions lose the time that they share.",
+                  file=sys.stderr)
         return motions, [", then ".join(captions[::num])] * num
     if kind == "--interpolate":
         if len(each["lengths"]) != 2:
@@ -305,7 +337,11 @@ def made(args, model, texts, labels, lengths, captions):
         names = [f"{captions[0]} to {captions[-1]}"] * num
         return interpolate(model, **each, num=num, seed=args.seed, **settings), names
     if kind == "--vary":
-        clip, all_made = read_clip(args.vary, joints, "--vary: "), []
+        clip, all_made, c = read_motion(kind, args.vary, model), [], model.config.data
+        if len(clip) > c.max_frames + 1 and not args.force:
+            raise ValueError(f"--vary: {args.vary} lasts {len(clip) / c.fps:g} s, and the motions "
+                             f"that this model was trained on at most {c.max_frames / c.fps:g} s: "
+                             "give a part of it, or --force to see it.")
         for i in range(len(each["lengths"])):
             one = {key: each[key] and each[key][i:i + 1] for key in ("texts", "actions")}
             all_made += vary(model, clip, **one, num=num, seed=args.seed + i * num,
@@ -314,7 +350,7 @@ def made(args, model, texts, labels, lengths, captions):
     whole = {"texts": texts, "actions": labels, "lengths": lengths, "seed": args.seed,
              "effort": args.effort, **more}
     if kind == "--continue":
-        clip = read_clip(args.goes_on, joints, "--continue: ")
+        clip = read_motion(kind, args.goes_on, model)
         motions, reports = continued(model, clip, **whole)
     else:
         each = [constraints_of(args, model, n) for n in lengths]

@@ -28,9 +28,10 @@ def remove_parts(folder):
                     os.unlink(file.name)
 
 
-def check_place(path):
-    """OSError for a path at which atomic_write could not make a file. For programs that work long
-    before they write: they should say it first."""
+def check_place(path, begins=b""):
+    """OSError for a path at which atomic_write could not make a file, or where there is a file that
+    does not begin with these bytes, as one of ours would. For programs that work long before they
+    write: they should say it first."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
@@ -40,6 +41,11 @@ def check_place(path):
         raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, no folder.")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{path} cannot be written: {folder} belongs to somebody else.")
+    if begins and os.path.exists(path):
+        with open(path, "rb") as file:
+            if file.read(len(begins)) not in (b"", begins):
+                raise FileExistsError(f"{path} is there already, and no file that this program "
+                                      "wrote: give --out another name.")
 
 
 @contextlib.contextmanager

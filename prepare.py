@@ -35,6 +35,7 @@ refuses the set. Names that ought to meet (captions and recordings, lists and fi
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import shlex
@@ -54,7 +55,7 @@ from data import Batches
 from formats import cmu, datasets, export, joined, plausible, recordings
 from formats.found import Found
 from formats.pack import Pack, write_pack
-from formats.pack_index import NFEATS, PLAIN_NAME
+from formats.pack_index import MAGIC, NFEATS, PLAIN_NAME
 from formats.pickle_reader import Budget
 from formats.text import kinds_of, read_lines, visible
 from view import render
@@ -156,9 +157,9 @@ def pack_join(args):
     asked = [re.fullmatch(r"(.+?)(?::(\d+))?", name).groups() for name in args.packs]
     packs, found = [open_named(name) for name, _ in asked], Found()
     times = [1 if count is None else int(count) for _, count in asked]
-    if 0 in times:
-        raise ValueError("NAME:0 would leave a set out: give 1 or more, found "
-                         f"{args.packs[times.index(0)]}.")
+    for name, count in zip(args.packs, times):
+        if not 1 <= count <= 1000:
+            raise ValueError(f"NAME:N takes a set's train clips 1 to 1000 times, found {name}.")
     settings = joined.settings_of(packs)
     rows = {f"{pack.name} items": len(pack) for pack in packs}
     write(args, joined.joined(packs, found, times), rows, found,
@@ -284,11 +285,14 @@ def write(args, clips, rows, found, **settings):
 # --------------------------------------------------------------------------------------------------
 # Looking at packs
 
+def place_of(name):
+    """The path of a dataset's pack, of its name or the path itself, which ends in .pack."""
+    return name if name.endswith(".pack") else os.path.join(HERE, "data", name, name + ".pack")
+
+
 def open_named(name):
     """The Pack of a dataset's name, or of a path that ends in .pack."""
-    if not name.endswith(".pack"):
-        name = os.path.join(HERE, "data", name, name + ".pack")
-    return Pack.open(name)
+    return Pack.open(place_of(name))
 
 
 def upright(pack, i):
@@ -312,6 +316,7 @@ def show(args):
         if pack.skeleton != "smpl":
             motions[-1]["contacts"] = pack.features(i)[:, -4:] > 0.5
     out = args.out or os.path.join("out", pack.name + ".html")
+    check_place(out, b"<!DOCTYPE html>")
     render.write_player(out, motions)
     print(f"wrote {out}")
 
@@ -324,10 +329,13 @@ def export_clips(args):
         raise ValueError(f"--out {folder} is a file; expected a folder to write to.")
     for kind in kinds_of(args.format, export.KINDS):
         files = [motions] if kind == "glb" else [{id: motions[id]} for id in motions]
+        written = set()
         for file in files:
             name = re.sub(r"[^\w.-]+", "-", f"{pack.name}-{next(iter(file))}")
             more = f"-and-{len(file) - 1}-more" if len(file) > 1 else ""
-            path = os.path.join(folder, f"{name}{more}.{kind}")
+            again = next(n for n in itertools.count(1) if (name, n) not in written)
+            written.add((name, again))  # ids may differ in signs that a file's name has not
+            path = os.path.join(folder, f"{name}{f'-{again}' * (again > 1)}{more}.{kind}")
             export.write_file(path, file, pack.fps, args.lock_feet)
             print(f"wrote {path}")
 
@@ -434,6 +442,21 @@ COMMANDS = {
 }
 
 
+def check_output(args):
+    """ValueError or OSError for a pack that must not be written where --out or --name say."""
+    check_place(args.out, MAGIC)
+    sources = [getattr(args, name, None) for name in ("captions", "splits", "actions", "smpl")]
+    sources += [re.fullmatch(r"(.+?)(?::\d+)?", name)[1] for name in getattr(args, "packs", ())]
+    sources = [place_of(x) if x and args.command == "join" else x for x in sources]
+    if args.command != "toy":
+        sources.append(place_of("toy"))
+    for source in sources:
+        if source and os.path.realpath(source) == os.path.realpath(args.out):
+            raise ValueError(f"{args.out} would be written over, and it is "
+                             + ("the set that ships" if source is sources[-1] else
+                                "one of the files to read") + ": give another name.")
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(usage="python prepare.py COMMAND ...", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -450,8 +473,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     args.name = getattr(args, "new_name", args.name)
     if args.run in (pack_toy, pack_layout, pack_actions, pack_bvh, pack_cmu, pack_join):
-        args.out = args.out or os.path.join(HERE, "data", args.name, args.name + ".pack")
-        check_place(args.out)  # now: reading a dataset takes minutes
+        args.out = args.out or place_of(args.name)
     args.line = shlex.join(["python", "prepare.py", *argv])
     return args
 
@@ -466,6 +488,8 @@ def main(argv):
                              f"{args.min_length} and {args.max_length}.")
         if getattr(args, "fps", None) is not None and not 2 <= args.fps <= 1000:
             raise ValueError(f"--fps must be 2 to 1000 frames a second, found {args.fps}.")
+        if args.run not in (show, export_clips, check, compare_times):
+            check_output(args)  # now: reading a dataset takes minutes
         args.run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

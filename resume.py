@@ -32,9 +32,10 @@ def claim(run):
     SettingError if neither flag is given, if the folder's files are of several runs, or if they
     were made with other settings."""
     options, c = run.options, run.config
-    if options.resume and options.overwrite or options.allow_change and not options.resume:
-        raise SettingError("--resume goes on, with what --allow-change names, --overwrite starts "
-                           "again: give one of the two.")
+    if options.resume and options.overwrite:
+        raise SettingError("--resume goes on, --overwrite starts again: give one of the two.")
+    if options.allow_change and not options.resume:
+        raise SettingError("--allow-change names what --resume may change: give that as well.")
     os.makedirs(run.folder, exist_ok=True)
     run.lock()
     remove_parts(run.folder)
@@ -45,6 +46,8 @@ def claim(run):
         raise SettingError(
             f"{run.folder} holds a run already ({held[0]}): --resume goes on with it, --overwrite "
             "starts again, --name NAME puts the new one elsewhere.")
+    if options.resume and not held:
+        run.say(f"{run.folder} holds no run to go on with: a new one begins")
     if options.overwrite:
         set_aside(run, stages)
         held = []

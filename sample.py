@@ -21,8 +21,8 @@ them; --clip PATH). They do not know how long a motion should be: without --seco
 looks at the verbs decides (lengths.py).
 
 What a model with a vocabulary of its own did not understand, or took for something else, is said
-(words.py). A prompt of which nothing is left, and motions longer than those of the training, are
-refused; --force makes these.
+(words.py). A prompt of which nothing is left is refused, and motions longer than those of the
+training are, unless --force is given.
 """
 import argparse
 import gc
@@ -132,6 +132,8 @@ def read_prompts(args):
         except FileNotFoundError:
             raise ValueError(f"There is no file {args.file}; --file takes a text file with one "
                              "prompt per line.") from None
+        if not prompts:
+            raise ValueError(f"--file {args.file} holds no prompt.")
     if sum([bool(prompts), bool(args.action), args.unconditional]) != 1:
         raise ValueError("Give prompts (or --file), or --action NAME, or --unconditional: one of "
                          "the three.")
@@ -141,8 +143,8 @@ def read_prompts(args):
                          f"that is known by a word: {', '.join(known)} (--list).")
     for prompt in prompts:
         if not any(letter.isalnum() or ord(letter) > 127 for letter in prompt):
-            raise ValueError(f"The prompt {prompt!r} says nothing: give it words, or take "
-                             "--unconditional for any motion.")
+            raise ValueError(f"The prompt {prompt!r} says nothing: give it words. "
+                             "--unconditional makes any motion.")
     try:
         "".join(prompts).encode()
     except UnicodeEncodeError:
@@ -255,16 +257,20 @@ def understood(prompts, vocabulary):
     return [report.text for report in read]
 
 
-def as_read(model, prompts, apart=True):
+def as_read(model, prompts, apart=True, whole=False):
     """For each prompt a list of what the model should read: several texts for what is done one
-    after the other, if `apart`, which is told on standard error."""
+    after the other, if `apart`. That it is, or why not, is told on standard error; `whole`: the
+    user has asked for one motion of all."""
     from clauses import taken_apart
 
     vocabulary, each = getattr(model.text_encoder, "vocabulary", None), []
     for prompt in prompts:
-        parts, spelled = taken_apart(prompt, vocabulary) if apart else ([prompt], {})
-        each.append(parts)
-        if len(parts) > 1:
+        parts, spelled = taken_apart(prompt, vocabulary) if not whole else ([prompt], {})
+        each.append(parts if apart else [prompt])
+        if len(parts) > 1 and not apart:
+            print(f"{prompt!r} is made as one motion here: {len(parts)} prompts of a --story would "
+                  "be made one after the other.", file=sys.stderr)
+        elif len(parts) > 1:
             pairs = "".join(f"Read {a!r} as {b!r}. " for a, b in spelled.items())
             print(f"{pairs}Made one after the other: {', then '.join(map(repr, parts))} (--whole "
                   "makes one motion of all).", file=sys.stderr)
@@ -397,7 +403,7 @@ def run(args, prompts):
                 for _ in range(args.num)]
     seeds, each = [args.seed + i for i in range(len(captions))], None
     if prompts:
-        read = as_read(model, prompts, apart=not (args.whole or edit.wanted(args)))
+        read = as_read(model, prompts, not edit.wanted(args), args.whole)
         each = [parts for parts in read for _ in range(args.num)]
     texts = each and [parts[0] for parts in each]
     lengths = lengths_of(args, model, texts, labels, len(captions))
@@ -421,6 +427,10 @@ def run(args, prompts):
     else:
         _, joints = model.generate(None, labels, lengths=lengths, seed=args.seed, **settings)
         motions = [j[:n].cpu().numpy() for j, n in zip(joints, lengths)]
+    if not all(np.isfinite(j).all() for j in motions):
+        raise ValueError("The model came to numbers that are not finite: its guidance, "
+                         f"{'its own' if args.guidance is None else f'{args.guidance:g}'}, may be "
+                         "too strong.")
     if args.fps:
         motions = [rigs.resample(j, fps, args.fps) for j in motions]
         fps = args.fps
@@ -458,7 +468,7 @@ def main(argv):
     try:
         if args.list:
             print("\n".join(hub().listing(args.cache)))
-            if os.path.isfile(args.ckpt):
+            if args.ckpt not in hub().WORDS:
                 print("", *actions_of(args.ckpt), sep="\n")
         else:
             run(args, read_prompts(args))

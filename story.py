@@ -235,13 +235,14 @@ def scenes(model, each, lengths, seeds, progress=False, **settings):
 
 
 def interpolate(model, texts=None, actions=None, *, lengths, num, seed=0, **settings):
-    """`num` motions on the line between the latents of two texts or actions, from one noise: a list
-    of (T, J, 3). lengths: of both ends, in frames; settings as in `generate`."""
+    """`num` motions on the line between the latents of two texts or actions, from one noise, or the
+    one in the middle: a list of (T, J, 3). lengths: of both ends; settings as in `generate`."""
     model.need_vae()
     a, b = model.generate(texts, actions, lengths=lengths, seed=[seed, seed], latents=True,
                           **settings)
-    between = np.linspace(*lengths, num).round().astype(int).tolist()
-    _, joints = model.decode_latent(model.interpolate(a, b, num), between)
+    steps, part = (num, slice(None)) if num > 1 else (3, slice(1, 2))
+    between = np.linspace(*lengths, steps)[part].round().astype(int).tolist()
+    _, joints = model.decode_latent(model.interpolate(a, b, steps)[part], between)
     return [j[:n].double().cpu().numpy() for j, n in zip(joints, between)]
 
 

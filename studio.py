@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import re
 import secrets
 import shlex
 import sys
@@ -161,7 +162,7 @@ class Maker:
                 sample.check_trained(args, model.config, frames)
             made, missed = self.generated(args, model, each, frames)
         except ValueError as error:
-            raise Refused(400, str(error)) from None
+            raise Refused(400, without_flags(str(error))) from None
         told["notes"], told["texts"] = said.getvalue().splitlines() + missed, parts
         told["parts"] = story.parts_of(model, frames[0] if apart else lengths[::num]) \
             if apart or job["then"] else [len(made[0])]
@@ -241,6 +242,13 @@ class Maker:
         header = self.headers[0] | {"camera": self.render.CAMERA, "mesh": self.mesh,
                                     "models": self.headers}
         return self.page.page_text(header, title, connect="'self'").encode()
+
+
+def without_flags(text):
+    """What sample.py says, without the sentences that name its flags, which the page does not have;
+    all of it where no other is left."""
+    kept = [part for part in re.split(r"(?<=\.) ", text) if "--" not in part]
+    return " ".join(kept) or text
 
 
 def main(argv):

@@ -182,10 +182,11 @@ MARGIN = 0.1  # by which it must be nearer than its opposite
 SMALL = set("""
 a an the this that these those some any each every all both such same other another own one its his
 her their my your our it he she they we you i him them me us himself herself themselves itself who
-which whose whom what where when while whilst as if than so and or but yet also too just only
-of in into onto to at by for from on upon off with within through about like is are was were be been
-being am has have had having do does did doing done can could will would shall should may might must
-everyone everybody nobody there here then now very quite rather really bit lot kind sort way please
+which whose whom what where why how when while whilst as if than so and or but yet also too just
+only of in into onto to at by for from on upon off with within through about like is are was were
+be been being am has have had having do does did doing done can could will would shall should may
+might must everyone everybody nobody there here then now very quite rather really bit lot kind sort
+way please
 let lets make makes made show
 video animation motion s t""".split())
 # words that stand for no other: they are like very many
@@ -198,7 +199,8 @@ figure character individual child kid adult actor subject body""".split())
 # unknown even where captions had them: a few of these teach nobody to leave something out
 NOT = {"not", "no", "never", "without", "neither", "nor"}
 # of these words alone nobody can make a motion
-SAY_NOTHING = SMALL | SUBJECTS | set(DIGITS) | {"_"}
+SAY_NOTHING = SMALL | SUBJECTS | {*DIGITS, *map(str, range(100)), *"""
+_ once twice thrice times time second seconds minute minutes""".split()}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
         for side, words in enumerate(pair) for word in words}
 

@@ -48,7 +48,8 @@ def _read_hierarchy(text, path):
     for token in TOKEN.finditer(text):
         here = open_joints[-1] if open_joints else -1
         named = (token["channels"] or "").lower().split()
-        if (token["joint"] or token["end"] and open_joints) and here not in leaves:
+        joint = token["joint"] and (open_joints or not names)  # a second ROOT is a second body
+        if (joint or token["end"] and open_joints) and here not in leaves:
             names.append(token["joint"].strip() if token["joint"] else names[here] + "_end")
             parents.append(here)
             offsets.append(np.zeros(3))
@@ -62,7 +63,7 @@ def _read_hierarchy(text, path):
             open_joints.pop()
         elif token["offset"] and open_joints:
             offsets[here] = np.array(token["offset"].split(), float)
-        elif token["count"] and open_joints and int(token["count"]) == len(named):
+        elif token["count"] and open_joints and int(token["count"]) == len(named) == len({*named}):
             channels[here] = tuple(("xyz".index(c[0]), c.endswith("rotation")) for c in named)
         else:
             line = text[:token.start()].count("\n") + 1
@@ -79,7 +80,8 @@ def _read_frames(text, path, channels):
     header = re.match(HEADER, text, re.I)
     if not header or int(header[1]) < 1 or not 1e-4 < float(header[2]) < 10:
         raise ValueError(f"{path}: expected 'Frames: N' and 'Frame Time: SECONDS' after MOTION, "
-                         f"with at least one frame, found {text[:60].strip()!r}")
+                         "with at least one frame and 0.0001 to 10 seconds for each, found "
+                         f"{text[:60].strip()!r}")
     frames, fps = int(header[1]), 1 / float(header[2])
     rows = [row.split() for row in text[header.end():].splitlines() if row.strip()]
     values = [value for row in rows for value in row]

@@ -55,7 +55,7 @@ def read_constraints(source):
     if not isinstance(source, (str, os.PathLike)):
         return list(source), ""
     source = os.fspath(source)
-    if source.endswith(".csv"):
+    if source.lower().endswith(".csv"):
         return [{"path": os.path.basename(source)}], os.path.dirname(source)
     try:
         with open(source, encoding="utf-8-sig") as file:
@@ -66,6 +66,8 @@ def read_constraints(source):
     except json.JSONDecodeError as error:
         raise ValueError(f"{source}, line {error.lineno}: this is not JSON "
                          f"({error.msg}).") from None
+    except RecursionError:
+        raise ValueError(f"{source} holds lists in lists without end.") from None
     found = [found] if isinstance(found, dict) else found
     if not isinstance(found, list):
         raise ValueError(f"{source} must hold a list of constraints, found {type(found).__name__}.")
@@ -78,8 +80,10 @@ def read_clip(path, joints, where=""):
         clip = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"{where}There is no file {path}.") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{where}{path} is not a .npy file of joints ({error}).") from None
+    except OSError as error:
+        raise ValueError(f"{where}{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, EOFError):  # whose words are about pickles
+        raise ValueError(f"{where}{path} is not a whole .npy file of joints.") from None
     return checked_clip(clip, joints, where, path)
 
 
@@ -90,10 +94,14 @@ def checked_clip(clip, joints, where, name):
     except ValueError:  # lists of different lengths
         clip = np.empty(0)
     clip = clip[None] if clip.ndim == 2 else clip
-    right = clip.shape[1:] == (joints, 3) and clip.dtype.kind in "fiu" and len(clip)
-    if not right or not np.isfinite(clip).all():
-        raise ValueError(f"{where}{name} must hold finite joints of shape (frames, {joints}, 3) in "
-                         f"metres, found {clip.shape or 'no array'}.")
+    right = clip.shape[1:] == (joints, 3) and len(clip)
+    if not right or clip.dtype.kind not in "fiu":
+        found = f"{clip.shape} of {clip.dtype}" if clip.ndim else "no array"
+        raise ValueError(f"{where}{name} must hold joints of shape (frames, {joints}, 3) in "
+                         f"metres, found {found}.")
+    wrong = np.flatnonzero(~np.isfinite(clip).all((1, 2)))
+    if len(wrong):
+        raise ValueError(f"{where}{name} holds a number that is not finite, in frame {wrong[0]}.")
     return clip.astype(np.float64)
 
 
@@ -105,12 +113,15 @@ def clip_of(one, key, joints, where, folder):
 
 
 def read_way(path, where=""):
-    """A CSV of seconds, x, z and, if given, degrees -> its rows, without a line of names."""
+    """A CSV of seconds, x, z and, if given, degrees -> its rows, without a line of names. Where
+    semicolons part the cells, a comma is a decimal point."""
     try:
         lines = [line for line in read_lines(path) if line and not line.startswith("#")]
-        if lines and any(c.isalpha() for c in lines[0].replace("e", "")):
-            lines = lines[1:]
-        return [[float(cell) for cell in line.replace(";", ",").split(",")] for line in lines]
+        cells = [line.replace(",", ".").split(";") if ";" in line else line.split(",")
+                 for line in lines]
+        if cells and all(cell.strip(" \"'")[:1].isalpha() for cell in cells[0]):
+            cells = cells[1:]
+        return [[float(cell) for cell in row] for row in cells]
     except FileNotFoundError:
         raise ValueError(f"{where}There is no file {path}.") from None
     except ValueError as error:
@@ -121,11 +132,12 @@ def read_way(path, where=""):
 def numbers(value, count, where, name):
     """A number, or `count` of them, as an array; ValueError for anything else."""
     try:
-        found = np.array(value, np.float64)
-        right = found.shape == ((count,) if count else ()) and np.isfinite(found).all()
-    except (TypeError, ValueError):
+        found = np.array(value)
+        right = found.dtype.kind in "fiu" and found.shape == ((count,) if count else ())
+        right = right and np.isfinite(found := found.astype(np.float64)).all()
+    except (TypeError, ValueError, OverflowError):
         right = False
-    if not right or isinstance(value, (bool, str)):
+    if not right:
         raise ValueError(f"{where}{name!r} must be {count or 'a'} number{'s' * bool(count)}, found "
                          f"{value!r}.")
     return found
@@ -190,7 +202,7 @@ def loaded(one, kind, where, frames, fps, pose, folder):
         one["joints"] = clip[frame]
     if kind == "keep":
         parts = parts_of(pose)
-        if one["keep"] not in parts:
+        if str(one["keep"]) not in parts:
             near = nearest(str(one["keep"]), parts)
             raise ValueError(f"{where}there is no part {one['keep']!r}.{near} The parts are "
                              f"{', '.join(parts)}.")

@@ -16,6 +16,7 @@ from formats.pins import ancestors, kept_apart
 from motion import turn_about_y
 
 SLACK = 1.02  # a body may be this much longer than ours
+JUMP = 0.9  # metres; by so much a standing person comes up at most, by a jump or onto something
 
 
 @dataclass
@@ -90,8 +91,10 @@ def targets_of(constraints, frames, fps, pose, lengths, folder=""):
 def beginning(read, pose):
     """x, z and turn of the motion's first frame, from what says most about it."""
     found = {}
-    for _, kind, one in read:
+    for where, kind, one in read:
         if kind == "start":
+            if 0 in found:
+                raise ValueError(f"{where}there is a start already.")
             found[0] = (*one["start"], float(one["turn"]))
         if kind == "pose" and one["at"] == 0:
             found[1] = place_of(one["joints"], pose)
@@ -103,7 +106,12 @@ def beginning(read, pose):
             turn = np.radians(rows[0, 3]) if rows.shape[1] == 4 else np.arctan2(*ahead)
             turn = 0.0 if one["facing"] == "free" and rows.shape[1] == 3 else turn
             found[3] = (*rows[0, 1:3], float(turn))
-    return tuple(map(float, found[min(found)])) if found else (0.0, 0.0, 0.0)
+    place = tuple(map(float, found[min(found)])) if found else (0.0, 0.0, 0.0)
+    others = [other for other in found.values() if np.hypot(*np.subtract(other, place)[:2]) > 0.01]
+    if 0 in found and others:
+        raise ValueError("The start lies at x {:g}, z {:g}, and another constraint begins at x "
+                         "{:g}, z {:g}.".format(*place[:2], *map(float, others[0][:2])))
+    return place
 
 
 def add(t, where, kind, one, fps, pose):
@@ -197,11 +205,22 @@ def check_reach(t, fps, pose, lengths):
                         f"{names[b]} and {names[a]} at {frame / fps:.2f} s are "
                         f"{np.linalg.norm(gap):.2f} m apart, and the bones between them reach "
                         f"{reach:.2f} m.")
-    for joint in np.flatnonzero(full.any(0)):
-        frames = np.flatnonzero(full[:, joint])
-        arm = SLACK * lengths[[j for j in {joint, *ancestors(parents, joint)} if j]].sum()
-        points = t.places[frames, joint]
-        gaps = np.linalg.norm(np.diff(points, axis=0), axis=-1)
+    def chain(joint):
+        return SLACK * lengths[[j for j in {joint, *ancestors(parents, joint)} if j]].sum()
+
+    leg = max(chain(foot) for foot in range(len(parents)) if names[foot].endswith("ankle"))
+    for frame, joint in np.argwhere(t.pinned[..., 1]):
+        height, most = t.places[frame, joint, 1], leg + JUMP + chain(joint)
+        if height > most:
+            raise ValueError(f"{names[joint]} at {height:.2f} m at {frame / fps:.2f} s is higher "
+                             f"than a person brings it ({most:.2f} m).")
+    over = t.pinned[..., ::2].all(-1)  # (T, J): where over the floor is known
+    for joint in np.flatnonzero(over.any(0)):
+        frames, arm = np.flatnonzero(over[:, joint]), chain(joint)
+        points, tall = t.places[frames, joint], t.pinned[frames, joint, 1]
+        steps = np.diff(points, axis=0)
+        steps[:, 1] *= tall[1:] & tall[:-1]
+        gaps = np.linalg.norm(steps, axis=-1)
         gaps = np.append(gaps, max(np.hypot(*points[0, ::2]) - arm - 0.1, 0))  # from the start
         times = np.append(np.diff(frames), max(frames[0], 1)) / fps
         worst = (gaps / times).argmax()

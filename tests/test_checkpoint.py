@@ -74,6 +74,11 @@ def test_half_the_size_and_nearly_the_same_motion(tmp_path):
     checkpoint.halve(tmp_path / "model.pt", tmp_path / "half.pt")
     # names weigh as much as so small a net
     assert os.path.getsize(tmp_path / "half.pt") < 0.8 * os.path.getsize(tmp_path / "model.pt")
+    state = tmp_path / "vae.pt"
+    weights = {name: p for name, p in model.state_dict().items() if name.startswith("vae.")}
+    checkpoint.save(state, tiny_config(), weights)
+    with pytest.raises(ValueError, match="is no finished model: expected the model.pt"):
+        checkpoint.halve(state, tmp_path / "none.pt")
     again = checkpoint.load_model(tmp_path / "half.pt")
     assert {p.dtype for p in again.parameters()} == {torch.float32} and torch.equal(
         again.mean, model.mean

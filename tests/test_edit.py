@@ -167,6 +167,12 @@ def test_a_motion_begins_where_its_constraints_say(clip):
 
 
 WRONG = [
+    ({"joint": "pelvis", "time": 1, "height": 2.5}, "higher than a person brings it .1.8"),
+    ({"joint": "head", "time": 1, "height": 2.9}, "head at 2.90 m at 1.00 s is higher"),
+    ({"joint": "head", "time": "1", "height": 1.5}, "'time' must be a number, found '1'"),
+    ({"joint": "head", "time": 1, "position": ["0", "1", "0"]}, "must be 3 numbers"),
+    ({"path": [[0, 0, 0], [1, 50, 0]]}, "pelvis would have to move at 50 m/s"),
+    ({"keep": ["left_arm"], "from": "no.npy"}, "Did you mean left_arm"),
     ({"joint": "left_wirst", "time": 1, "position": [0, 1, 0]}, "Did you mean left_wrist"),
     ({"jiont": "left_wrist", "time": 1}, "Did you mean joint"),
     ({"joint": "head", "time": 1, "positoin": [0, 1, 0]}, "Did you mean position"),
@@ -187,11 +193,11 @@ WRONG = [
     ({"path": []}, "must have rows of seconds, x, z"),
     ({"path": 3}, "must have rows of seconds, x, z, found 3"),
     ({"path": [3]}, "'path' must be 3 numbers"),
-    ({"keep": "left_arm", "from": 3}, "'from' must hold finite joints .* found no array"),
+    ({"keep": "left_arm", "from": 3}, "'from' must hold joints .* found no array"),
     ({"keep": "left_arm", "from": np.zeros((9, 21, 3))}, "found .9, 21, 3."),
     ({"pose": np.zeros((24, 3)), "time": 0}, "'pose' must hold .*, 22, 3. .* found .1, 24, 3."),
-    ({"pose": [[[0, 1, np.nan]] * 22], "time": 0}, "must hold finite joints"),
-    ({"pose": [[0], [1, 2]], "time": 0}, "must hold finite joints"),
+    ({"pose": [[[0, 1, np.nan]] * 22], "time": 0}, "not finite, in frame 0"),
+    ({"pose": [[0], [1, 2]], "time": 0}, "'pose' must hold joints"),
     ({"path": [[0, 0, 0]], "facing": "back"}, "follow or free"),
     ({"floor": 3}, "true or false"),
     (7, "expected one of"),
@@ -205,6 +211,25 @@ def test_a_wrong_constraint_is_refused_in_one_sentence(wrong, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_path_is_read_as_its_writer_meant_it(tmp_path):
+    rows = [[0, 0, 0], [1.5, 0, 1], [3, 0, 2]]
+    for text in ("0,0,0\n1.5,0,1\n3,0,2\n", "t;x;z\n0,0;0;0\n1,5;0;1\n3,0;0;2\n",
+                 "seconds, x, z\n0, 0, 0\n1.5, 0, 1\n3, 0, 2\n", "0;0;0\n1.5;0;1\n3;0;2\n"):
+        (tmp_path / "way.CSV").write_text(text)
+        assert constraints.read_way(tmp_path / "way.CSV") == rows, text
+        assert constraints.read_constraints(tmp_path / "way.CSV") == (
+            [{"path": "way.CSV"}], str(tmp_path))
+    for text in ("0s,0m,0m\n1,1,1\n", "0,0,0\nx,1,1\n"):  # no line of names
+        (tmp_path / "way.CSV").write_text(text)
+        with pytest.raises(ValueError, match="must have lines of numbers"):
+            constraints.read_way(tmp_path / "way.CSV")
+    (tmp_path / "way.CSV").write_text("0,nan,0\n1,1,1\n")
+    assert len(constraints.read_way(tmp_path / "way.CSV")) == 2  # and is refused later
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="lists in lists without end"):
+        constraints.read_constraints(tmp_path / "deep.json")
+
+
 def test_contradictions_and_what_is_out_of_reach_are_named():
     def pin(joint, time, *place):
         return {"joint": joint, "time": time, "position": list(place)}
@@ -216,6 +241,9 @@ def test_contradictions_and_what_is_out_of_reach_are_named():
              "left_wrist and pelvis at 1.00 s are 3.00 m apart"),
             ([{"path": [[0, 0, 0], [2, 0, 2]]}, pin("left_wrist", 1, 0, 1, 3)],
              "left_wrist and pelvis at 1.00 s are 2.00 m apart"),
+            ([{"start": [0, 0]}, {"start": [5, 5]}], "Constraint 2: there is a start already"),
+            ([{"start": [0, 0]}, {"path": [[0, 1, 2], [1, 2, 2]]}],
+             "The start lies at x 0, z 0, and another constraint begins at x 1, z 2"),
             ([pin("pelvis", 1, 0, 0.9, 0), pin("pelvis", 1.1, 0, 0.9, 3)],
              "pelvis would have to move at 30 m/s")):
         with pytest.raises(ValueError, match=message):
@@ -533,7 +561,17 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
     assert len(joints) >= 59 and np.linalg.norm(joints[58, WRIST] - (0.3, 1.4, 1.5)) < 0.02
     assert len(run("he sits down", "--continue", "clip.npy", "--seconds", "2")[0]) == 100
     assert len(run("a man walks", "--loop", "--seconds", "2")[0]) == 40
-    assert len(run("--interpolate", "a man walks", "a man runs", "--seconds", "2")[0]) == 40
+    middle = run("--interpolate", "a man walks", "a man runs", "--seconds", "2")[0]
+    ends = [run("--interpolate", "a man walks", "a man runs", "--seconds", "2", "--num", "3")[0],
+            *(np.load(f"o/a-man-walks-to-a-man-runs-00{i}.npy") for i in (1, 2))]
+    assert np.allclose(middle, ends[1], atol=1e-4) and not np.allclose(middle, ends[0], atol=0.1)
+    said = run("a man walks, then sits", "--loop", "--seconds", "6")[1]
+    assert "made as one motion here: 2 prompts of a --story" in said
+    assert "5 s of the 6 s asked for" in said
+    for name, array in {"cm": 100 * clip, "long": np.concatenate([clip] * 3), "nan":
+                        np.where(np.arange(60)[:, None, None] == 7, np.nan, clip)}.items():
+        np.save(f"{name}.npy", array.astype(np.float32))
+    np.save("words.npy", np.array(["a"]))
     assert len(run("a man walks", "--vary", "clip.npy")[0]) == 59
     for flags, message in (
             (["a man walks", "--loop", "--vary", "clip.npy"], "cannot be combined"),
@@ -541,6 +579,13 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
             (["a man walks", "--path", "long.csv"], "is 30 s, and a motion has at most 24.6 s"),
             (["a man walks", "--path", "endless.csv"], "'path' must be 3 numbers, found .inf"),
             (["--interpolate", "a man walks"], "takes two prompts"),
+            (["a man walks", "--path", ""], "--path is empty"),
+            (["a man walks", "--vary", "clip.npy", "--seconds", "3"], "leave out --seconds"),
+            (["a man walks", "--vary", "words.npy"], "must hold joints of shape .* found .1,. of"),
+            (["a man walks", "--vary", "c.json"], "is not a whole .npy file of joints"),
+            (["a man walks", "--start", "nan.npy"], "that is not finite, in frame 7"),
+            *[(["a man walks", flag, "cm.npy"], "a body [\\d.]+ times as large .* joints in metres")
+              for flag in ("--vary", "--continue", "--start", "--end")],
             (["a man walks", "--constraints", "no.json"], "no.json"),
             (["a man walks", "--constraints", "c.json", "--seconds", "1"], "outside the motion")):
         with pytest.raises(SystemExit, match=message):
@@ -549,3 +594,11 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
                         (["--story", "a man walks", "he runs"], "2 prompts has at most 11.5 s")):
         with pytest.raises(SystemExit, match=f"constraints name is 30 s, and .*{most} here"):
             sample.main([*flags, "--path", "long.csv", "--out", "o"])
+    for flags, message in (
+            (["--vary", "long.npy"], "lasts 9 s, and the motions .* at most 6 s: give a part"),
+            (["--continue", "clip.npy", "--seconds", "6"], "take --seconds 5.5 or less")):
+        with pytest.raises(SystemExit, match=message):
+            sample.main(["a man walks", *flags, "--out", "o"])
+    monkeypatch.setattr(MLD, "draw_lengths", lambda self, texts, *_: [120] * len(texts))
+    sample.main(["a man walks", "--continue", "clip.npy", "--out", "p", "--format", "npy"])
+    assert len(np.load("p/a-man-walks.npy")) == 60 + 110  # with ten frames of the clip, six seconds

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import motion
+import prepare
 from formats.pack import Caption, Clip, Pack, write_pack
 from test_data import walking
 from test_prepare import refused, run
@@ -72,8 +73,38 @@ def test_a_small_set_may_be_there_several_times(tmp_path, capsys):
     c = write(tmp_path, "c", ["x.1"], 9)
     assert "x.1; give the sets names" in refused(
         capsys, tmp_path, "join", "both", b.path + ":2", c.path)
-    assert "NAME:0 would leave a set out" in refused(
-        capsys, tmp_path, "join", "both", a.path, b.path + ":0")
+    for count in (0, 1001, 10**9):
+        assert "1 to 1000 times" in refused(
+            capsys, tmp_path, "join", "both", a.path, b.path + f":{count}")
+
+
+def test_nothing_that_is_read_and_no_other_file_is_written_over(tmp_path, capsys):
+    a, b = write(tmp_path, "a", ["1", "2"]), write(tmp_path, "b", ["3"], 5)
+    note, ships = tmp_path / "note.txt", prepare.place_of("toy")
+    note.write_text("a: a man walks\n")
+    kept = {path: open(path, "rb").read() for path in (a.path, note, ships)}
+    away = os.path.join(tmp_path, "b", "..", "a", "a.pack")
+    for words, said in (
+            (("join", "a", a.path, b.path, "--out", a.path), "one of the files to read"),
+            (("join", "a", a.path + ":3", b.path, "--out", away), "one of the files to read"),
+            (("join", "a", "toy", b.path, "--out", ships), "one of the files to read"),
+            (("join", "toy", a.path, b.path), "the set that ships"),
+            (("bvh", tmp_path, "--captions", note, "--name", "toy"), "the set that ships"),
+            (("bvh", tmp_path, "--captions", note, "--out", note), "no file that this program"),
+            (("show", a.path, "--out", note), "no file that this program wrote")):
+        code, _, error = run(capsys, *words)
+        assert code == 1 and said in error and error.count("\n") == 1, (words, error)
+    assert all(open(path, "rb").read() == held for path, held in kept.items())
+    for _ in range(2):  # one of ours may be made anew
+        assert run(capsys, "join", "c", a.path, b.path, "--out", tmp_path / "c.pack")[0] == 0
+        assert run(capsys, "show", a.path, "--out", tmp_path / "c.html")[0] == 0
+
+
+def test_clips_whose_names_make_one_file_name_get_two(tmp_path, capsys):
+    a = write(tmp_path, "a", ["sub/1", "sub-1"])
+    out = tmp_path / "out"
+    assert run(capsys, "export", a.path, "sub/1", "sub-1", "--format", "npy", "--out", out)[0] == 0
+    assert sorted(os.listdir(out)) == ["a-sub-1-2.npy", "a-sub-1.npy"]
 
 
 def test_joints_and_features_become_features(tmp_path, capsys):

@@ -160,6 +160,7 @@ def test_what_sample_py_says_on_the_side_stands_in_the_page(server):
 def test_bad_jobs_are_refused_in_a_sentence(server, change, says):
     status, body = post(server, JOB | change)
     assert status == 400 and says.lower() in json.loads(body)["error"].lower()
+    assert "--" not in json.loads(body)["error"], "the page has no flags"
 
 
 def test_files_that_hold_one_motion_are_refused_several(server):

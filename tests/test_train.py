@@ -377,7 +377,7 @@ def test_resume_refuses_changes_that_are_not_named(root):
         ("--data.min_length=44", "data.min_length=40, now it is 44"),
         ("--vae.lambda_kl=0.1", "vae.lambda_kl=0.0001, now it is 0.1"),
         ("--allow-change=lr,stepps", "unknown setting 'stepps'. Did you mean steps?"),
-        ("--overwrite", "give one of the two"),
+        ("--overwrite", "--resume goes on, --overwrite starts again: give one of the two"),
     ):
         refused(root, words, *again, flag)
     refused(root, "vae.pt does not fit: it has weights of other shapes", *again,

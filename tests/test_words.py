@@ -179,7 +179,8 @@ def test_a_report_tells_everything():
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "...", "\U0001f57a", "一个人跳", "un hombre salta",
-                                    "a man", "the person is", "three", "golf",
+                                    "a man", "the person is", "three", "3", "5 seconds",
+                                    "twice", "a man two times", "why", "golf",
                                     "a man drinks from a cup", "прыжок"])
 def test_nothing_left_to_go_on(prompt):
     report = understand(prompt, TOY)
