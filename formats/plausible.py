@@ -220,6 +220,11 @@ def find_up(joints, rest=None):
                   f"there, or does {up} point up? Give --up=y or --up={up}")
 
 
+def lies(joints):
+    """Whether the head is beside or below the feet in most frames of joints (T, 22, 3), Y up."""
+    return (_standing(joints)[:, 1] > UPRIGHT).mean() < 0.1
+
+
 def posture(features, name):
     """Features (T, F) of "t2m" or "kit" -> whether the head is above the feet in most frames, and
     whether left and right are exchanged (never for "kit")."""

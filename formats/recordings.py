@@ -241,6 +241,9 @@ def read_bvhs(captions, folder, found, *, min_length, max_length, mirror=False, 
             if name in again:
                 found.say(f"somebody lies there: {recording.up} is taken to point up, as in most "
                           "other recordings", name)
+            elif up and plausible.lies(recording.joints):
+                found.say(f"with --up={up} the head is beside or below the feet in most frames; "
+                          "is that right?", name)
             ups[recording.up] += 1
         except (OSError, ValueError) as error:
             if isinstance(error, plausible.Unclear) and name not in again:

@@ -917,8 +917,9 @@ def test_somebody_who_lies_is_decided_by_the_other_recordings_or_by_the_user(tmp
     assert "somebody lies there: y is taken to point up, as in most other recordings: 1" in said
     assert pack.joints(pack.index("lies"))[..., 1].max() < 0.6
     for up, high in (("y", 0.6), ("z", 2.0)):
-        pack = pack_of(tmp_path, capsys, {"lies.bvh": lies}, f"--up={up}",
-                       captions="lies: lies\n")[2]
+        _, said, pack = pack_of(tmp_path, capsys, {"lies.bvh": lies}, f"--up={up}",
+                                captions="lies: lies\n")
+        assert ("with --up=y the head is beside or below the feet" in said) == (up == "y")
         assert high - 0.7 < pack.joints(0)[..., 1].max() < high
 
 
