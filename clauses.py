@@ -76,6 +76,7 @@ TOGETHER = re.compile(r"\b(?:while|whilst|as (?:he|she|it|they|you|if|though)|si
 NEGATED = re.compile(r"\b(?:not|never|without|(?<!head )no)\b|n['\u2019]t\b", re.I)
 ASIDE = re.compile(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|"
                    r"\b(?:around|aside|sideways|back)\b", re.I)
+ITEM = re.compile(r"(?:^|[\s,;.]+)\d{1,2}[.)]\s+")  # of a list that begins with "1."
 FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"
                    r"[\s,]+(?:at first|first)\s*$", re.I)
 
@@ -163,13 +164,16 @@ def ordered(text):
 def parts(text):
     """The parts of a prompt that are to be done one after the other, in their order; [text] where
     it asks for one thing."""
+    whole = text
     if len(text) > LONGEST or NEGATED.search(text):
-        return [text]
+        return [whole]
+    if text.startswith(("1. ", "1) ")):
+        text = ITEM.sub(". ", text)[2:]
     links = [(0, 0), *(link.span() for link in THEN.finditer(text)), (len(text), len(text))]
     spans = [(a[1], b[0]) for a, b in zip(links, links[1:])]
     pieces = [text[a:b] for a, b in spans]
     if not acts(pieces[0]) or not all(begins(ordered(piece)[0]) for piece in pieces[1:]):
-        return [text]
+        return [whole]
     first, joined = 0, []
     for (_, end), (start, stop) in zip(spans, spans[1:]):
         if not one_motion(text[first:end], text[start:stop], True):
@@ -178,7 +182,7 @@ def parts(text):
     found = [part for piece in [*joined, text[first:]] for part in ordered(piece)]
     found = [part for one in found for part in listed(one)]
     found = [FIRST.sub("", part).strip(" \t\n,;.") for part in found]
-    return found if 1 < len(found) <= MOST else [text]
+    return found if 1 < len(found) <= MOST else [whole]
 
 
 def taken_apart(prompt, vocabulary):

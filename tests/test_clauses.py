@@ -34,6 +34,8 @@ APART = dict([
     ("a squat followed by a jump", "a squat | a jump"),
     ("run; jump", "run | jump"),
     ("He walks. He sits down.", "He walks | He sits down"),
+    ("1. walk 2. jump 3. sit down", "walk | jump | sit down"), ("1) walk, 2) jump", "walk | jump"),
+    ("1. a man walks", "1. a man walks"), ("he jumps 3. He sits", "he jumps 3 | He sits"),
     ("walk -> jump \u2192 wave", "walk | jump | wave"),
     ("walk until you fall down", "walk | you fall down"),
     ("stand up and walk", "stand up | walk"),

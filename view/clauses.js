@@ -92,14 +92,17 @@ class Clauses {
 
   /** The parts of a prompt, in their order; [text] where it asks for one thing. */
   parts(text) {
-    if ([...text].length > this.longest || text.search(this.NEGATED) >= 0) return [text];
+    const whole = text;
+    if ([...text].length > this.longest || text.search(this.NEGATED) >= 0) return [whole];
+    if (text.startsWith("1. ") || text.startsWith("1) "))
+      text = text.replace(this.ITEM, ". ").slice(2);
     const links = [...text.matchAll(this.THEN)].map(
       ({0: link, index}) => [index, index + link.length]);
     const ends = [[0, 0], ...links, [text.length, text.length]];
     const spans = ends.slice(1).map(([stop], i) => [ends[i][1], stop]);
     const [begin, ...rest] = spans.map(span => text.slice(...span));
     if (!this.acts(begin).length || !rest.every(piece => this.begins(this.ordered(piece)[0])))
-      return [text];
+      return [whole];
     const joined = [];
     let first = 0;
     rest.forEach((piece, i) => {
@@ -109,7 +112,7 @@ class Clauses {
     const found = [...joined, text.slice(first)].flatMap(piece => this.ordered(piece)).flatMap(
       part => this.listed(part)).map(
       part => part.replace(this.FIRST, "").replace(/^[ \t\n,;.]+|[ \t\n,;.]+$/g, ""));
-    return found.length > 1 && found.length <= this.most ? found : [text];
+    return found.length > 1 && found.length <= this.most ? found : [whole];
   }
 }
 

@@ -158,7 +158,7 @@ def clauses_of():
     names = ("ACTIONS MOVES WHERE GETS BEGINS KEEPS PREPARES RISES ENDS PARTS THINGS ARTICLES "
              "BETWEEN").split()
     patterns = {name: getattr(clauses, name) for name in
-                "THEN BEFORE AFTER FRONT JOINT TOGETHER NEGATED ASIDE FIRST".split()}
+                "THEN BEFORE AFTER FRONT JOINT TOGETHER NEGATED ASIDE ITEM FIRST".split()}
     patterns = {name: p.pattern if not p.flags & re.X else re.sub(r"\s+", "", p.pattern)
                 for name, p in patterns.items()} | {"WORD": clauses.WORD}
     patterns["FRONT"] = f"^(?:{patterns['FRONT']})$"
