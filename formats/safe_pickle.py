@@ -124,7 +124,7 @@ def load_torch(path):
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             return (read_zip if head == ZIP else read_legacy)(file, memory)
         except READ_ERRORS as error:
-            if head != ZIP and head[:1] not in (b"", b"\x80"):
+            if not ZIP.startswith(head) and head[:1] != b"\x80":
                 raise ValueError(f"{path} is no torch file: it begins with {head!r}.") from None
             raise ValueError(f"{path} is not a whole torch file ({short(error)}); "
                              "it was cut short or is damaged: get it again.") from None

@@ -426,9 +426,10 @@ def test_published_files_cut_short_or_missing(tmp_path, monkeypatch):
     for read in (checkpoint.load_model, read_published):
         with pytest.raises(ValueError, match="a.ckpt is not a whole torch file"):
             read(tmp_path / "a.ckpt")
-    (tmp_path / "readme").write_text("# a page of text")
-    with pytest.raises(ValueError, match="readme is no torch file: it begins with b'# a '"):
-        checkpoint.load_model(tmp_path / "readme")
+    for text in ("# a page of text", "hi", "mind the gap\n"):
+        (tmp_path / "readme").write_text(text)
+        with pytest.raises(ValueError, match=f"is no torch file: it begins with b'{text[:4]}'"):
+            checkpoint.load_model(tmp_path / "readme")
     hub(tmp_path / "hub")
     file = tmp_path / "hub" / "vae" / "model.safetensors"
     whole = file.read_bytes()
