@@ -1,6 +1,7 @@
 """Fixtures used by several test files."""
 import os
 import pathlib
+import pickle
 
 # the tests run in parallel processes: one thread each is fastest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +23,24 @@ def shared():
             "that holds data/ and golden/)"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory, worker_id):
+    """once(name, make): what make() gives, made by one of the tests' processes for all of them."""
+    from files import lock
+
+    here = tmp_path_factory.getbasetemp()
+    folder = here if worker_id == "master" else here.parent
+
+    def once(name, make):
+        path = folder / f"{name}.pickle"
+        with open(folder / f"{name}.lock", "w") as file:
+            lock(file, wait=True)
+            if not path.exists():
+                path.write_bytes(pickle.dumps(make()))
+        return pickle.loads(path.read_bytes())
+    return once
 
 
 # Each takes a minute or so: first, or one process would wait for the other at the end.

@@ -235,8 +235,8 @@ def pack():
 
 
 @pytest.fixture(scope="module")
-def made(model):
-    return generate(model)
+def made(model, once):
+    return once("made", lambda: generate(model))
 
 
 @pytest.fixture(scope="module")
