@@ -368,6 +368,9 @@ def test_the_precision_is_chosen_by_what_the_processor_does(root, monkeypatch):
 def test_resume_refuses_changes_that_are_not_named(root):
     assert run(root, "--name=changed", *VAE).returncode == 0
     again = ("--name=changed", *VAE, "--resume")
+    said = run(root, "--name=misspelled", *VAE, "--resume").stdout
+    assert "misspelled holds no run to go on with: a new one begins" in said
+    refused(root, "give that as well", "--name=new", *VAE, "--allow-change=lr")
     for flag, words in (
         ("--seed=5", "train.seed=1234, now it is 5"),
         ("--train_vae.batch_size=4", "train_vae.batch_size=8, now it is 4"),
