@@ -433,7 +433,6 @@ def halve(source, target):
             state[name], state[name + SCALE] = numbers, scale.half()
     kept = {name: data[name] for name in ("vocabulary", "actions", "judge") if name in data}
     save(target, data["config"], state, **kept)
-    print(f"{target}: {os.path.getsize(target) / 2**20:.1f} MB")
 
 
 if __name__ == "__main__":
@@ -442,5 +441,6 @@ if __name__ == "__main__":
         sys.exit(print(usage) if sys.argv[1:] == ["--help"] else usage)
     try:
         halve(*sys.argv[2:])
+        print(f"{sys.argv[3]}: {os.path.getsize(sys.argv[3]) / 2**20:.1f} MB")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

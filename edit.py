@@ -309,8 +309,6 @@ def kind_of(args):
     return kinds[0]
 
 
-
-
 def made(args, model, texts, labels, lengths, captions):
     """What sample.py's flags ask -> motions, a list of (T, J, 3), and their captions. Of each
     prompt there are args.num texts or labels, lengths and captions, one after the other."""

@@ -32,8 +32,6 @@ FASTEST = 12.0  # metres a second; no joint of a person moves faster, but in a k
 HIGHEST = 3.2  # metres; a hand in a jump
 
 
-
-
 def parts_of(pose):
     """{name of a part of the body: (the fork that it is seen from, or None, its joints)}"""
     (pelvis, (l_hip, r_hip, trunk)), (chest, (l_arm, r_arm, neck)) = pose.forks.items()
@@ -84,6 +82,9 @@ def read_clip(path, joints, where=""):
         raise ValueError(f"{where}{path} cannot be read ({error.strerror}).") from None
     except (ValueError, EOFError):  # whose words are about pickles
         raise ValueError(f"{where}{path} is not a whole .npy file of joints.") from None
+    if not isinstance(clip, np.ndarray):  # an open .npz file
+        clip.close()
+        raise ValueError(f"{where}{path} holds several arrays; expected a .npy file of joints.")
     return checked_clip(clip, joints, where, path)
 
 

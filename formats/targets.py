@@ -205,7 +205,8 @@ def check_reach(t, fps, pose, lengths):
                         f"{names[b]} and {names[a]} at {frame / fps:.2f} s are "
                         f"{np.linalg.norm(gap):.2f} m apart, and the bones between them reach "
                         f"{reach:.2f} m.")
-    def chain(joint):
+
+    def chain(joint):  # the longest way from the pelvis to a joint
         return SLACK * lengths[[j for j in {joint, *ancestors(parents, joint)} if j]].sum()
 
     leg = max(chain(foot) for foot in range(len(parents)) if names[foot].endswith("ankle"))

@@ -572,6 +572,7 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
                         np.where(np.arange(60)[:, None, None] == 7, np.nan, clip)}.items():
         np.save(f"{name}.npy", array.astype(np.float32))
     np.save("words.npy", np.array(["a"]))
+    np.savez("two.npz", a=clip, b=clip)
     assert len(run("a man walks", "--vary", "clip.npy")[0]) == 59
     for flags, message in (
             (["a man walks", "--loop", "--vary", "clip.npy"], "cannot be combined"),
@@ -582,6 +583,7 @@ def test_the_flags_of_sample_py(clip, tmp_path, capsys, monkeypatch):
             (["a man walks", "--path", ""], "--path is empty"),
             (["a man walks", "--vary", "clip.npy", "--seconds", "3"], "leave out --seconds"),
             (["a man walks", "--vary", "words.npy"], "must hold joints of shape .* found .1,. of"),
+            (["a man walks", "--vary", "two.npz"], "holds several arrays; expected a .npy"),
             (["a man walks", "--vary", "c.json"], "is not a whole .npy file of joints"),
             (["a man walks", "--start", "nan.npy"], "that is not finite, in frame 7"),
             *[(["a man walks", flag, "cm.npy"], "a body [\\d.]+ times as large .* joints in metres")
