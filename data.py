@@ -196,6 +196,7 @@ class Batches:
         steps, ahead = range(first, last), Ahead(self, prepare)
         if not workers or sys.platform != "linux":  # others can't share a training by forking
             return (ahead[step] for step in steps)
+        self.pack.share()
         end_with_us()
         return plainly(torch.utils.data.DataLoader(
             ahead, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4,

@@ -4,7 +4,8 @@
     python -m dev.gpu kernels        each kernel beside torch's own form and beside its floor
     python -m dev.gpu sampling       sentences by every variant: time, memory, longest kernels
     python -m dev.gpu training       a step of each stage: eager, compiled, as a CUDA graph
-    python -m dev.gpu weights        train.py --dataset toy for the time that is left
+    python -m dev.gpu weights        train.py --dataset toy for the time that is left, or train.py
+                                     with the words in $TRAIN
     python -m dev.gpu table          the results so far, as a table
 
 Each job of a phase appends rows to $OUT/results.jsonl. A job that hangs or breaks its CUDA context
@@ -52,6 +53,7 @@ TRITON = not backend.WHY_NOT and (CUDA or backend.INTERPRETED)
 OUT = os.environ.get("OUT", os.path.join("out", "gpu"))
 SCRATCH = os.environ.get("GPU_SCRATCH", OUT)
 RESULTS = os.path.join(OUT, "results.jsonl")
+TRAIN = os.environ.get("TRAIN", "--dataset toy")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 NOW = {}  # the phase and the job at hand
 
@@ -483,11 +485,12 @@ def steps(stage, mode, precision, how):
 # 5. Weights
 
 
-def train_toy():
-    """train.py --dataset toy as it ships, until the time is up; keeps what there is then."""
+def train():
+    """train.py --dataset toy as it ships, or $TRAIN, until the time is up; keeps what there is
+    then."""
     few = ["--stage=vae", "--train_vae.steps=3", "--train_vae.batch_size=8", "--data.max_length=60",
            "--train.log_every=1", "--train.eval_every=3"] if ARGS.dry else []
-    few += ["--dataset=toy", "--device", DEVICE, "--out", SCRATCH, "--name=weights"]
+    few += [*TRAIN.split(), "--device", DEVICE, "--out", SCRATCH, "--name=weights"]
     plain = {"MLD_KERNELS": "auto", "TRITON_INTERPRET": "0"}  # as a user starts it
     stop = "--foreground", "-s", "INT"  # after this step it saves its state
     code, _ = python(left() - 20, "train.py", *few, stop=stop, **plain)
@@ -534,7 +537,7 @@ def table():
 
 
 PHASES = {"correctness": correctness, "kernels": kernel_jobs, "sampling": sampling,
-          "training": training, "weights": lambda: {"train.py --dataset toy": train_toy}}
+          "training": training, "weights": lambda: {f"train.py {TRAIN}": train}}
 
 
 def main(argv):

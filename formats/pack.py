@@ -44,7 +44,7 @@ class Pack:
     if the file is missing, of another kind or version, cut off, damaged as far as a quick look
     tells (see check), or stale because a file that it was made from has changed.
     """
-    _header = {}
+    _header, _shared = {}, None
 
     def __init__(self, path):
         self.path = path
@@ -132,14 +132,14 @@ class Pack:
                     raise self._refused(f"is damaged (clip {self.ids_of([i])[0]} does not match "
                                         "its checksum)")
         else:
-            if clip not in self._made:
+            whole = self._found(clip)
+            if whole is None:
                 id, body = self.ids_of([i])[0], motion.SKELETONS[self.skeleton]
                 try:
                     features = motion.joints_to_features(self._joints_of(clip), body, clip=id)
                 except (ValueError, lzma.LZMAError) as error:
                     raise self._refused(f"is damaged (clip {id}: {error})") from None
-                self._made[clip] = features.astype(np.float32)
-            whole = self._made[clip]
+                whole = self._keep(clip, features.astype(np.float32))
         if clip not in self._seen:  # once a clip, when it is first read
             # One comparison finds NaN, infinity and numbers that no motion has.
             if not (np.abs(whole, dtype=np.float32) < LARGEST).all():
@@ -147,6 +147,41 @@ class Pack:
                                     "is not finite or far too large)")
             self._seen.add(clip)
         return whole
+
+    def share(self):
+        """From now on, processes that are forked from this one make the features of a clip that is
+        stored as joints once for all of them, in memory that they share. (Without room for all
+        clips, each goes on for itself.)"""
+        if self.encoding == "joints" and self._shared is None:
+            cuts = np.concatenate([[0], np.cumsum(self._arrays["clip_frames"], dtype=np.int64)])
+            count, size = len(cuts) - 1, int(cuts[-1]) * self.nfeats * 4
+            try:
+                memory = mmap.mmap(-1, count * 4 + size)
+            except (OSError, ValueError, OverflowError):
+                return
+            sums = np.frombuffer(memory, np.uint32, count)  # 0: not made yet
+            rows = np.frombuffer(memory, np.float32, -1, count * 4).reshape(-1, self.nfeats)
+            self._shared = cuts, sums, rows
+
+    def _found(self, clip):
+        """The features of a clip, if they have been made; those that another process wrote count
+        once their checksum is right, as its writes may arrive in any order."""
+        if self._shared is None or clip in self._made:
+            return self._made.get(clip)
+        cuts, sums, rows = self._shared
+        whole = rows[cuts[clip]:cuts[clip + 1]]
+        if sums[clip] and (clip in self._seen or sums[clip] == _sum(whole)):
+            return whole
+        return None
+
+    def _keep(self, clip, features):
+        if self._shared is None:
+            self._made[clip] = features
+            return features
+        cuts, sums, rows = self._shared
+        rows[cuts[clip]:cuts[clip + 1]] = features
+        sums[clip] = _sum(features)
+        return features
 
     def _joints_of(self, clip):
         """The joints (T+1, J, 3) of a clip that is stored as such, or as a mirror image."""
@@ -244,6 +279,10 @@ class Pack:
     def _refused(self, reason):
         command = self._header.get("command") or _remake(self.path)
         return ValueError(f"{self.path} {reason}; make it again with: {command}")
+
+
+def _sum(array):
+    return zlib.crc32(array) or 1
 
 
 def _remake(path):

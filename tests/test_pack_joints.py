@@ -1,6 +1,9 @@
 """Packed joints come back exactly, mirror images take no space, and packs of version 1 are read."""
 import json
 import lzma
+import mmap
+import multiprocessing
+import os
 from hashlib import sha256
 
 import numpy as np
@@ -13,6 +16,7 @@ from formats.pack_joints import GRID, decode_joints, encode_joints, on_grid
 from test_data import put, rewritten, walking
 
 BODY = motion.T2M
+TOY = os.path.join(os.path.dirname(__file__), "..", "data", "toy", "toy.pack")
 
 
 def save(path, clips, **settings):
@@ -149,3 +153,34 @@ def test_a_pack_of_a_newer_version_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"format version 3, this program reads 1 to 2 \(a newer "
                                          r"copy of it may read more\); make it again with: python"):
         Pack.open(str(tmp_path / "toy.pack"))
+
+
+def test_processes_that_share_make_a_clip_once(monkeypatch):
+    """What one process has made the next one reads, if its checksum is right, and else makes."""
+    alone, pack, real, made = Pack.open(TOY), Pack.open(TOY), motion.joints_to_features, []
+
+    def counted(*args, clip):
+        made.append(clip)
+        return real(*args, clip=clip)
+
+    def full(*args):
+        raise OSError("no memory")
+
+    before = pack.features(7)
+    pack.share()
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: [pack.features(i) for i in range(5)])
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    monkeypatch.setattr(motion, "joints_to_features", counted)
+    for i in range(5):
+        assert np.array_equal(pack.features(i), alone.features(i))
+    assert made == alone.ids[:5]  # by the one that shares nothing
+    assert np.array_equal(pack.features(7), before) and len(made) == 5
+    pack._seen.clear()
+    pack._shared[2][pack._shared[0][0]:][:9] += 1  # as if a sum arrived before all of its rows
+    assert np.array_equal(pack.features(0), alone.features(0)) and made[5:] == alone.ids[:1]
+    monkeypatch.setattr(mmap, "mmap", full)
+    alone.share()  # goes on for itself
+    assert np.array_equal(alone.features(9), pack.features(9))
