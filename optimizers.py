@@ -1,11 +1,15 @@
-"""How a stage of training is optimised: the learning rate of a step, AdamW, and Muon."""
+"""How a stage of training is optimised: the learning rate of a step, AdamW, Muon, and a limit to
+the logits of attention."""
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 
 from kernels import graphs
+from transformer import Attention, length_mask
 
+LOOK = 10  # steps from one look at the logits to the next
 LARGEST = 128  # rows that Muon orthogonalises at once: the time grows with their square
 
 
@@ -133,3 +137,53 @@ def orthogonalize(x):
         if k < 4:
             gram = p @ gram @ p
     return product @ x
+
+
+# --------------------------------------------------------------------------------------------------
+# A limit to the logits of attention
+
+
+@torch.no_grad()
+def clip_logits(network, run, limit):
+    """Bring each head's largest attention logit of run(), a forward pass of the network in training
+    mode, down to `limit`, by a factor on its rows of the query's and the key's projection (QK-clip:
+    Kimi K2, 2025, section 2.1). Returns the largest logit that there was, a float.
+
+    All of an update of Muon's is of one size, however small the gradient, so queries and keys grow
+    for as long as training lasts. Logits of thousands pick one token alone, and nothing is learnt
+    through them any more."""
+    found = {}
+
+    def look(attention, args, kwargs):
+        x, memory, lengths = of_call(*args, **kwargs)
+        q, k, _ = attention.project(x, memory)
+        logits = (q.float() @ k.float().mT).abs() / q.shape[-1] ** 0.5
+        if lengths is not None:  # padding counts for nothing
+            real = length_mask(lengths, logits.shape[-1])
+            logits = logits * real[:, None, None]
+            logits = logits * real[:, None, :, None] if memory is None else logits
+        found[attention] = logits.amax((0, 2, 3))
+
+    def of_call(x, memory=None, lengths=None, causal=False):
+        return x, memory, lengths
+
+    modules = [module for module in network.modules() if isinstance(module, Attention)]
+    hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in modules]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen = [module for module in modules if module in found]  # in the same order everywhere
+    if not seen:
+        return 0.0
+    largest = torch.stack([found[module] for module in seen])
+    if dist.is_initialized():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    for attention, scale in zip(seen, (limit / largest).clamp(max=1).sqrt()):
+        D = attention.in_proj_weight.shape[1]
+        rows = scale.repeat_interleave(D // attention.heads).repeat(2)  # queries', then keys'
+        attention.in_proj_weight[:2 * D].mul_(rows[:, None])
+        attention.in_proj_bias[:2 * D].mul_(rows)
+    return largest.max().item()

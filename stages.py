@@ -147,7 +147,8 @@ class DiffusionStage(nn.Module):
             model.vae.requires_grad_(False).eval()
             mu, logvar, lengths = self.encode(max(1, c.train.cache_latents))
             resumed = run.states.get(self.name, {}).get("model", {})
-            if (c.denoiser.normalize_latents and not run.init  # fine-tuning keeps the old ones
+            known = run.init and not run.new_latents  # fine-tuning keeps the old ones
+            if (c.denoiser.normalize_latents and not known
                     and "latent_mean" not in resumed):  # and so does --resume
                 self.normalize(model, mu.flatten(0, 1), logvar.flatten(0, 1), lengths.flatten())
             self.posteriors = (mu, logvar, lengths) if c.train.cache_latents else None

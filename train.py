@@ -64,7 +64,7 @@ from data import to_device
 from judge.own import EvaluatorStage
 from mld import MLD
 from published_clip import load_clip
-from optimizers import learning_rate, make_optimizers
+from optimizers import LOOK, clip_logits, learning_rate, make_optimizers
 from stages import DiffusionStage, Remembered, VAEStage
 from view.report import read_log, show_motions, write_report
 from words import vocabulary_of
@@ -122,6 +122,7 @@ class Run:
             config.train.precision = self.from_main(self.fitting_precision)
         self.pack = self.together(lambda: data.open_pack(config))
         self.init = ""  # digest of the model that fine-tuning starts from
+        self.new_latents = False  # whether its denoiser gets another VAE than it knows
         self.together(self.adopt)
         self.together(self.count_actions)
         self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()
@@ -330,7 +331,7 @@ class Loop:
         self.optimizers = make_optimizers(stage, run.config.train.precision)
         self.scaler = torch.amp.GradScaler(enabled=run.config.train.precision == "fp16")
         self.ema = [p.detach().clone() for p in self.params] if self.s.ema else []
-        self.step, self.best = 0, math.inf
+        self.step, self.best, self.logit = 0, math.inf, 0.0
         self.since = fresh()
         if self.name in run.states:
             self.restore(run.states.pop(self.name))
@@ -424,6 +425,9 @@ class Loop:
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+        if self.s.max_logit and self.step % LOOK == 0:
+            with self.run.autocast():
+                self.logit = clip_logits(self.stage, lambda: self.stage(batch), self.s.max_logit)
         if self.ema:  # a full decay from the start would keep the random first weights
             decay = min(self.s.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
@@ -501,7 +505,8 @@ class Loop:
         speed = round(self.since["frames"] / max(self.since["seconds"], 1e-9))
         self.bar.set_postfix(loss=f"{means['loss']:.4f}", frames=f"{speed}/s")
         self.run.log(stage=self.name, step=self.step, lr=self.rate, grad_norm=float(self.norm),
-                     frames_per_s=speed, **self.stage.summary(means))
+                     **({"logit": self.logit} if self.s.max_logit else {}), frames_per_s=speed,
+                     **self.stage.summary(means))
         self.since = fresh()
 
     def validate(self):
@@ -608,9 +613,9 @@ def train_evaluator(run):
 
 
 def trained_vae(path, pack, init=""):
-    """The weights of a file with a VAE, and the mean and std (F,) of the features it learned from,
-    by which the pack's are to be normalised as well. init: digest of the model that fine-tuning
-    starts from. SettingError for a VAE that does not fit."""
+    """The weights of a file with a VAE, the mean and std (F,) of the features it learned from, by
+    which the pack's are to be normalised as well, and whether it belongs to the model, of digest
+    `init`, that fine-tuning starts from. SettingError for a VAE that does not fit."""
     if not os.path.exists(path):
         raise SettingError(f"{path} does not exist: train the VAE first (--stage vae) or name one "
                            "with --train.vae_checkpoint=FILE.")
@@ -620,9 +625,6 @@ def trained_vae(path, pack, init=""):
         raise SettingError(f"The VAE of {path} learned from the {c.skeleton} skeleton at {c.fps:g} "
                            f"fps, but {pack.path} holds {pack.skeleton} at {pack.fps:g}: train one "
                            "(--stage vae).")
-    if init and began != init:
-        raise SettingError(f"The VAE of {path} was not fine-tuned from the model of --init_from, "
-                           "whose denoiser knows no other latents: leave out one of the two.")
     norms = [state["mean"], state["std"]] if "mean" in state else data.get("norms")
     if norms is None:  # of an older version
         digest = resume.pack_digest(pack)
@@ -634,7 +636,7 @@ def trained_vae(path, pack, init=""):
     good = len(norms) == 2 and all(x.shape == pack.mean.shape and x.isfinite().all() for x in norms)
     if not good or not (norms[1] > 0).all():
         raise SettingError(f"{path} is damaged: its mean and std cannot normalise motion.")
-    return state, norms
+    return state, norms, began == init
 
 
 def train_model(run):
@@ -652,7 +654,11 @@ def train_model(run):
         source = resume.vae_of(run)
         # its VAE the model has already
         if not c.init_from or os.path.realpath(source) != os.path.realpath(c.init_from):
-            state, norms = run.from_main(lambda: trained_vae(source, run.pack, run.init))
+            state, norms, own = run.from_main(lambda: trained_vae(source, run.pack, run.init))
+            if run.init and not own:
+                run.new_latents = True
+                run.say(f"the VAE of {source} is another than that of {c.init_from}: the denoiser "
+                        "begins with weights that know other latents, and learns these anew")
             model.mean.copy_(norms[0]), model.std.copy_(norms[1])
             run.pack.mean, run.pack.std = (x.numpy().copy() for x in norms)
             checkpoint.fill(model.vae, {name.removeprefix("vae."): value for name, value in

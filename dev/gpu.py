@@ -338,7 +338,8 @@ def operation_job(name, B, H, L, D, precision):
             return torch.autograd.grad(form(*given), given, do)
 
         with settings(what):
-            found = form(*sets[0]), *both(sets[0])
+            # without its graph: while one lives, no backward pass to its leaves can be recorded
+            found = [t.detach() for t in (form(*sets[0]), *both(sets[0]))]
             with torch.no_grad():
                 ahead, eager = timed([partial(form, *given) for given in sets])
             whole, slow = timed([partial(both, given) for given in sets])

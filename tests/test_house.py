@@ -37,7 +37,7 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "published_clip": FORMATS | MODEL - EDITS - {"mld"},
     "judge": STORED,
     "view": STORED,
-    "optimizers": {"kernels"},
+    "optimizers": {"kernels", "transformer"},
     "finetune": STORED, "resume": {"config", "files", "checkpoint"},
     "losses": {"motion", "transformer", "vae"},
     "stages": STORED | {"losses", "judge", "view"}, "distill": STORED | {"stages"},

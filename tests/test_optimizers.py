@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import optimizers
-from optimizers import LARGEST, Muon, in_blocks, orthogonalize
+from optimizers import LARGEST, Muon, clip_logits, in_blocks, orthogonalize
+from transformer import Attention, Stack
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 24), (2, 24, 40), (1, 32, 32)])
@@ -95,3 +96,66 @@ def test_a_recorded_update_is_the_usual_one(monkeypatch):
         assert len(muon.graphs) == recorded
     for a, b in zip(*made):
         torch.testing.assert_close(a, b)
+
+
+def largest_logits(attention, x, memory, lengths):
+    """(H,), by the definition, one sample, head and token after the other."""
+    D, H, weight, bias = x.shape[-1], attention.heads, *(
+        p.detach().double() for p in (attention.in_proj_weight, attention.in_proj_bias))
+    found = torch.zeros(H)
+    for i, sample in enumerate(x.double()):
+        keys = sample if memory is None else memory[i].double()
+        keys = keys[:lengths[i]]
+        sample = keys if memory is None else sample
+        for h in range(H):
+            rows = torch.arange(D).view(H, -1)[h]
+            q, k = (tokens @ weight[part + rows].T + bias[part + rows]
+                    for tokens, part in ((sample, 0), (keys, D)))
+            found[h] = max(found[h], (q @ k.T).abs().max() / (D // H) ** 0.5)
+    return found
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_logits_come_down_to_the_limit_where_they_are_above(cross):
+    g = torch.Generator().manual_seed(0)
+    attention, x = Attention(16, 4), torch.randn(3, 7, 16, generator=g)
+    memory = torch.randn(3, 5, 16, generator=g) if cross else None
+    lengths = torch.tensor([5, 3, 4] if cross else [7, 4, 6])
+    (x if memory is None else memory)[1, 4:] *= 100  # padding, which counts for nothing
+    with torch.no_grad():
+        attention.in_proj_bias.normal_(generator=g)
+        attention.in_proj_weight[:4] *= 50  # the first head's queries
+        attention.in_proj_weight[28:32] *= 20  # the last one's keys
+    given = {"memory": memory, "lengths": lengths}
+    before = copy.deepcopy(attention)
+    was = largest_logits(before, x, **given)
+    assert (was > 20).tolist() == [True, False, False, True]
+    top = clip_logits(attention, lambda: attention(x, **given), 20.0)
+    assert abs(top - was.max()) < 1e-3 * top
+    now = largest_logits(attention, x, **given)
+    assert torch.allclose(now, was.clamp(max=20.0), rtol=1e-5)
+    kept = torch.ones(48, dtype=torch.bool)
+    kept[[0, 1, 2, 3, 12, 13, 14, 15, 16, 17, 18, 19, 28, 29, 30, 31]] = False
+    for name in ("in_proj_weight", "in_proj_bias"):
+        new, old = getattr(attention, name), getattr(before, name)
+        assert torch.equal(new[kept], old[kept]) and not torch.equal(new[~kept], old[~kept])
+    assert torch.equal(attention.out_proj.weight, before.out_proj.weight)
+    assert not attention._forward_pre_hooks
+
+
+def test_all_layers_of_a_network_are_limited_each_by_its_own_logits():
+    torch.manual_seed(0)
+    stack, x = Stack(3, 16, 2, 32, skip=True), torch.randn(2, 5, 16)
+    layers = [module for module in stack.modules() if isinstance(module, Attention)]
+    with torch.no_grad():
+        for factor, layer in zip((30, 1, 60), layers):
+            layer.in_proj_weight[:32] *= factor
+    lengths = torch.tensor([5, 5])
+    tops = [clip_logits(stack, lambda: stack(x, lengths), limit) for limit in (1e6, 8.0, 8.0)]
+    assert tops[0] == tops[1] > 100
+    # one layer's output is the next one's input, which is another now
+    assert tops[2] < 20
+    for _ in range(8):
+        last = clip_logits(stack, lambda: stack(x, lengths), 8.0)
+    assert last < 8.1
+    assert clip_logits(torch.nn.Linear(2, 2), lambda: None, 8.0) == 0.0

@@ -35,6 +35,7 @@ SMALL = """
     --denoiser.num_layers=3 --denoiser.text_encoded_dim=16 --text.width=16 --text.layers=1
     --diffusion.num_inference_steps=4 --train_vae.batch_size=8 --train_vae.optimizer=muon
     --train_vae.warmup=0 --train_vae.lr=1e-3 --train_diffusion.batch_size=8 --train.threads=1
+    --train_vae.max_logit=0.2 --train_diffusion.max_logit=0.2
     --precision=float32 --data.max_frames=60
 """.split()
 
