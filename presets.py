@@ -51,7 +51,8 @@ TOY = SMALL | {  # sequences of two actions and counts need more latent tokens a
     "denoiser.text_encoded_dim": 192, "denoiser.num_layers": 9, "denoiser.latent_dim": 256,
     "denoiser.ff_size": 1024, "denoiser.principal": 4,
     "diffusion.prediction_type": "v_prediction", "diffusion.guidance_scale": 3.0,
-    "train_vae.batch_size": 32, "train_vae.steps": 14_000, "train_diffusion.steps": 12_000,
+    "train_vae.batch_size": 32, "train_vae.steps": 8000, "train_diffusion.steps": 12_000,
+    "train_vae.max_logit": 100.0, "train_diffusion.max_logit": 100.0,
     "train_diffusion.draws": 4, "train_diffusion.length_weight": 0.03,
     "train_diffusion.optimizer": "muon", "train_diffusion.lr": 4e-3, "train.cache_latents": 1,
 }

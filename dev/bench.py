@@ -31,8 +31,8 @@ from dev.baseline import (RUNGS, Sides, climb, prompts, random_clips, trainer, t
                           vae_step_loss)
 from dev.measure import fast_bf16, floor, line, machine, peak_mb, row, seconds, spent, take_turns
 from dev.scaling import scale
+from run import keep_freed_memory
 from stages import Remembered
-from train import keep_freed_memory
 from vae import reparameterize
 
 PARTS = ("text", "denoise", "decode", "sentence", "steps", "train", "start")

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import kernels
 from dev.baseline import Sides, random_clips, trainer, training_lengths, vae_step_loss
 from kernels import backend
-from train import keep_freed_memory
+from run import keep_freed_memory
 
 
 def spent(run, repeats=5):

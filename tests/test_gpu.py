@@ -378,7 +378,7 @@ TWO = ("--train_vae.steps=2 --train_vae.batch_size=4 --train_diffusion.steps=2 "
 def pretend(monkeypatch):
     """What train.py finds on its pretended GPU."""
     monkeypatch.setattr(checkpoint, "find_device", lambda *_: torch.device("cuda:0"))
-    monkeypatch.setattr(train, "keep_freed_memory", lambda *_: None)
+    monkeypatch.setattr("run.keep_freed_memory", lambda *_: None)
     monkeypatch.setattr(latents, "BATCHES", 2)  # the pretended GPU keeps every tensor
     monkeypatch.setattr(latents, "BATCH", 8)
     fresh_tables()

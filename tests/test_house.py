@@ -12,7 +12,7 @@ HALL = {
     "diffusion", "mld", "fast", "conditions", "latents", "guidance", "story", "edit", "lengths",
     "data", "checkpoint", "published", "published_clip", "train", "stages", "losses",
     "finetune", "distill", "sample", "resume", "eval", "prepare", "studio", "optimizers",
-    "presets", "flags", "files"}
+    "presets", "flags", "files", "run", "loop"}
 SETTINGS = {"config", "presets", "files", "flags"}
 FORMATS = SETTINGS | {"motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
@@ -38,13 +38,15 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "judge": STORED,
     "view": STORED,
     "optimizers": {"kernels", "transformer"},
+    "loop": {"kernels", "optimizers", "checkpoint", "config", "data"},
+    "run": STORED | {"finetune", "resume", "view"},
     "finetune": STORED, "resume": {"config", "files", "checkpoint"},
     "losses": {"motion", "transformer", "vae"},
     "stages": STORED | {"losses", "judge", "view"}, "distill": STORED | {"stages"},
 }
 # for other files of the hall
-PROGRAMS = STORED | {"lengths", "finetune", "resume", "stages", "optimizers", "distill", "judge",
-                     "view", "toy"}
+PROGRAMS = STORED | {"lengths", "finetune", "run", "loop", "resume", "stages", "optimizers",
+                     "distill", "judge", "view", "toy"}
 MAY_IMPORT["studio"] = PROGRAMS | {"sample"}  # its files are those of sample.py
 # Tables whose rows are read as tables; nothing else is wider than 100 columns.
 WIDE = set()

@@ -18,6 +18,7 @@ import test_optimizers
 import warm
 
 import checkpoint
+import loop
 import stages
 import train
 from files import PART
@@ -77,7 +78,8 @@ def log(root, name):
     entries = {}
     for line in (root / "out" / name / "log.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        entry.pop("frames_per_s", None)
+        for name in ("frames_per_s", "loading"):
+            entry.pop(name, None)
         entries.setdefault((entry["stage"], entry["step"]), {}).update(entry)
     return entries
 
@@ -215,7 +217,7 @@ def dies(point, how):
     """A hook that ends a training at its step `point`, counted over both stages: a SIGKILL after
     the step, one after the next line of the log, or Ctrl-C."""
     def hook():
-        update, write = train.Loop.update, train.Run.log
+        update, write = loop.Loop.update, train.Run.log
 
         def reached(stage, step):
             return step + STEPS * (stage == "diffusion") >= point
@@ -230,7 +232,7 @@ def dies(point, how):
             if how == "in log" and reached(values["stage"], values["step"]):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train.Loop.update, train.Run.log = updated, logged
+        loop.Loop.update, train.Run.log = updated, logged
     return hook
 
 
@@ -290,14 +292,14 @@ def test_resume_goes_on_in_the_directions_that_it_began_in(root, monkeypatch):
 
     monkeypatch.setattr(train.signal, "signal", lambda *_: None)
     train_it("straight")
-    usual, axes = train.Loop.update, stages.principal_axes
+    usual, axes = loop.Loop.update, stages.principal_axes
 
     def update(self, batch):
         usual(self, batch)
         self.run.stopping = self.name == "diffusion" and self.step == 7
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Loop, "update", update)
+        patch.setattr(loop.Loop, "update", update)
         train_it("turned")
     assert not (root / "out" / "turned" / "model.pt").exists()
     shutil.copytree(root / "out" / "turned", root / "moved" / "turned")  # this process locks it
@@ -516,14 +518,15 @@ def test_a_wall_clock_that_stands_still_or_goes_back_harms_nothing(root):
 HOOKED = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
+import loop
 import train
-update = train.Loop.update
+update = loop.Loop.update
 
 def updated(self, batch):
     update(self, batch)
     {then}
 
-train.Loop.update = updated
+loop.Loop.update = updated
 train.main(sys.argv[1:])
 """
 
@@ -786,9 +789,9 @@ def test_steps_that_a_graph_can_record_train_the_same(root, condition, monkeypat
     monkeypatch.setattr(train.signal, "signal", lambda *_: None)  # pytest keeps its own handlers
     expected = train_it(f"usual-{condition}")
     made = []
-    monkeypatch.setattr(train.Loop, "recordable", lambda self: True)
-    monkeypatch.setattr(train.graphs, "capture", test_optimizers.stand_in)
-    monkeypatch.setattr(train.graphs, "TrainingGraph",
+    monkeypatch.setattr(loop.Loop, "recordable", lambda self: True)
+    monkeypatch.setattr(loop.graphs, "capture", test_optimizers.stand_in)
+    monkeypatch.setattr(loop.graphs, "TrainingGraph",
                         lambda *args: made.append(WithoutAGraph(*args)) or made[-1])
     found = train_it(f"tensors-{condition}")
     assert len(made) == 2 and all(1 <= len(graph.shapes) <= 3 for graph in made)
@@ -811,7 +814,7 @@ def test_weights_that_are_no_numbers_are_never_saved(root, monkeypatch):
     options = train.Options()
     config, _ = parse_args(flags, options, "")
     monkeypatch.setattr(train.signal, "signal", lambda *_: None)
-    usual = train.Loop.backward
+    usual = loop.Loop.backward
 
     def backward(self, batch):
         losses = usual(self, batch)
@@ -819,7 +822,7 @@ def test_weights_that_are_no_numbers_are_never_saved(root, monkeypatch):
             self.params[0].grad.view(-1)[0] = float("inf")
         return losses
 
-    monkeypatch.setattr(train.Loop, "backward", backward)
+    monkeypatch.setattr(loop.Loop, "backward", backward)
     with pytest.raises(FloatingPointError, match="no longer finite after step 2; the last good "):
         train.train(config, options)
     state = checkpoint.load(str(root / "out" / "infinite" / "vae.pt"))

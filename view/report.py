@@ -52,6 +52,10 @@ PICTURES = {  # what is logged: title, label of the vertical axis, and what good
     "lr": ("Learning rate", "rate", "Rises during the warm-up, then follows its schedule."),
     "grad_norm": ("Gradient norm before clipping", "norm", "Settles after the warm-up. If it "
                   "jumps whenever the loss does, a lower learning rate helps."),
+    "logit": ("Largest attention logit before its limit", "logit", "Stays within a few times its "
+              "limit, max_logit. Logits of thousands pick one token, and nothing is learnt there."),
+    "loading": ("Share of the time that making batches took", "share", "Stays near 0. On a GPU it "
+                "goes on beside the GPU's work, and may be up to 1."),
     "frames_per_s": ("Training speed", "frames/s", "Stays level. Where it drops, the machine was "
                      "busy with something else or was waiting for data."),
 }
