@@ -283,20 +283,24 @@ def fused(denoiser, steps, x_T, tokens, times, d, dtype):
     """The loop with one launch between two calls of the layers (kernels/denoising_step.py) -> x0;
     None where that does not fit. tokens, times: of the condition, of all steps."""
     if ("fused" in OFF or denoiser.nfeats or denoiser.cfg.arch == "trans_dec" or autocast(x_T)
-            or guides(d) and d.guidance_rescale or "predict" in vars(denoiser)
-            or denoiser.token_in is not None):
+            or guides(d) and d.guidance_rescale or "predict" in vars(denoiser)):
         return None
     n, pe, copies = x_T.shape[1], denoiser.query_pos.pe, 1 + guides(d)
-    x = x_T.to(dtype).repeat(copies, 1, 1)
+    x, narrow = x_T.to(dtype).repeat(copies, 1, 1), None
+    if denoiser.token_in is not None:  # the kernel multiplies with these Linears, too
+        x, sides = denoiser.token_in(x), (denoiser.token_in, denoiser.final_linear)
+        narrow = [torch.stack([getattr(linear, name) for linear in side])
+                  for side in sides for name in ("weight", "bias")]
     first = [x, times[:1].expand(len(x), -1)[:, None], tokens]  # as in Denoiser.predict
     first = denoiser.query_pos(torch.cat([part for part in first if part is not None], 1))
 
     def ask(tokens):
         x = few_tokens(denoiser.encoder, tokens, n)
-        return x if denoiser.final_linear is None else denoiser.final_linear(x)
+        plain = narrow or denoiser.final_linear is None
+        return x if plain else denoiser.final_linear(x)
 
     return kernels.denoising_steps(steps, x_T, first, times + pe[n].to(dtype), pe.to(dtype), ask,
-                                   d.guidance_scale if guides(d) else None, d.clip_sample)
+                                   d.guidance_scale if guides(d) else None, d.clip_sample, narrow)
 
 
 def replayed(function, key, *tensors):

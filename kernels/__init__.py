@@ -98,14 +98,14 @@ def few_tokens(stack, x, first=None, causal=False):
     return few_rows.run(x, stack, first, causal)
 
 
-def denoising_steps(steps, x_T, tokens, times, pe, ask, scale=None, clip=False):
+def denoising_steps(steps, x_T, tokens, times, pe, ask, scale=None, clip=False, narrow=None):
     """The sampling loop with one launch between two calls of the network (denoising_step.py); None
     where that does not fit, or would not be faster: launched one by one it is not."""
     triton = backend.MODE != "torch" and not backend.WHY_NOT
     fits = backend.INTERPRETED or x_T.is_cuda and graphs.MODE != "0"
-    if not triton or not fits or denoising_step.unsupported(x_T, tokens, pe):
+    if not triton or not fits or denoising_step.unsupported(x_T, tokens, pe, narrow):
         return None
-    return denoising_step.walk(steps, x_T, tokens, times, pe, ask, scale, clip)
+    return denoising_step.walk(steps, x_T, tokens, times, pe, ask, scale, clip, narrow)
 
 
 def decode(stack, queries, lengths, memory):

@@ -159,16 +159,21 @@ def denoiser_launches(arch, dtype, sizes=((3, 64, 4, 128), (4, 128, 4, 512), (3,
     return list(found)
 
 
-def denoising_launches(arch, dtype, sizes=((1, 3, 256), (2, 5, 160), (4, 7, 48))):
-    """What lies between two calls of the denoiser, for (latent tokens, all tokens, width)."""
+def denoising_launches(arch, dtype, sizes=((1, 3, 256), (2, 5, 160), (4, 7, 48), (4, 7, 256, 128),
+                                           (2, 5, 80, 24))):
+    """What lies between two calls of the denoiser, for (latent tokens, all tokens, width) and, of
+    narrower latent tokens, their width."""
     with recorded(arch) as found, torch.no_grad(), torch.device("meta"):
-        for N, L, D in sizes:
+        for N, L, D, *W in sizes:
+            narrow = [torch.empty(N, *size, dtype=dtype) for W in W
+                      for size in ((D, W), (D,), (W, D), (W,))]
             for scale, last in ((None, 0.0), (7.5, 0.0), (7.5, 0.1)):
                 copies = 1 + (scale is not None)
-                x, tokens = torch.empty(2, N, D), torch.empty(2 * copies, L, D, dtype=dtype)
+                x, tokens = torch.empty(2, N, *(W or [D])), torch.empty(2 * copies, L, D, dtype=dtype)
                 pe = torch.empty(L, D, dtype=dtype)
                 plan = [Step(1, 1.0, 1.0, 1.0, 1.0, last, 0.0)] * 2
-                DENOISING.walk(plan, x, tokens, pe, pe, lambda t: t[:, :N], scale, bool(last))
+                DENOISING.walk(plan, x, tokens, pe, pe, lambda t: t[:, :N], scale, bool(last),
+                               narrow)
     return list(found)
 
 

@@ -91,8 +91,8 @@ def test_denoiser_layers(arch, dtype, size):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_what_lies_between_two_calls_of_the_denoiser(arch, dtype):
     launches = report.denoising_launches(arch, dtype)
-    assert len(launches) == 9 and {launch.kernel for launch in launches} == {
-        "denoising_step.advance"}
+    assert len(launches) == 15 and {launch.kernel for launch in launches} == {
+        "denoising_step.advance", "denoising_step.advance_narrow"}
     compile_all(launches, arch)
 
 

@@ -147,8 +147,9 @@ def test_denoiser_layers_says_what_it_cannot_do():
     assert "no_grad" in unsupported(x, good)
 
 
-def sampler(D, n, layers=1, **changes):
-    """An MLD of random weights whose denoiser is D wide and sees n latent tokens; no condition."""
+def sampler(D, n, layers=1, narrow=0, **changes):
+    """An MLD of random weights whose denoiser is D wide and sees n latent tokens, of `narrow`
+    numbers if that is given; no condition."""
     c = Config()
     sizes = dict(latent_dim=D, latent_size=n, ff_size=64, num_layers=layers, num_heads=4)
     for key, value in sizes.items():
@@ -157,6 +158,8 @@ def sampler(D, n, layers=1, **changes):
             setattr(c.denoiser, key, value)
     c.denoiser.condition, c.denoiser.length_token = "action", True
     c.denoiser.num_actions, c.denoiser.final_linear = 4, n > 1
+    if narrow:
+        c.vae.latent_dim, c.denoiser.principal, c.denoiser.normalize_latents = narrow, n, True
     for key, value in changes.items():
         setattr(c.diffusion, key, value)
     torch.manual_seed(0)
@@ -167,7 +170,10 @@ def sampler(D, n, layers=1, **changes):
     (64, 1, dict(sampler="ddim")), (64, 2, dict(sampler="dpm++", prediction_type="sample")),
     (80, 1, dict(sampler="ddim", guidance_scale=1.0, clip_sample=True)),
     (80, 2, dict(sampler="dpm++", guidance_scale=0.4, prediction_type="v_prediction")),
-    (64, 1, dict(sampler="ddim", guidance_scale=0.0))])
+    (64, 1, dict(sampler="ddim", guidance_scale=0.0)),
+    (80, 3, dict(narrow=24, sampler="ddim", guidance_scale=7.5)),
+    (80, 2, dict(narrow=40, sampler="dpm++", guidance_scale=0.4, prediction_type="sample")),
+    (64, 2, dict(narrow=32, sampler="ddim", guidance_scale=1.0, clip_sample=True))])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_what_lies_between_two_calls_of_the_denoiser(D, n, changes, precision, monkeypatch):
     """One launch a step gives the numbers of the plain loop; and it is what ran."""
@@ -196,4 +202,7 @@ def test_where_the_plain_loop_runs_instead(monkeypatch):
     monkeypatch.setattr(backend, "MODE", "torch")
     model.generate(**given)
     copy.deepcopy(model).double().generate(**given)
+    monkeypatch.undo()
+    monkeypatch.setattr(kernels.denoising_step, "MANY", 1)
+    sampler(64, 2, narrow=32).generate(**given)
     assert kernels.calls["denoising_step", "triton"] == before
