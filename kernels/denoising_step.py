@@ -8,11 +8,11 @@ the time is that of the launches, and of the memory that each waits for. Here
     o = lerp(uncond, cond, scale)      x0 = p_x x + p_out o
     x = c_x x + c_0 x0 + c_last (x0 of the step before)      tokens = [x, time] + positions
 
-is one kernel, which writes x, x0 and the next tokens where the old ones were. Where latent tokens are
-narrower than the layers (latents.EachToken), `advance_narrow` multiplies with their Linears as well:
-o is made of the layers' output, and the tokens of the new x. The coefficients are
-numbers of the plan (diffusion.Step), so a CUDA graph holds them as they are. The twin in torch is
-the sampling loop itself: diffusion.walk with fast.Guided.
+is one kernel, which writes x, x0 and the next tokens where the old ones were. Where latent tokens
+are narrower than the layers (latents.EachToken), `advance_narrow` multiplies with their Linears as
+well: o is made of the layers' output, and the tokens of the new x. The coefficients are numbers of
+the plan (diffusion.Step), so a CUDA graph holds them as they are. The twin in torch is the sampling
+loop itself: diffusion.walk with fast.Guided.
 """
 import torch
 

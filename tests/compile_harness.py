@@ -169,8 +169,8 @@ def denoising_launches(arch, dtype, sizes=((1, 3, 256), (2, 5, 160), (4, 7, 48),
                       for size in ((D, W), (D,), (W, D), (W,))]
             for scale, last in ((None, 0.0), (7.5, 0.0), (7.5, 0.1)):
                 copies = 1 + (scale is not None)
-                x, tokens = torch.empty(2, N, *(W or [D])), torch.empty(2 * copies, L, D, dtype=dtype)
-                pe = torch.empty(L, D, dtype=dtype)
+                x, pe = torch.empty(2, N, *(W or [D])), torch.empty(L, D, dtype=dtype)
+                tokens = torch.empty(2 * copies, L, D, dtype=dtype)
                 plan = [Step(1, 1.0, 1.0, 1.0, 1.0, last, 0.0)] * 2
                 DENOISING.walk(plan, x, tokens, pe, pe, lambda t: t[:, :N], scale, bool(last),
                                narrow)
