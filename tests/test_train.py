@@ -290,7 +290,7 @@ def test_resume_goes_on_in_the_directions_that_it_began_in(root, monkeypatch):
                                        *flags)[2:], options)
         train.train(config, options)
 
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     train_it("straight")
     usual, axes = loop.Loop.update, stages.principal_axes
 
@@ -786,7 +786,7 @@ def test_steps_that_a_graph_can_record_train_the_same(root, condition, monkeypat
         train.train(config, options)
         return log(root, name)
 
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
     expected = train_it(f"usual-{condition}")
     made = []
     monkeypatch.setattr(loop.Loop, "recordable", lambda self: True)
@@ -813,7 +813,7 @@ def test_weights_that_are_no_numbers_are_never_saved(root, monkeypatch):
     flags = command(root, "--name=infinite", "--stage=vae", "--train.save_every=1")[2:]
     options = train.Options()
     config, _ = parse_args(flags, options, "")
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     usual = loop.Loop.backward
 
     def backward(self, batch):
