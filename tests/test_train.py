@@ -351,7 +351,7 @@ def test_the_precision_is_chosen_by_what_the_processor_does(root, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     options, chosen = train.Options(), []
     for rate in (1.9, 2.0, 9.0):
-        monkeypatch.setattr(train, "bf16_rate", lambda device, rate=rate: rate)
+        monkeypatch.setattr("run.bf16_rate", lambda device, rate=rate: rate)
         config, _ = parse_args(command(root, "--name=rates", "--precision=auto")[2:], options, "")
         chosen.append(train.Run(config, options).config.train.precision)
     assert chosen == ["float32", "bf16", "bf16"]
