@@ -181,6 +181,7 @@ def clip_logits(network, run, limit):
     largest = torch.stack([found[module] for module in seen])
     if dist.is_initialized():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
+    largest = largest.nan_to_num(0.0, 0.0)  # the loss is to tell of numbers that are none
     for attention, scale in zip(seen, (limit / largest).clamp(max=1).sqrt()):
         D = attention.in_proj_weight.shape[1]
         rows = scale.repeat_interleave(D // attention.heads).repeat(2)  # queries', then keys'

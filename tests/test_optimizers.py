@@ -159,3 +159,7 @@ def test_all_layers_of_a_network_are_limited_each_by_its_own_logits():
         last = clip_logits(stack, lambda: stack(x, lengths), 8.0)
     assert last < 8.1
     assert clip_logits(torch.nn.Linear(2, 2), lambda: None, 8.0) == 0.0
+    for number in (torch.inf, torch.nan):  # are left to whoever looks at the loss
+        before = copy.deepcopy(stack.state_dict())
+        assert clip_logits(stack, lambda: stack(x * number, lengths), 8.0) == 0.0
+        assert all(torch.equal(before[name], p) for name, p in stack.state_dict().items())
