@@ -286,18 +286,15 @@ def fused(denoiser, steps, x_T, tokens, times, d, dtype):
             or guides(d) and d.guidance_rescale or "predict" in vars(denoiser)):
         return None
     n, pe, copies = x_T.shape[1], denoiser.query_pos.pe, 1 + guides(d)
-    x, narrow = x_T.to(dtype).repeat(copies, 1, 1), None
+    x, last, narrow = x_T.to(dtype).repeat(copies, 1, 1), denoiser.final_linear, None
     if denoiser.token_in is not None:  # the kernel multiplies with these Linears, too
-        x, sides = denoiser.token_in(x), (denoiser.token_in, denoiser.final_linear)
-        narrow = [torch.stack([getattr(linear, name) for linear in side])
-                  for side in sides for name in ("weight", "bias")]
+        x, last, narrow = denoiser.token_in(x), None, (denoiser.token_in, last)
     first = [x, times[:1].expand(len(x), -1)[:, None], tokens]  # as in Denoiser.predict
     first = denoiser.query_pos(torch.cat([part for part in first if part is not None], 1))
 
     def ask(tokens):
         x = few_tokens(denoiser.encoder, tokens, n)
-        plain = narrow or denoiser.final_linear is None
-        return x if plain else denoiser.final_linear(x)
+        return x if last is None else last(x)
 
     return kernels.denoising_steps(steps, x_T, first, times + pe[n].to(dtype), pe.to(dtype), ask,
                                    d.guidance_scale if guides(d) else None, d.clip_sample, narrow)

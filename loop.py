@@ -150,7 +150,7 @@ class Loop:
         self.scaler.update()
         if self.s.max_logit and self.step % LOOK == 0:
             with self.run.autocast():
-                logit = clip_logits(self.stage, lambda: self.stage(batch), self.s.max_logit)
+                logit = clip_logits(self.stage, lambda: self.look(batch), self.s.max_logit)
             self.since["logit"] = max(logit, self.since.get("logit", 0.0))
         if self.ema:  # a full decay from the start would keep the random first weights
             decay = min(self.s.ema, (1 + self.step) / (10 + self.step))
@@ -200,6 +200,11 @@ class Loop:
         self.norm = torch.nn.utils.clip_grad_norm_(self.params, self.clip)
         return losses
 
+    def look(self, batch):
+        """Forward passes of a batch alone."""
+        for part in micro_batches(batch, self.s.accumulate):
+            self.stage(part)
+
     def checked(self, losses, batch, step):
         """The losses over all processes; FloatingPointError if they are no numbers."""
         own, losses = losses["loss"], self.run.mean(losses)
@@ -228,7 +233,7 @@ class Loop:
         since, taken = self.since, max(self.since["seconds"], 1e-9)
         means = {key: value / since["steps"] for key, value in since["sums"].items()}
         speed, loading = since["frames"] / taken, since.get("loading", 0.0) / taken
-        looked = {key: since[key] for key in ("logit",) if key in since}
+        looked = {"logit": since["logit"]} if "logit" in since else {}
         self.bar.set_postfix(loss=f"{means['loss']:.4f}", frames=f"{speed:.0f}/s")
         self.run.log(stage=self.name, step=self.step, lr=self.rate, grad_norm=float(self.norm),
                      **looked, frames_per_s=round(speed), loading=round(loading, 4),

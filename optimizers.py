@@ -145,7 +145,7 @@ def orthogonalize(x):
 
 @torch.no_grad()
 def clip_logits(network, run, limit):
-    """Bring each head's largest attention logit of run(), a forward pass of the network in training
+    """Bring each head's largest attention logit of run(), forward passes of the network in training
     mode, down to `limit`, by a factor on its rows of the query's and the key's projection (QK-clip:
     Kimi K2, 2025, section 2.1). Returns the largest logit that there was, a float.
 
@@ -162,7 +162,8 @@ def clip_logits(network, run, limit):
             real = length_mask(lengths, logits.shape[-1])
             logits = logits * real[:, None, None]
             logits = logits * real[:, None, :, None] if memory is None else logits
-        found[attention] = logits.amax((0, 2, 3))
+        largest = logits.amax((0, 2, 3))
+        found[attention] = largest.maximum(found.get(attention, largest))
 
     def of_call(x, memory=None, lengths=None, causal=False):
         return x, memory, lengths

@@ -8,6 +8,7 @@
 # No phase stops the next. A job that hangs or kills its CUDA context ends its process; the phase
 # then starts again behind that job. Wheels in deps/wheels/ are unpacked and put on PYTHONPATH, for
 # machines without a network (pip download --no-deps -d deps/wheels ftfy wcwidth).
+# TRAIN="--dataset toy" says what train.py is to train in the phase weights.
 # LIMITS="340 60 80 80" sets the seconds of the first four phases, TOTAL=620 those of everything.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3} OUT=${OUT:-out/gpu} TOTAL=${TOTAL:-620} dry="" chosen=""

@@ -22,6 +22,27 @@ TYPES = torch.float32, torch.float16, torch.bfloat16
 
 
 @triton.jit
+def guided(o, c, scale):
+    """torch.lerp, which starts from the nearer end."""
+    return tl.where(scale < 0.5, o + scale * (c - o), c - (c - o) * (1.0 - scale))
+
+
+@triton.jit
+def advanced(o, x, x0, p_x, p_out, c_x, c_0, c_last, mask, CLIP: tl.constexpr, LAST: tl.constexpr):
+    """The new x of the network's output o. x, x0: addresses, which are written to."""
+    old = tl.load(x, mask=mask, other=0.0)
+    now = p_x * old + p_out * o
+    if CLIP:
+        now = tl.minimum(tl.maximum(now, -1.0), 1.0)
+    new = c_x * old + c_0 * now
+    if LAST:
+        new += c_last * tl.load(x0, mask=mask, other=0.0)
+    tl.store(x, new, mask=mask)
+    tl.store(x0, now, mask=mask)
+    return new
+
+
+@triton.jit
 def advance(out, x, x0, tokens, time, pe, p_x, p_out, c_x, c_0, c_last, scale, B, out_stride,
             N: tl.constexpr, L: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
             BOTH: tl.constexpr, CLIP: tl.constexpr, LAST: tl.constexpr):
@@ -47,19 +68,9 @@ def advance(out, x, x0, tokens, time, pe, p_x, p_out, c_x, c_0, c_last, scale, B
         o = tl.load(out + b * out_stride + n * D + d, mask=there, other=0.0).to(tl.float32)
         if BOTH:
             c = tl.load(out + (B + b) * out_stride + n * D + d, mask=there, other=0.0)
-            c = c.to(tl.float32)
-            # as torch.lerp has it, from the nearer end
-            o = tl.where(scale < 0.5, o + scale * (c - o), c - (c - o) * (1.0 - scale))
+            o = guided(o, c.to(tl.float32), scale)
         mine = (b * N + n) * D + d
-        old = tl.load(x + mine, mask=there, other=0.0)
-        now = p_x * old + p_out * o
-        if CLIP:
-            now = tl.minimum(tl.maximum(now, -1.0), 1.0)
-        new = c_x * old + c_0 * now
-        if LAST:
-            new += c_last * tl.load(x0 + mine, mask=there, other=0.0)
-        tl.store(x + mine, new, mask=there)
-        tl.store(x0 + mine, now, mask=there)
+        new = advanced(o, x + mine, x0 + mine, p_x, p_out, c_x, c_0, c_last, there, CLIP, LAST)
         position = tl.load(pe + n * D + d, mask=there, other=0.0).to(tl.float32)
         row = (new.to(dtype).to(tl.float32) + position).to(dtype)
         tl.store(at, row, mask=there)
@@ -104,18 +115,9 @@ def advance_narrow(out, x, x0, tokens, time, pe, w_in, b_in, w_out, b_out, p_x, 
                 c += tl.sum(weight * hidden.to(tl.float32)[None, :], 1)
         o = o.to(dtype).to(tl.float32)
         if BOTH:
-            c = c.to(dtype).to(tl.float32)
-            o = tl.where(scale < 0.5, o + scale * (c - o), c - (c - o) * (1.0 - scale))
+            o = guided(o, c.to(dtype).to(tl.float32), scale)
         mine = (b * N + n) * W + w
-        old = tl.load(x + mine, mask=inside, other=0.0)
-        now = p_x * old + p_out * o
-        if CLIP:
-            now = tl.minimum(tl.maximum(now, -1.0), 1.0)
-        new = c_x * old + c_0 * now
-        if LAST:
-            new += c_last * tl.load(x0 + mine, mask=inside, other=0.0)
-        tl.store(x + mine, new, mask=inside)
-        tl.store(x0 + mine, now, mask=inside)
+        new = advanced(o, x + mine, x0 + mine, p_x, p_out, c_x, c_0, c_last, inside, CLIP, LAST)
         new = new.to(dtype).to(tl.float32)
         for start in range(0, D, CHUNK):
             d = start + tl.arange(0, CHUNK)
@@ -156,13 +158,15 @@ def walk(steps, x_T, tokens, times, pe, ask, scale=None, clip=False, narrow=None
     pe       (>= N, D): the positions of the latent tokens
     ask      tokens -> the network's output for the first N of them
     scale    of guidance; None without
-    narrow   for latent tokens of W < D numbers, x_T (B, N, W): w_in (N, D, W), b_in (N, D), w_out
-             (N, W, D), b_out (N, W), the Linears before and after what `ask` computes"""
+    narrow   for latent tokens of W < D numbers, x_T (B, N, W): the N Linears W -> D before what
+             `ask` computes, and the N Linears D -> W behind it"""
     (B, N, W), both, D = x_T.shape, scale is not None, tokens.shape[2]
     x, x0, pe = x_T.clone(), torch.zeros_like(x_T), pe.contiguous()
     kernel, more, sizes = advance, (), {"BD": max(16, triton.next_power_of_2(D))}
     if narrow:
-        kernel, more = advance_narrow, [t.contiguous() for t in narrow]
+        kernel = advance_narrow
+        more = [torch.stack([getattr(linear, name) for linear in side])
+                for side in narrow for name in ("weight", "bias")]
         BW = max(16, triton.next_power_of_2(W))
         sizes = {"W": W, "BW": BW, "CHUNK": max(1, min(triton.next_power_of_2(D), NUMBERS // BW))}
     assert tokens.is_contiguous() and times.is_contiguous() and x.is_contiguous()

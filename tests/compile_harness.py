@@ -22,6 +22,7 @@ import kernels  # noqa: F401 (brings in the modules below)
 from diffusion import Step
 from kernels import backend
 from kernels.tiles import attention_tiles
+from latents import EachToken
 from transformer import Stack
 
 MODULES = {name: sys.modules[f"kernels.{name}"]
@@ -165,8 +166,8 @@ def denoising_launches(arch, dtype, sizes=((1, 3, 256), (2, 5, 160), (4, 7, 48),
     narrower latent tokens, their width."""
     with recorded(arch) as found, torch.no_grad(), torch.device("meta"):
         for N, L, D, *W in sizes:
-            narrow = [torch.empty(N, *size, dtype=dtype) for W in W
-                      for size in ((D, W), (D,), (W, D), (W,))]
+            narrow = [EachToken(N, *size).to(dtype) for width in W
+                      for size in ((width, D), (D, width))]
             for scale, last in ((None, 0.0), (7.5, 0.0), (7.5, 0.1)):
                 copies = 1 + (scale is not None)
                 x, pe = torch.empty(2, N, *(W or [D])), torch.empty(L, D, dtype=dtype)

@@ -159,6 +159,10 @@ def test_all_layers_of_a_network_are_limited_each_by_its_own_logits():
         last = clip_logits(stack, lambda: stack(x, lengths), 8.0)
     assert last < 8.1
     assert clip_logits(torch.nn.Linear(2, 2), lambda: None, 8.0) == 0.0
+    first = copy.deepcopy(layers[0])  # called twice: the larger counts
+    tops = [clip_logits(first, lambda: [first(x * size) for size in sizes], 1e6)
+            for sizes in ((1, 3), (3, 1), (3,))]
+    assert tops[0] == tops[1] == tops[2]
     for number in (torch.inf, torch.nan):  # are left to whoever looks at the loss
         before = copy.deepcopy(stack.state_dict())
         assert clip_logits(stack, lambda: stack(x * number, lengths), 8.0) == 0.0

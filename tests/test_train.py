@@ -78,8 +78,8 @@ def log(root, name):
     entries = {}
     for line in (root / "out" / name / "log.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        for name in ("frames_per_s", "loading"):
-            entry.pop(name, None)
+        for timed in ("frames_per_s", "loading"):
+            entry.pop(timed, None)
         entries.setdefault((entry["stage"], entry["step"]), {}).update(entry)
     return entries
 
@@ -602,6 +602,21 @@ def test_other_models_train_too(root, flags):
         kind
     ]
     assert model.generate(*conditions, lengths=[44], seed=0)[1].isfinite().all()
+
+
+def test_micro_batches_are_one_batch_for_losses_and_for_the_limit_of_logits(root):
+    logs = []
+    for parts in (1, 2):
+        done = run(root, f"--name=parts{parts}", "--stage=vae", "--vae.dropout=0",
+                   "--vae.attention_dropout=0", f"--train_vae.accumulate={parts}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        logs.append(log(root, f"parts{parts}"))
+    one, two = logs
+    looks = [step for step in one if "logit" in one[step]]
+    assert looks == [("vae", 1), ("vae", 11)] and one["vae", 1]["logit"] > 0.2
+    for step, values in one.items():
+        for key in {"loss", "logit", "val_loss"} & set(values):
+            assert two[step][key] == pytest.approx(values[key], rel=1e-3), (step, key)
 
 
 @pytest.mark.parametrize(
