@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from kernels import graphs
+from kernels import graphs, split_heads
 from transformer import Attention, length_mask
 
 LOOK = 10  # steps from one look at the logits to the next
@@ -156,7 +156,7 @@ def clip_logits(network, run, limit):
 
     def look(attention, args, kwargs):
         x, memory, lengths = of_call(*args, **kwargs)
-        q, k, _ = attention.project(x, memory)
+        q, k, _ = split_heads(*attention.packed(x, memory), attention.heads)
         logits = (q.float() @ k.float().mT).abs() / q.shape[-1] ** 0.5
         if lengths is not None:  # padding counts for nothing
             real = length_mask(lengths, logits.shape[-1])

@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from fast import attend_to_memory
-from kernels import add_layer_norm, attention, dropout, few_rows, linear_gelu
+from kernels import add_layer_norm, dropout, few_rows, linear_gelu, packed_attention
 
 # --------------------------------------------------------------------------------------------------
 # Lengths and positions
@@ -103,21 +103,17 @@ class Attention(nn.Module):
 
         lengths (B,): only the first lengths[i] keys of sample i are attended to; None: all of them.
         causal: token i sees tokens 0..i only."""
-        q, k, v = self.project(x, memory)  # (B, H, *, D / H) each
-        o = attention(q, k, v, lengths, causal, self.dropout if self.training else 0.0)
-        return self.out_proj(o.transpose(1, 2).reshape(x.shape))
+        p = self.dropout if self.training else 0.0
+        o = packed_attention(*self.packed(x, memory), self.heads, lengths, causal, p)
+        return self.out_proj(o)
 
-    def project(self, x, memory):
-        """Queries of x; keys and values of the memory, or of x itself, which takes one product."""
+    def packed(self, x, memory):
+        """-> queries (B, L, D) of x, and keys and values (B, M, 2 D) of the memory; without one all
+        three (B, L, 3 D) of x, which takes one product, and None."""
         D, (weight, bias) = x.shape[-1], (self.in_proj_weight, self.in_proj_bias)
         if memory is None:
-            return self.split(F.linear(x, weight, bias), 3)
-        return (*self.split(F.linear(x, weight[:D], bias[:D]), 1),
-                *self.split(F.linear(memory, weight[D:], bias[D:]), 2))
-
-    def split(self, t, n):
-        """(B, L, n * D) -> n tensors (B, H, L, D / H)"""
-        return t.unflatten(-1, (n, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            return F.linear(x, weight, bias), None
+        return F.linear(x, weight[:D], bias[:D]), F.linear(memory, weight[D:], bias[D:])
 
 
 class Layer(nn.Module):

@@ -8,7 +8,7 @@
 This file picks the path. Environment variables overrule it:
 
     MLD_KERNELS=auto      the default: Triton for CUDA tensors of a supported shape and type; C
-                          on a CPU, for a few rows of tokens and for dropout; else plain torch
+                          on a CPU, for a few rows of tokens and in training; else plain torch
     MLD_KERNELS=triton    Triton, or an error that says why not: never a silent fallback
     MLD_KERNELS=torch     plain torch
     MLD_GRAPH=auto, 0, 1  CUDA graphs of the sampler (graphs.py)
@@ -26,6 +26,8 @@ from kernels import attention as attention_kernels  # below, a function takes it
 from kernels import backend, denoiser_layer, denoising_step, few_rows, graphs  # noqa: F401
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
+from kernels import training
+from kernels.attention import split_heads
 from kernels.backend import calls, launched
 from kernels.denoiser_layer import blocks_of  # noqa: F401
 from kernels.dropout import dropout  # noqa: F401
@@ -52,6 +54,15 @@ def attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
     return operators.attention(q, k, v, lengths, seed, causal, dropout_p)[0]
 
 
+def packed_attention(q, kv, heads, lengths=None, causal=False, dropout_p=0.0):
+    """The same for numbers as a Linear makes them: q (B, L, H D) and kv (B, M, 2 H D), keys before
+    values, or q (B, L, 3 H D) and None -> (B, L, H D)."""
+    if training.takes_attention(q, kv, lengths, dropout_p):
+        return training.attention(q, kv, heads, lengths, causal)
+    o = attention(*split_heads(q, kv, heads), lengths, causal, dropout_p)
+    return o.transpose(1, 2).flatten(2)
+
+
 def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_sum=False):
     """Layer norm of s = residual + dropout(x) over the last dimension.
 
@@ -74,6 +85,8 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_su
 
 def linear_gelu(x, weight, bias, dropout_p=0.0):
     """dropout(gelu(x weight^T + bias)), exact (erf) GELU: x (..., C), weight (F, C) -> (..., F)."""
+    if x.device.type == "cpu" and training.takes_gelu(x, weight, bias):
+        return dropout(training.linear_gelu(x, weight, bias), dropout_p, in_place=True)
     if path("linear_gelu", x, gelu_kernels.unsupported, weight, bias) == "torch":
         return gelu_kernels.torch_linear_gelu(x, weight, bias, dropout_p)
     seed = operators.new_seed(x, dropout_p)

@@ -72,6 +72,15 @@ def torch_attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
     return o.transpose(1, 2).contiguous().transpose(1, 2)
 
 
+def split_heads(q, kv, heads):
+    """q (B, L, H D) and kv (B, M, 2 H D), keys before values, or q (B, L, 3 H D) and None -> q, k
+    and v (B, H, *, D), without a copy."""
+    def parts(t, n):
+        return t.unflatten(-1, (n, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    return parts(q, 3) if kv is None else (*parts(q, 1), *parts(kv, 2))
+
+
 # --------------------------------------------------------------------------------------------------
 # What all kernels share
 #

@@ -5,9 +5,6 @@ same mixing function as in the Triton kernels, so both drop the same numbers. Al
 (R, C) and contiguous; the number of row 0 is `first`. What is dropped becomes 0, even NaN. */
 #include "rows.h"
 
-typedef uint32_t bits __attribute__((vector_size(4 * V)));
-typedef uint16_t halves __attribute__((vector_size(2 * V), aligned(2), may_alias));
-
 /* A seed; which of 2^24 equally likely numbers are dropped; the factor of those that stay */
 typedef struct { uint64_t seed; int threshold; float factor; } Rule;
 
@@ -35,31 +32,6 @@ INLINE vec dropped(vec x, uint32_t key, bits columns, const Rule *rule) {
     bits drawn = key ^ columns;
     MIX_ALL(drawn);
     return (vec)((ivec)(x * rule->factor) & ((ivec)(drawn >> 8) >= rule->threshold));
-}
-
-/* V numbers of either type; fewer at the end of a row */
-INLINE vec take(const void *x, int bf16, int64_t at, int64_t count) {
-    if (bf16) {
-        halves h = {0};
-        if (count >= V) h = *(const halves *)((const uint16_t *)x + at);
-        else memcpy(&h, (const uint16_t *)x + at, 2 * count);
-        return (vec)(__builtin_convertvector(h, bits) << 16);
-    }
-    vec v = {0};
-    if (count >= V) return AT((const float *)x + at);
-    memcpy(&v, (const float *)x + at, 4 * count);
-    return v;
-}
-
-INLINE void put(vec v, void *y, int bf16, int64_t at, int64_t count) {
-    if (bf16) {  /* rounded to the nearest, ties to even */
-        bits b = (bits)v, nan = (bits)(v != v);
-        b = ((b + 0x7FFF + (b >> 16 & 1)) & ~nan) | ((b | 0x400000) & nan);
-        halves h = __builtin_convertvector(b >> 16, halves);
-        if (count >= V) *(halves *)((uint16_t *)y + at) = h;
-        else memcpy((uint16_t *)y + at, &h, 2 * count);
-    } else if (count >= V) AT((float *)y + at) = v;
-    else memcpy((float *)y + at, &v, 4 * count);
 }
 
 INLINE void drop_rows(const void *x, const void *residual, void *y, int x_bf16, int y_bf16,

@@ -80,21 +80,29 @@ def library():
     return made
 
 
-def unsupported(x, dropout_p, *others):
-    """Why dropout.c cannot drop a share `dropout_p` of x; empty if it can. others: tensors that
-    take part, or None."""
+def unwatched(*tensors):
+    """Why C cannot work on these tensors (None is none) behind torch's back; empty if it can."""
     if backend.MODE != "auto" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "MLD_KERNELS must be auto, and nothing compiled or traced"
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.maybe_current_level():
         return "torch's operations are being watched or transformed"
     if torch.autograd.forward_ad._current_level >= 0:
         return "it has no forward-mode derivative"
-    for t in (x, *others):
+    for t in tensors:
         if t is not None and (type(t) not in (torch.Tensor, torch.nn.Parameter)
                               or t.device.type != "cpu" or t.dtype not in TYPES
                               or t.layout != torch.strided or t.is_neg()
                               or not torch._C._has_storage(t)):  # as in a vmap over gradients
             return "it takes float32 and bfloat16 tensors on a CPU"
+    return ""
+
+
+def unsupported(x, dropout_p, *others):
+    """Why dropout.c cannot drop a share `dropout_p` of x; empty if it can. others: tensors that
+    take part, or None."""
+    why = unwatched(x, *others)
+    if why:
+        return why
     if not x.numel() or x.dim() == 0:
         return "there is nothing to drop"
     if x.shape[-1] >= 2**32 or x.numel() // x.shape[-1] >= 2**32:

@@ -42,6 +42,8 @@ enum { V = 4, ROWS = 4 };
 #endif
 typedef float vec __attribute__((vector_size(4 * V), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * V), aligned(4), may_alias));
+typedef uint32_t bits __attribute__((vector_size(4 * V)));
+typedef uint16_t halves __attribute__((vector_size(2 * V), aligned(2), may_alias));
 #define AT(pointer) (*(vec *)(pointer))
 
 #ifdef __x86_64__  /* by itself the compiler runs out of registers and keeps a sum in memory */
@@ -94,17 +96,40 @@ INLINE vec load(const weight *w) {
 }
 #elif defined(BF16)
 typedef uint16_t weight;  /* the upper half of a float32 */
-typedef uint16_t halves __attribute__((vector_size(2 * V), aligned(2), may_alias));
-typedef uint32_t uvec __attribute__((vector_size(4 * V)));
 
 INLINE vec load(const weight *w) {
-    return (vec)(__builtin_convertvector(*(const halves *)w, uvec) << 16);
+    return (vec)(__builtin_convertvector(*(const halves *)w, bits) << 16);
 }
 #else
 typedef float weight;
 
 INLINE vec load(const weight *w) { return AT(w); }
 #endif
+
+/* V numbers of either type; fewer at the end of a row */
+INLINE vec take(const void *x, int bf16, int64_t at, int64_t count) {
+    if (bf16) {
+        halves h = {0};
+        if (count >= V) h = *(const halves *)((const uint16_t *)x + at);
+        else memcpy(&h, (const uint16_t *)x + at, 2 * count);
+        return (vec)(__builtin_convertvector(h, bits) << 16);
+    }
+    vec v = {0};
+    if (count >= V) return AT((const float *)x + at);
+    memcpy(&v, (const float *)x + at, 4 * count);
+    return v;
+}
+
+INLINE void put(vec v, void *y, int bf16, int64_t at, int64_t count) {
+    if (bf16) {  /* rounded to the nearest, ties to even */
+        bits b = (bits)v, nan = (bits)(v != v);
+        b = ((b + 0x7FFF + (b >> 16 & 1)) & ~nan) | ((b | 0x400000) & nan);
+        halves h = __builtin_convertvector(b >> 16, halves);
+        if (count >= V) *(halves *)((uint16_t *)y + at) = h;
+        else memcpy((uint16_t *)y + at, &h, 2 * count);
+    } else if (count >= V) AT((float *)y + at) = v;
+    else memcpy((float *)y + at, &v, 4 * count);
+}
 
 INLINE float dot(const float *a, const float *b, int size) {
     vec s = {0};
@@ -115,21 +140,24 @@ INLINE float dot(const float *a, const float *b, int size) {
     return total(s) + rest;
 }
 
-/* e^x to 2e-7 relative: 2^n times a polynomial (Taylor's, degree 7) on [-ln 2 / 2, ln 2 / 2] */
+/* e^x to 2e-7 relative: 2^n times a polynomial (Taylor's, degree 7) on [-ln 2 / 2, ln 2 / 2]. 0 below
+   -50: everywhere here it is then added to a larger number, and what is made of it could be too
+   small for normal floats, with which processors are a hundred times slower. */
 INLINE vec exponential(vec x) {
-    ivec low = x < -87.0f, high = x > 87.0f;
-    ivec least = (ivec)((vec){0} - 87.0f), most = (ivec)((vec){0} + 87.0f);
-    x = (vec)(((ivec)x & ~(low | high)) | (least & low) | (most & high));
+    ivec low = x < -50.0f, high = x > 87.0f;
+    ivec most = (ivec)((vec){0} + 87.0f);
+    x = (vec)(((ivec)x & ~(low | high)) | (most & high));
     vec n = x * 1.4426950409f + 12582912.0f;  /* 1.5 * 2^23: the sum has no room for a fraction */
     n -= 12582912.0f;
-    vec r = x - n * 0.693145752f - n * 1.42860677e-6f, p = r / 5040 + 1.0f / 720;
+    vec r = x - n * 0.693145752f - n * 1.42860677e-6f, p = r * (1.0f / 5040) + 1.0f / 720;
     p = p * r + 1.0f / 120;
     p = p * r + 1.0f / 24;
     p = p * r + 1.0f / 6;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+    p *= (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+    return (vec)((ivec)p & ~low);
 }
 
 enum { GELU, RELU, QUICK_GELU };

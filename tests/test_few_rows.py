@@ -245,7 +245,8 @@ def test_weights_that_c_does_not_read_run_as_the_stack(change, after_a_run):
         check(stack, x)
     change(stack)
     found, count = ran(lambda: fast.few_tokens(stack, x))
-    assert count == 0 and torch.equal(found, stack(x))
+    with torch.no_grad():  # with gradients, training.c computes it
+        assert count == 0 and torch.equal(found, stack(x))
     change(stack)
     assert ran(lambda: fast.few_tokens(stack, x))[1] == 0
 
@@ -255,7 +256,8 @@ def test_layers_of_different_settings_run_as_the_stack(change):
     stack, x = stack_of(), torch.randn(1, 3, 32)
     change(stack)
     found, count = ran(lambda: fast.few_tokens(stack, x))
-    assert count == 0 and torch.equal(found, stack(x))
+    with torch.no_grad():
+        assert count == 0 and torch.equal(found, stack(x))
 
 
 def in_all_layers(**settings):
