@@ -13,6 +13,8 @@ from data import to_device
 from kernels import graphs
 from optimizers import LOOK, clip_logits, learning_rate, make_optimizers
 
+ASTRAY = 1.1  # times the best loss on val: from there on it is said
+
 
 def fit(run, stage):
     """Train `stage` for its number of steps and leave it with its best weights. Returns whether it
@@ -248,6 +250,7 @@ class Loop:
         self.stage.eval()
         with averaged(self.params, self.ema), run.autocast():
             values = self.stage.validate()
+            note = astray(values["loss"], self.best)
             if values["loss"] < self.best:
                 self.best = values["loss"]
                 run.from_main(lambda: run.save(self.best_file, self.stage.state_dict(),
@@ -256,17 +259,28 @@ class Loop:
                 run.from_main(lambda: self.stage.show(self.step))
         self.stage.train()
         words = ", ".join(f"val {key} {value:.4g}" for key, value in values.items())
-        run.say(f"{self.name} step {self.step}: {words}")
+        run.say(f"{self.name} step {self.step}: {words}{note}")
         run.log(stage=self.name, step=self.step,
                 **{f"val_{key}": value for key, value in values.items()})
 
     def finish(self):
-        """Take the best weights, and show what they do."""
-        best = self.run.from_main(lambda: checkpoint.load(self.best_file)["model"])
+        """Take the best weights, say of which step they are, and show what they do."""
+        best, step = self.run.from_main(lambda: [checkpoint.load(self.best_file)[key]
+                                                 for key in ("model", "step")])
         checkpoint.fill(self.stage, best, self.best_file)
+        self.run.say(f"{self.name}: kept are the weights of step {step}, the best on val")
         self.stage.eval()
         with self.run.autocast():
             self.run.from_main(lambda: self.stage.show(self.step))
+
+
+def astray(loss, best):
+    """What is said of a loss on val far above the best so far; of another one nothing."""
+    if loss <= ASTRAY * best:
+        return ""
+    return (f"\n  {loss / best - 1:.0%} above the best so far: the training has gone astray, or it "
+            "learns its clips by heart. What is kept are the weights of the best; docs/training.md "
+            "has what helps.")
 
 
 def fresh():

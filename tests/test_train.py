@@ -790,6 +790,21 @@ class WithoutAGraph:
         return {name: value.detach() for name, value in losses.items()}
 
 
+def test_a_training_that_goes_astray_says_so_and_keeps_its_best(root, monkeypatch, capsys):
+    losses = iter([2.0, 1.0, 1.09, 1.2])
+    flags = command(root, "--name=astray", "--stage=vae", "--train.eval_every=3",
+                    "--train.sample_every=0")[2:]
+    options = train.Options()
+    config, _ = parse_args(flags, options, "")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(stages.VAEStage, "validate", lambda self: {"loss": next(losses)})
+    train.train(config, options)
+    said = capsys.readouterr().out
+    assert said.count("above the best so far") == 1 and "1.2\n  20% above" in said
+    assert "vae: kept are the weights of step 6, the best on val" in said
+    assert checkpoint.load(root / "out" / "astray" / "vae_best.pt")["step"] == 6
+
+
 @pytest.mark.parametrize("condition", ["text", "action", "none"])
 def test_steps_that_a_graph_can_record_train_the_same(root, condition, monkeypatch, capsys):
     """Batches as tensors of few shapes, losses read after the optimiser's step, the next batch
