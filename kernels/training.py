@@ -1,10 +1,10 @@
 """Attention among few keys, and bias + GELU, for training on a CPU: one call of C each way.
 
-torch cuts attention into eight operations and as many copies, and its GELU of bfloat16 numbers
-works one by one; in the denoiser, where a clip has a handful of tokens, that took a third of a
-training step. training.c reads q, k and v as the Linear before it made them, side by side, and
-writes their gradient in the same way, so nothing is moved in between. Sums and probabilities are
-float32. Kept for the backward is what came in.
+torch cuts attention into eight operations and as many copies; in the denoiser, where a clip has a
+handful of tokens, that took a quarter of a training step. training.c reads q, k and v as the Linear
+before it made them, side by side, and writes their gradient in the same way, so nothing is moved in
+between. GELU adds the bias, and sums its gradient, on the way. Sums and probabilities are float32.
+Kept for the backward is what came in.
 """
 import ctypes
 import functools
@@ -64,7 +64,10 @@ def unsupported(*tensors):
 
 def takes_attention(q, kv, lengths, dropout_p):
     """Whether `attention` can take these."""
-    if dropout_p or q.dim() != 3 or kv is not None and (kv.dim() != 3 or kv.dtype != q.dtype):
+    if dropout_p or q.dim() != 3:
+        return False
+    if kv is not None and (kv.shape != (len(q), kv.shape[1], 2 * q.shape[2]) or
+                           kv.dtype != q.dtype):
         return False
     keys = (q if kv is None else kv).shape[1]
     if not q.numel() or not 0 < keys <= MOST_KEYS:
@@ -144,7 +147,8 @@ def plain(q, kv, heads, lengths, causal):
 
 def takes_gelu(x, weight, bias):
     """Whether `linear_gelu` can take these."""
-    return bool(x.numel()) and bias.dtype == torch.float32 and not unsupported(weight, x, bias)
+    alike = bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
+    return alike and bool(x.numel()) and not unsupported(weight, x, bias)
 
 
 def linear_gelu(x, weight, bias):

@@ -211,6 +211,13 @@ def test_without_a_compiler_torch_trains(monkeypatch):
     near(o, reference(q, None, 2), EXACT)
 
 
+def test_samples_that_do_not_match_are_torchs_to_refuse_or_to_repeat():
+    q, kv = packed(1, 4, 3, 2, 8, torch.float32)[0], packed(5, 1, 3, 2, 8, torch.float32)[1]
+    with kernels.expect("torch"):
+        o = kernels.packed_attention(q, kv, 2)
+    near(o, reference(q.expand(5, -1, -1), kv, 2), EXACT)
+
+
 # --------------------------------------------------------------------------------------------------
 # Bias + GELU
 
@@ -260,6 +267,12 @@ def test_linear_gelu_in_training():
         half = kernels.linear_gelu(x, weight, bias)
     assert half.dtype == torch.float16
     near(half, y, ROUNDED)
+
+
+def test_a_bias_of_another_size_is_refused():
+    x, weight = torch.randn(3, 12), torch.randn(20, 12, requires_grad=True)
+    with pytest.raises(RuntimeError):
+        kernels.linear_gelu(x, weight, torch.randn(7))
 
 
 def test_gradients_of_gelus_gradients():
