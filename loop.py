@@ -265,22 +265,21 @@ class Loop:
 
     def finish(self):
         """Take the best weights, say of which step they are, and show what they do."""
-        best, step = self.run.from_main(lambda: [checkpoint.load(self.best_file)[key]
-                                                 for key in ("model", "step")])
-        checkpoint.fill(self.stage, best, self.best_file)
-        self.run.say(f"{self.name}: kept are the weights of step {step}, the best on val")
+        best = self.run.from_main(lambda: checkpoint.load(self.best_file))
+        checkpoint.fill(self.stage, best["model"], self.best_file)
+        self.run.say(f"{self.name}: kept are the weights of step {best['step']}, the best on val")
         self.stage.eval()
         with self.run.autocast():
             self.run.from_main(lambda: self.stage.show(self.step))
 
 
 def astray(loss, best):
-    """What is said of a loss on val far above the best so far; of another one nothing."""
+    """What is said of a loss on val far above the best so far, or none; of another one nothing."""
     if loss <= ASTRAY * best:
         return ""
-    return (f"\n  {loss / best - 1:.0%} above the best so far: the training has gone astray, or it "
-            "learns its clips by heart. What is kept are the weights of the best; docs/training.md "
-            "has what helps.")
+    return (f"\n  The best so far was {best:.4g}: the training has gone astray, or it learns its "
+            "clips by heart. What is kept are the weights of the best; docs/training.md has what "
+            "helps.")
 
 
 def fresh():

@@ -97,7 +97,8 @@ def draw(made):
            cells(made["feature"], 120, 16), arrow(141),
            heading(178, f"The denoiser, asked {len(made['latents'])} times", "(2, 5, 128)"),
            boxes(188, ("latent", "latent", "level", "text", "length")),
-           text(LEFT, 240, f"answer = {scale} × with the sentence − {scale - 1} × without", "soft"),
+           text(LEFT, 240, f"answer = {scale} × with the sentence − {scale - 1} × without",
+                "soft"),
            heading(276, "The latent, from noise to motion", "(1, 2, 128)")]
     y = 286
     for i in (0, 12, 24, 36, len(made["latents"]) - 1):

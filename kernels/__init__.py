@@ -85,7 +85,7 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.0, return_su
 
 def linear_gelu(x, weight, bias, dropout_p=0.0):
     """dropout(gelu(x weight^T + bias)), exact (erf) GELU: x (..., C), weight (F, C) -> (..., F)."""
-    if x.device.type == "cpu" and training.takes_gelu(x, weight, bias):
+    if training.takes_gelu(x, weight, bias):
         return dropout(training.linear_gelu(x, weight, bias), dropout_p, in_place=True)
     if path("linear_gelu", x, gelu_kernels.unsupported, weight, bias) == "torch":
         return gelu_kernels.torch_linear_gelu(x, weight, bias, dropout_p)

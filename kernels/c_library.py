@@ -65,6 +65,23 @@ def load(source, options, flags):
         return f"{source} could not be built: {error}"
 
 
+def functions(name, signatures):
+    """The library of kernels/NAME for this machine, its functions declared as `signatures` says,
+    {function: (type of the result, types of the arguments)}; or a text that says why there is
+    none."""
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    made = load(source, ["-O2"], machine_flags())
+    if isinstance(made, str):
+        return made
+    try:
+        for function, (result, arguments) in signatures.items():
+            getattr(made, function).restype = result
+            getattr(made, function).argtypes = arguments
+    except AttributeError as error:
+        return f"the C compiler made something else of {name}: {error}"
+    return made
+
+
 def digest(content):
     return hashlib.sha256(content).hexdigest()
 

@@ -11,7 +11,6 @@ a training step. Both drop the same elements for the same seed.
 """
 import ctypes
 import functools
-import os
 
 import torch
 import torch.nn.functional as F
@@ -60,24 +59,17 @@ MAX_THREADS = 16  # these are short calls
 TYPES = torch.float32, torch.bfloat16
 
 
+POINTER, NUMBER, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+RULE = [SIZE, SIZE, SIZE, SIZE, NUMBER, ctypes.c_float, NUMBER]  # what `rule` gives
+SOFTMAX = [POINTER, POINTER, POINTER, SIZE, ctypes.c_float, *RULE]
+SIGNATURES = {"drop": (None, [POINTER, POINTER, POINTER, NUMBER, NUMBER, *RULE]),
+              "softmax_drop": (None, SOFTMAX), "softmax_drop_backward": (None, [POINTER, *SOFTMAX])}
+
+
 @functools.lru_cache(maxsize=None)
 def library():
     """dropout.c with its functions declared, or a text that says why there is none."""
-    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "dropout.c")
-    made = c_library.load(source, ["-O2"], c_library.machine_flags())
-    if isinstance(made, str):
-        return made
-    pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    end = [size, size, size, size, number, ctypes.c_float, number]
-    try:
-        made.drop.argtypes = [pointer, pointer, pointer, number, number, *end]
-        made.softmax_drop.argtypes = [pointer, pointer, pointer, size, ctypes.c_float, *end]
-        made.softmax_drop_backward.argtypes = [pointer, *made.softmax_drop.argtypes]
-        for function in (made.drop, made.softmax_drop, made.softmax_drop_backward):
-            function.restype = None
-    except AttributeError as error:
-        return f"the C compiler made something else of dropout.c: {error}"
-    return made
+    return c_library.functions("dropout.c", SIGNATURES)
 
 
 def unwatched(*tensors):

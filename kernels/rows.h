@@ -140,9 +140,9 @@ INLINE float dot(const float *a, const float *b, int size) {
     return total(s) + rest;
 }
 
-/* e^x to 2e-7 relative: 2^n times a polynomial (Taylor's, degree 7) on [-ln 2 / 2, ln 2 / 2]. 0 below
-   -50: everywhere here it is then added to a larger number, and what is made of it could be too
-   small for normal floats, with which processors are a hundred times slower. */
+/* e^x to 2e-7 relative: 2^n times a polynomial (Taylor's, degree 7) on [-ln 2 / 2, ln 2 / 2]. 0
+   below -50: everywhere here it is then added to a larger number, and what is made of it could be
+   too small for normal floats, with which processors are a hundred times slower. */
 INLINE vec exponential(vec x) {
     ivec low = x < -50.0f, high = x > 87.0f;
     ivec most = (ivec)((vec){0} + 87.0f);

@@ -217,27 +217,23 @@ static void score_gradients(const float *p, float *s, int count, int KP, float s
 #define THREAD 0
 #endif
 
-/* o (B, Lq, H, D) = softmax(q k^T / sqrt(D)) v, 0 for queries without a key. room: attention_room
-   zeros for each thread. */
-void attend(const Sizes *z, const void *q, const void *k, const void *v, void *o, float *room) {
-    int64_t each = attention_room(z);
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(z->threads) if (z->threads > 1)
-#endif
-    for (int64_t n = 0; n < (int64_t)z->B * z->H; n++) {
-        int64_t b = n / z->H, o_row = (int64_t)z->H * z->D;
-        int column = n % z->H * z->D;
-        Head h;
-        allot(z, room + each * THREAD, &h);
-        begin(z, b, column, q, k, v, 0, &h);
-        product(h.p, h.KP, 1, h.v, h.o, h.DP, h.QP, h.DP, h.count);
-        copy_out(z, h.o, o, z->Lq, o_row, b, column, z->Lq, &h);
-    }
+/* From a head's probabilities and g, the gradient of o: those of q, k and v in the places of o, k
+   and v, which are needed no more by then */
+static void gradients(const Sizes *z, Head *h) {
+    product(h->o, h->DP, 1, h->v_turned, h->s, h->KP, h->QP, h->KP, z->D);
+    for (int i = 0; i < z->Lq; i++)
+        score_gradients(h->p + (int64_t)i * h->KP, h->s + (int64_t)i * h->KP, seen(z, h, i), h->KP,
+                        1 / sqrtf(z->D));
+    product(h->p, 1, h->KP, h->o, h->v, h->DP, up(h->count, TILE), h->DP, z->Lq);
+    product(h->s, h->KP, 1, h->k, h->o, h->DP, h->QP, h->DP, h->count);
+    product(h->s, 1, h->KP, h->q, h->k, h->DP, up(h->count, TILE), h->DP, z->Lq);
 }
 
-/* The gradients dq, dk and dv, which lie as q, k and v do, from that of o */
-void attend_backward(const Sizes *z, const void *q, const void *k, const void *v, const void *g,
-                     void *dq, void *dk, void *dv, float *room) {
+/* o (B, Lq, H, D) = softmax(q k^T / sqrt(D)) v, 0 for queries without a key. Or, with the gradient
+   g of o, the gradients dq, dk and dv, which lie as q, k and v do. room: attention_room zeros for
+   each thread. */
+void attend(const Sizes *z, const void *q, const void *k, const void *v, void *o, const void *g,
+            void *dq, void *dk, void *dv, float *room) {
     int64_t each = attention_room(z);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(z->threads) if (z->threads > 1)
@@ -247,16 +243,14 @@ void attend_backward(const Sizes *z, const void *q, const void *k, const void *v
         int column = n % z->H * z->D;
         Head h;
         allot(z, room + each * THREAD, &h);
-        begin(z, b, column, q, k, v, 1, &h);
+        begin(z, b, column, q, k, v, g != NULL, &h);
+        if (!g) {
+            product(h.p, h.KP, 1, h.v, h.o, h.DP, h.QP, h.DP, h.count);
+            copy_out(z, h.o, o, z->Lq, o_row, b, column, z->Lq, &h);
+            continue;
+        }
         copy_in(z, g, z->Lq, o_row, b, column, z->Lq, &h, h.o, NULL);
-        product(h.o, h.DP, 1, h.v_turned, h.s, h.KP, h.QP, h.KP, z->D);
-        for (int i = 0; i < z->Lq; i++)
-            score_gradients(h.p + (int64_t)i * h.KP, h.s + (int64_t)i * h.KP, seen(z, &h, i), h.KP,
-                            1 / sqrtf(z->D));
-        /* each takes the place of what is needed no more */
-        product(h.p, 1, h.KP, h.o, h.v, h.DP, up(h.count, TILE), h.DP, z->Lq);
-        product(h.s, h.KP, 1, h.k, h.o, h.DP, h.QP, h.DP, h.count);
-        product(h.s, 1, h.KP, h.q, h.k, h.DP, up(h.count, TILE), h.DP, z->Lq);
+        gradients(z, &h);
         copy_out(z, h.o, dq, z->Lq, z->q_row, b, column, z->Lq, &h);
         copy_out(z, h.k, dk, z->Lk, z->k_row, b, column, h.count, &h);
         copy_out(z, h.v, dv, z->Lk, z->k_row, b, column, h.count, &h);

@@ -8,7 +8,6 @@ Kept for the backward is what came in.
 """
 import ctypes
 import functools
-import os
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kernels import c_library
 from kernels.attention import split_heads, torch_attention
 from kernels.backend import calls
-from kernels.dropout import MAX_THREADS, TYPES, unwatched
+from kernels.dropout import MAX_THREADS, NUMBER, POINTER, SIZE, TYPES, unwatched
 
 MOST_KEYS = 256  # from there on torch's products are as fast
 
@@ -27,24 +26,17 @@ class Sizes(ctypes.Structure):
         ("q_row", ctypes.c_int64), ("k_row", ctypes.c_int64), ("lengths", ctypes.c_void_p)]
 
 
+GELU = [NUMBER, SIZE, SIZE, NUMBER]
+SIGNATURES = {
+    "attention_room": (SIZE, [ctypes.POINTER(Sizes)]),
+    "attend": (None, [ctypes.POINTER(Sizes), *[POINTER] * 9]),
+    "bias_gelu": (None, [POINTER] * 3 + GELU), "bias_gelu_backward": (None, [POINTER] * 5 + GELU)}
+
+
 @functools.lru_cache(maxsize=None)
 def library():
     """training.c with its functions declared, or a text that says why there is none."""
-    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "training.c")
-    made = c_library.load(source, ["-O2"], c_library.machine_flags())
-    if isinstance(made, str):
-        return made
-    pointer, number, size, sizes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int64,
-                                    ctypes.POINTER(Sizes))
-    try:
-        made.attention_room.argtypes, made.attention_room.restype = [sizes], size
-        made.attend.argtypes = [sizes, *[pointer] * 5]
-        made.attend_backward.argtypes = [sizes, *[pointer] * 8]
-        made.bias_gelu.argtypes = [pointer] * 3 + [number, size, size, number]
-        made.bias_gelu_backward.argtypes = [pointer] * 5 + [number, size, size, number]
-    except AttributeError as error:
-        return f"the C compiler made something else of training.c: {error}"
-    return made
+    return c_library.functions("training.c", SIGNATURES)
 
 
 def unsupported(*tensors):
@@ -52,10 +44,8 @@ def unsupported(*tensors):
     can."""
     if not torch.is_grad_enabled() or not tensors[0].requires_grad:
         return "there is no gradient"
-    why = unwatched(*tensors)
-    if not why and isinstance(library(), str):
-        why = library()
-    return why
+    why, made = unwatched(*tensors), library()
+    return why or (made if isinstance(made, str) else "")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -64,7 +54,7 @@ def unsupported(*tensors):
 
 def takes_attention(q, kv, lengths, dropout_p):
     """Whether `attention` can take these."""
-    if dropout_p or q.dim() != 3:
+    if dropout_p or unsupported(q, kv) or q.dim() != 3:
         return False
     if kv is not None and (kv.shape != (len(q), kv.shape[1], 2 * q.shape[2]) or
                            kv.dtype != q.dtype):
@@ -72,9 +62,7 @@ def takes_attention(q, kv, lengths, dropout_p):
     keys = (q if kv is None else kv).shape[1]
     if not q.numel() or not 0 < keys <= MOST_KEYS:
         return False
-    if lengths is not None and lengths.device.type != "cpu":
-        return False
-    return not unsupported(q, *([] if kv is None else [kv]))
+    return lengths is None or lengths.device.type == "cpu"
 
 
 def attention(q, kv, heads, lengths=None, causal=False):
@@ -94,7 +82,7 @@ class Attention(torch.autograd.Function):
         ctx.rest = heads, causal
         sizes, pointers, room = laid_out(q, kv, lengths, heads, causal)
         o = q.new_empty(*q.shape[:2], sizes.H * sizes.D)
-        library().attend(sizes, *pointers, o.data_ptr(), room.data_ptr())
+        library().attend(sizes, *pointers, o.data_ptr(), *[None] * 4, room.data_ptr())
         return o
 
     @staticmethod
@@ -110,8 +98,8 @@ class Attention(torch.autograd.Function):
         sizes, pointers, room = laid_out(q, kv, lengths, heads, causal)
         do, dq = do.contiguous(), torch.empty_like(q)
         dkv = None if kv is None else torch.empty_like(kv)
-        library().attend_backward(sizes, *pointers, do.data_ptr(), *places(dq, dkv, sizes),
-                                  room.data_ptr())
+        library().attend(sizes, *pointers, None, do.data_ptr(), *places(dq, dkv, sizes),
+                         room.data_ptr())
         return dq, dkv, None, None, None
 
 
@@ -147,8 +135,9 @@ def plain(q, kv, heads, lengths, causal):
 
 def takes_gelu(x, weight, bias):
     """Whether `linear_gelu` can take these."""
-    alike = bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
-    return alike and bool(x.numel()) and not unsupported(weight, x, bias)
+    if unsupported(weight, x, bias) or not x.numel():
+        return False
+    return bias.dtype == torch.float32 and bias.shape == weight.shape[:1]
 
 
 def linear_gelu(x, weight, bias):

@@ -2,6 +2,7 @@
 import os
 import pathlib
 import pickle
+import shutil
 
 # the tests run in parallel processes: one thread each is fastest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,3 +51,17 @@ LONG = {"test_all_cases_in_the_interpreter", "test_all_configurations_compile", 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.name not in LONG)
+
+
+def for_avx2(name, signatures, folder):
+    """The library of the C file kernels/NAME for a processor without AVX-512."""
+    from kernels import c_library
+
+    if "avx2" not in open("/proc/cpuinfo").read() or not shutil.which("cc"):
+        pytest.skip("NOT TESTED: this processor has no AVX2, or there is no C compiler cc")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLD_CFLAGS", "-mavx2 -mfma")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        made = c_library.functions(name, signatures)
+    assert not isinstance(made, str), made
+    return made

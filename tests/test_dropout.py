@@ -1,8 +1,5 @@
 """dropout.c drops what its definition says, with the right statistics, forward and backward."""
 import math
-import os
-import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +9,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-from kernels import backend, c_library, dropped_attention
+from conftest import for_avx2
+from kernels import backend, dropped_attention
 from transformer import Layer
 
 dropouts = sys.modules["kernels.dropout"]  # kernels.dropout is the function
@@ -55,17 +53,7 @@ def made(request, tmp_path_factory):
     """The library as it is here, and for a processor without AVX-512."""
     if request.param == "as built":
         return LIBRARY
-    if "avx2" not in open("/proc/cpuinfo").read() or not shutil.which("cc"):
-        pytest.skip("NOT TESTED: this processor has no AVX2, or there is no C compiler cc")
-    path = str(tmp_path_factory.mktemp("avx2") / "library.so")
-    source = os.path.join(os.path.dirname(c_library.__file__), "dropout.c")
-    subprocess.run(["cc", "-O2", "-mavx2", "-mfma", "-shared", "-fPIC", source, "-o", path, "-lm"],
-                   check=True)
-    other = dropouts.ctypes.CDLL(path)
-    for name in ("drop", "softmax_drop", "softmax_drop_backward"):
-        getattr(other, name).argtypes = getattr(LIBRARY, name).argtypes
-        getattr(other, name).restype = None
-    return other
+    return for_avx2("dropout.c", dropouts.SIGNATURES, tmp_path_factory.mktemp("avx2"))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -800,7 +800,8 @@ def test_a_training_that_goes_astray_says_so_and_keeps_its_best(root, monkeypatc
     monkeypatch.setattr(stages.VAEStage, "validate", lambda self: {"loss": next(losses)})
     train.train(config, options)
     said = capsys.readouterr().out
-    assert said.count("above the best so far") == 1 and "1.2\n  20% above" in said
+    assert said.count("gone astray") == 1 and "1.2\n  The best so far was 1: " in said
+    assert "gone astray" in loop.astray(float("nan"), 1.0) and not loop.astray(9.0, np.inf)
     assert "vae: kept are the weights of step 6, the best on val" in said
     assert checkpoint.load(root / "out" / "astray" / "vae_best.pt")["step"] == 6
 

@@ -1,15 +1,11 @@
 """training.c: attention among few keys, and bias + GELU, forward and backward, on a CPU."""
-import ctypes
-import os
-import shutil
-import subprocess
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import backend, c_library, split_heads, training
+from conftest import for_avx2
+from kernels import backend, split_heads, training
 from transformer import Stack
 
 LIBRARY = training.library()
@@ -30,16 +26,7 @@ def made(request, tmp_path_factory):
     if request.param == "as built":
         yield LIBRARY
         return
-    if "avx2" not in open("/proc/cpuinfo").read() or not shutil.which("cc"):
-        pytest.skip("NOT TESTED: this processor has no AVX2, or there is no C compiler cc")
-    path = str(tmp_path_factory.mktemp("avx2") / "library.so")
-    source = os.path.join(os.path.dirname(c_library.__file__), "training.c")
-    subprocess.run(["cc", "-O2", "-mavx2", "-mfma", "-shared", "-fPIC", source, "-o", path, "-lm"],
-                   check=True)
-    other = ctypes.CDLL(path)
-    for name in ("attention_room", "attend", "attend_backward", "bias_gelu", "bias_gelu_backward"):
-        getattr(other, name).argtypes = getattr(LIBRARY, name).argtypes
-        getattr(other, name).restype = getattr(LIBRARY, name).restype
+    other = for_avx2("training.c", training.SIGNATURES, tmp_path_factory.mktemp("avx2"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "library", lambda: other)
         yield other
