@@ -44,8 +44,11 @@ def unsupported(*tensors):
     can."""
     if not torch.is_grad_enabled() or not tensors[0].requires_grad:
         return "there is no gradient"
-    why, made = unwatched(*tensors), library()
-    return why or (made if isinstance(made, str) else "")
+    why = unwatched(*tensors)
+    if why:  # nor is the library looked for: what compiles a network cannot follow that
+        return why
+    made = library()
+    return made if isinstance(made, str) else ""
 
 
 # --------------------------------------------------------------------------------------------------
