@@ -371,6 +371,8 @@ def at_most(config, words, judge=False):
     numbers += v.cosines * (v.max_positions + (latent + 1) * v.latent_dim)
     numbers += stack(n.num_layers, n.latent_dim, n.ff_size, n.max_positions,
                      features + n.text_encoded_dim + n.num_actions)
+    if n.arch == "modulated":
+        numbers += stack(n.num_layers, n.modulated_dim, n.ff_size, 0, latent + n.latent_dim)
     numbers += 2 * latent * (2 + n.principal * n.latent_dim)
     numbers += 200 * (n.text_encoded_dim + n.latent_dim + d.max_frames + 10)  # of lengths
     return numbers + (text(t.width) if t.kind == "scratch" else 0) + 10 * features

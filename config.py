@@ -111,7 +111,8 @@ class TextEncoderConfig:
 @dataclass
 class DenoiserConfig(StackConfig):
     condition: Literal["text", "action", "none"] = "text"  # what guides the diffusion
-    arch: Literal["trans_enc", "trans_dec"] = "trans_enc"  # condition: tokens, cross-attention
+    arch: Literal["trans_enc", "trans_dec", "modulated"] = "trans_enc"  # denoiser.py has a table
+    modulated_dim: int = 640  # modulated: width of the layers; latent_dim is the condition's
     skip_connect: bool = True  # long skip connections between mirrored layers
     text_encoded_dim: int = 768  # width of the text encoder's output; 768 for CLIP ViT-L/14
     num_actions: int = 0  # number of action labels; 0 = as many as the dataset has
@@ -364,6 +365,8 @@ def rules(config):
     rows = tokens + get_value(c, sequence)
     yield rows <= denoiser.max_positions, (f"denoiser.max_positions must hold {tokens} tokens and "
                                            f"{sequence}: {rows} or more")
+    yield (denoiser.arch != "modulated" or vae.arch != "none" and not text.last_hidden_state,
+           "denoiser.arch=modulated needs a VAE, and text.last_hidden_state=False")
     yield data.fps >= 1, "data.fps must be at least 1"
     yield text.context_length > 2, "text.context_length must be at least 3"
     yield text.width % text.heads == 0, "text.heads must divide text.width"
@@ -394,7 +397,7 @@ def rules(config):
     else:
         held = vae.latent_size * vae.latent_dim
         yield (denoiser.latent_dim == vae.latent_dim or c.train.stage == "vae" or
-               denoiser.principal > 0,
+               denoiser.principal > 0 or denoiser.arch == "modulated",
                "denoiser.latent_dim and vae.latent_dim differ; they must be equal")
         yield denoiser.principal <= held, ("denoiser.principal must be at most vae.latent_size x "
                                            f"vae.latent_dim, {held}")
@@ -409,7 +412,8 @@ def rules(config):
                "vae.cosine_span must hold data.max_frames")
     for name in ("denoiser", "vae") if vae.arch != "none" else ("denoiser",):
         s = getattr(c, name)
-        skips = vae.arch != "actor" if name == "vae" else denoiser.skip_connect
+        skips = vae.arch != "actor" if name == "vae" else (
+            denoiser.skip_connect and denoiser.arch != "modulated")
         yield not skips or s.num_layers % 2, f"{name}.num_layers must be odd for skip connections"
         yield s.latent_dim % s.num_heads == 0, f"{name}.num_heads must divide {name}.latent_dim"
         yield s.latent_dim % 2 == 0, f"{name}.latent_dim must be even"

@@ -118,12 +118,13 @@ def add_noise(schedule, x0, eps, t):
 
 def training_target(schedule, x0, eps, t):
     """What the network should answer to add_noise(schedule, x0, eps, t)."""
-    if schedule.prediction_type == "epsilon":
-        return eps
-    if schedule.prediction_type == "sample":
-        return x0
-    a, s = levels_of(schedule, t, x0)
-    return a * eps - s * x0
+    p, r = target_parts(schedule, *levels_of(schedule, t, x0))
+    return p * eps + r * x0
+
+
+def target_parts(schedule, a, s):
+    """p and r of what the network should answer, p eps + r x0: eps, x0, or v of the level a, s."""
+    return {"epsilon": (1.0, 0.0), "sample": (0.0, 1.0)}.get(schedule.prediction_type, (a, -s))
 
 
 # --------------------------------------------------------------------------------------------------

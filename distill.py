@@ -18,6 +18,7 @@ both ways measured. Nothing but captions and lengths is taken from the data.
 f is the teacher's denoiser, whose output gives x0 as it always did (from noise, x0 or v), trained
 on from the teacher's weights. Everything else of the model stays: VAE, text tower, lengths.
 """
+import copy
 import functools
 import itertools
 
@@ -29,7 +30,6 @@ from config import FEW
 from data import to_device
 from diffusion import dpmpp_step, guide, plan, take_step
 from latents import diffused_shape
-from mld import Denoiser
 from stages import DiffusionStage
 from transformer import zero_padding
 from vae import clip_mean
@@ -77,8 +77,7 @@ class DistillStage(DiffusionStage):
         c = run.config
         self.run, self.model, self.denoiser = run, [model.eval()], model.denoiser
         self.settings, self.kind = c.train_distill, c.denoiser.condition
-        teacher = Denoiser(c.denoiser, model.denoiser.nfeats, model.denoiser.width).to(run.device)
-        teacher.load_state_dict(model.denoiser.state_dict())
+        teacher = copy.deepcopy(model.denoiser)
         self.teacher = [teacher.requires_grad_(False).eval()]  # in a list: no part of the stage
         self.steps, self.paths = path_steps(model.schedule, self.settings.levels), None
         self.batches = run.batches(

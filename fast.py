@@ -259,7 +259,7 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
     def run(x_T, lengths, levels, *conditions):
         tokens = denoiser.condition_tokens(torch.cat(conditions) if conditions else None,
                                            lengths.repeat(2) if guides(d) else lengths)
-        times = denoiser.time_embedding(levels)  # (n, D)
+        times = denoiser.level(levels)  # (n, D)
         done = None if seen else fused(denoiser, steps, x_T, tokens, times, d, model.dtype)
         if done is not None:
             return done
@@ -282,7 +282,7 @@ def levels_on(steps, device):
 def fused(denoiser, steps, x_T, tokens, times, d, dtype):
     """The loop with one launch between two calls of the layers (kernels/denoising_step.py) -> x0;
     None where that does not fit. tokens, times: of the condition, of all steps."""
-    if ("fused" in OFF or denoiser.nfeats or denoiser.cfg.arch == "trans_dec" or autocast(x_T)
+    if ("fused" in OFF or denoiser.nfeats or denoiser.cfg.arch != "trans_enc" or autocast(x_T)
             or guides(d) and d.guidance_rescale or "predict" in vars(denoiser)):
         return None
     n, pe, copies = x_T.shape[1], denoiser.query_pos.pe, 1 + guides(d)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data import to_device
 from formats.pack import Caption
-from latents import diffused_shape, identity, principal_axes
+from latents import diffused_shape, identity, principal_axes, to_diffused
 from losses import sharpness_losses
 from vae import clip_mean, vae_loss
 from words import drop_words
@@ -169,6 +169,10 @@ class DiffusionStage(nn.Module):
                 lengths, model.latent_in.shape[1], self.run.device, self.run.main)
             model.latent_in.copy_(into)
             model.latent_out.copy_(back)
+            if model.config.denoiser.arch == "modulated":  # otherwise its numbers have unit spread
+                noise = logvar.exp().mean(0).flatten().to(into) @ into.square()
+                spread = to_diffused(model, mu.to(model.mean)).flatten(1).var(0)
+                model.denoiser.spread.copy_(spread + noise.to(spread))
         else:
             model.latent_std.copy_((mu.var(0) + logvar.exp().mean(0)).sqrt())
 

@@ -138,6 +138,7 @@ def test_an_unknown_shortcut_is_refused():
 
 KINDS = [{}, {"denoiser__condition": "action", "denoiser__num_actions": 4},
          {"denoiser__condition": "none"}, {"denoiser__length_token": True},
+         {"denoiser__arch": "modulated", "denoiser__length_token": True, "vae__latent_size": 2},
          {"vae__arch": "none", "denoiser__arch": "trans_dec"}, {"vae__latent_size": 2},
          {"vae__cosines": 8}]
 

@@ -1,10 +1,13 @@
 """The latents' main directions: what they are for a decoder that is known, and in a model."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from config import from_dict
 from latents import from_diffused, principal_axes, to_diffused
 from mld import MLD
+from stages import DiffusionStage
 
 N, D, F = 3, 4, 10  # tokens, width, features
 
@@ -75,11 +78,11 @@ def test_a_direction_without_any_effect_stays_finite():
     torch.testing.assert_close(into @ back, torch.eye(N * D), atol=2e-2, rtol=0)
 
 
-def model_with(principal, width, inside=0):
+def model_with(principal, width, inside=0, **values):
     sizes = {"num_layers": 1, "num_heads": 1, "ff_size": 8, "max_positions": 230}
     config = from_dict({"vae": {"latent_size": N, "latent_dim": D, **sizes},
                         "denoiser": {"latent_dim": inside or width, "condition": "none", **sizes,
-                                     "normalize_latents": True, "principal": principal}})
+                                     "normalize_latents": True, "principal": principal, **values}})
     torch.manual_seed(0)
     model = MLD(config).eval()
     basis = torch.linalg.qr(torch.randn(N * D, N * D))[0][:, :principal * width]
@@ -112,6 +115,24 @@ def test_a_model_diffuses_so_many_tokens(principal, width, inside):
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.denoiser.parameters()
                if p.requires_grad)
+
+
+@pytest.mark.parametrize("principal", [2, 0])
+def test_modulated_layers_know_how_far_the_numbers_spread(principal):
+    """That is the variance, over clips and their posteriors, of what is diffused."""
+    decode, mu, logvar, lengths, _ = linear_world(clips=20_000)
+    model = model_with(principal or 1, D, arch="modulated", modulated_dim=8)
+    if not principal:
+        model = MLD(from_dict({"vae": {"latent_size": N, "latent_dim": D, "num_heads": 1},
+                               "denoiser": {"arch": "modulated", "normalize_latents": True,
+                                            "condition": "none"}})).eval()
+    model.vae.decode = lambda z, lengths, frames: decode(z, lengths)
+    stage = SimpleNamespace(run=SimpleNamespace(device="cpu", main=False))
+    DiffusionStage.normalize(stage, model, mu, logvar, lengths)
+    drawn = to_diffused(model, mu + (0.5 * logvar).exp() * torch.randn(mu.shape))
+    spread = drawn.flatten(1).var(0)
+    torch.testing.assert_close(model.denoiser.spread, spread, rtol=0.05, atol=0)
+    assert not principal or spread.max() > 2 * spread.min()
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -9,7 +9,9 @@ import motion
 from clip import WordEncoder
 from config import Config, DenoiserConfig, TextEncoderConfig
 from conftest import GOLDEN
-from mld import MLD, Denoiser, pick
+from denoiser import Denoiser, ModulatedDenoiser
+from diffusion import add_noise, make_schedule, training_target
+from mld import MLD, pick
 from test_vae import check_gradients, published_weights, relative
 from transformer import length_mask
 from words import vocabulary_of
@@ -69,7 +71,9 @@ MODELS = [
          diffusion__sampler="dpm++"),
     NOVAE | dict(denoiser__arch="trans_dec", denoiser__length_token=True),
     NOVAE | dict(denoiser__arch="trans_enc", denoiser__skip_connect=True,
-                 denoiser__normalize_latents=True)]
+                 denoiser__normalize_latents=True),
+    dict(denoiser__arch="modulated", denoiser__length_token=True, vae__latent_size=3,
+         denoiser__latent_dim=6, denoiser__modulated_dim=16, diffusion__prediction_type="sample")]
 
 
 def condition(model, count=3):
@@ -163,13 +167,20 @@ DENOISERS = [
     dict(arch="trans_dec", skip_connect=True, normalize_before=True),
     dict(arch="trans_dec", condition="none"),
     dict(skip_connect=False, normalize_before=True, position_embedding="sine", length_token=True),
-    dict(condition="none", length_token=True)]
+    dict(condition="none", length_token=True),
+    dict(arch="modulated", modulated_dim=10, latent_dim=6, length_token=True)]
 
 
 def tiny_denoiser(nfeats=None, width=None, **values):
     torch.manual_seed(0)
     config = DenoiserConfig(**TINY | {"text_encoded_dim": 6} | values)
-    return Denoiser(config, nfeats, width).eval()
+    if config.arch != "modulated":
+        return Denoiser(config, nfeats, width).eval()
+    denoiser = ModulatedDenoiser(config, (2, 8), make_schedule(prediction_type="v_prediction"))
+    denoiser.spread.copy_(torch.rand(16) + 0.5)
+    for p in denoiser.parameters():  # it starts with zeros, which would hide the rest
+        torch.nn.init.normal_(p, std=0.3)
+    return denoiser.eval()
 
 
 def denoiser_inputs(denoiser, dtype=torch.float32, T=5):
@@ -183,6 +194,8 @@ def denoiser_inputs(denoiser, dtype=torch.float32, T=5):
 @pytest.mark.parametrize("nfeats", [None, 7])
 @pytest.mark.parametrize("values", DENOISERS, ids=str)
 def test_gradients_match_finite_differences(values, nfeats):
+    if nfeats and values.get("arch") == "modulated":
+        pytest.skip("it has no frames")
     denoiser = tiny_denoiser(nfeats, **values).double()
     x, t, given = denoiser_inputs(denoiser, torch.float64)
     lengths = torch.tensor([5, 2]) if nfeats or denoiser.cfg.length_token else None
@@ -204,7 +217,7 @@ def test_frames_behind_a_length_are_no_keys(arch):
         denoiser(x[1:, :4], t[1:], given[1:])[0], y[1, :4], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["trans_enc", "trans_dec"])
+@pytest.mark.parametrize("arch", ["trans_enc", "trans_dec", "modulated"])
 @pytest.mark.parametrize("kind", ["text", "action", "none"])
 def test_a_token_tells_the_length(kind, arch):
     denoiser = tiny_denoiser(condition=kind, num_actions=4, arch=arch, length_token=True)
@@ -213,6 +226,42 @@ def test_a_token_tells_the_length(kind, arch):
     assert (short[0] - long[0]).abs().max() > 1e-3 and torch.equal(short[1], long[1])
     with pytest.raises(ValueError, match="lengths, found none"):
         denoiser(x, t, given)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_modulated_layers_start_from_the_best_linear_estimate(kind):
+    """Of Gaussian latents nobody knows more than it: it is what least squares finds, number by
+    number, and what it lacks has the size that it gives the layers' output."""
+    torch.manual_seed(0)
+    schedule, n = make_schedule(prediction_type=kind), 40_000
+    config = DenoiserConfig(**TINY, arch="modulated", modulated_dim=10, condition="none")
+    denoiser = ModulatedDenoiser(config, (2, 3), schedule).eval()
+    spread = torch.tensor([9.0, 4.0, 1.0, 0.3, 0.05, 0.01])
+    denoiser.spread.copy_(spread)
+    x0, eps = torch.randn(n, 6) * spread.sqrt(), torch.randn(n, 6)
+    for level in (0, 60, 400, 999):
+        t = torch.full((n,), level)
+        x_t, wanted = add_noise(schedule, x0, eps, t), training_target(schedule, x0, eps, t)
+        slope = (x_t * wanted).sum(0) / x_t.square().sum(0)
+        with torch.no_grad():
+            torch.nn.init.zeros_(denoiser.final_linear.bias)
+            linear = denoiser(x_t.view(n, 2, 3), t).flatten(1)
+            torch.nn.init.ones_(denoiser.final_linear.bias)
+            size = (denoiser(x_t.view(n, 2, 3), t).flatten(1) - linear)[0]
+        torch.testing.assert_close(linear[0] / x_t[0], slope, rtol=0.03, atol=0.03)
+        torch.testing.assert_close((wanted - linear).std(0), size.abs(), rtol=0.03, atol=0.003)
+
+
+def test_a_condition_chooses_the_features_of_modulated_layers():
+    """Two conditions differ by more than a constant, which is all that a sum could do."""
+    denoiser = tiny_denoiser(arch="modulated", modulated_dim=10)
+    x, t, given = denoiser_inputs(denoiser)
+    x, t = x[:1].repeat(2, 1, 1), t[:1].repeat(2)
+    other = x + torch.randn(1, 2, 8)
+    change = denoiser(x, t, given) - denoiser(other, t, given)
+    assert (change[0] - change[1]).abs().max() > 1e-2
+    with pytest.raises(ValueError, match=r"takes \(B, 2, 8\), found \(2, 3, 8\)"):
+        denoiser(torch.randn(2, 3, 8), t, given)
 
 
 def test_one_level_for_all_or_one_each():

@@ -281,16 +281,19 @@ def test_an_overwritten_run_leaves_nothing_to_the_new_one(root, whole, tmp_path)
     assert len(ids) == 1 and ids != {checkpoint.load(whole / "model.pt")["run"]}
 
 
-def test_resume_goes_on_in_the_directions_that_it_began_in(root, monkeypatch):
+@pytest.mark.parametrize("more", [(), ("--denoiser.arch=modulated", "--denoiser.modulated_dim=12")],
+                         ids=["", "modulated"])
+def test_resume_goes_on_in_the_directions_that_it_began_in(root, monkeypatch, more):
     """Another machine may find main directions with the other sign, or mixed where two matter
     alike; the denoiser knows the first ones only."""
     def train_it(name, *flags):
         options = train.Options()
-        config, _ = parse_args(command(root, f"--name={name}", "--denoiser.principal=1",
-                                       *flags)[2:], options)
+        config, _ = parse_args(command(root, f"--name={name}{bool(more)}", *more,
+                                       "--denoiser.principal=1", *flags)[2:], options)
         train.train(config, options)
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    straight, turned = f"straight{bool(more)}", f"turned{bool(more)}"
     train_it("straight")
     usual, axes = loop.Loop.update, stages.principal_axes
 
@@ -301,14 +304,14 @@ def test_resume_goes_on_in_the_directions_that_it_began_in(root, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "update", update)
         train_it("turned")
-    assert not (root / "out" / "turned" / "model.pt").exists()
-    shutil.copytree(root / "out" / "turned", root / "moved" / "turned")  # this process locks it
+    assert not (root / "out" / turned / "model.pt").exists()
+    shutil.copytree(root / "out" / turned, root / "moved" / turned)  # this process locks it
     monkeypatch.setattr(stages, "principal_axes", lambda *args: [-x for x in axes(*args)])
     train_it("turned", "--resume", f"--out={root / 'moved'}")
-    shutil.copytree(root / "moved" / "turned", root / "out" / "turned", dirs_exist_ok=True)
-    assert log(root, "turned") == log(root, "straight")
+    shutil.copytree(root / "moved" / turned, root / "out" / turned, dirs_exist_ok=True)
+    assert log(root, turned) == log(root, straight)
     ends = [checkpoint.load(root / "out" / name / "model.pt")["model"] for name in
-            ("turned", "straight")]
+            (turned, straight)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])
 
 
