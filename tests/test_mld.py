@@ -159,6 +159,7 @@ def test_size_of_the_published_denoiser():
 # The denoiser
 
 
+MODULATED = dict(arch="modulated", modulated_dim=10)
 DENOISERS = [
     dict(),
     dict(condition="action", num_actions=4, skip_connect=False),
@@ -168,7 +169,7 @@ DENOISERS = [
     dict(arch="trans_dec", condition="none"),
     dict(skip_connect=False, normalize_before=True, position_embedding="sine", length_token=True),
     dict(condition="none", length_token=True),
-    dict(arch="modulated", modulated_dim=10, latent_dim=6, length_token=True)]
+    MODULATED | dict(latent_dim=6, length_token=True)]
 
 
 def tiny_denoiser(nfeats=None, width=None, **values):
@@ -234,7 +235,7 @@ def test_modulated_layers_start_from_the_best_linear_estimate(kind):
     number, and what it lacks has the size that it gives the layers' output."""
     torch.manual_seed(0)
     schedule, n = make_schedule(prediction_type=kind), 40_000
-    config = DenoiserConfig(**TINY, arch="modulated", modulated_dim=10, condition="none")
+    config = DenoiserConfig(**TINY | MODULATED, condition="none")
     denoiser = ModulatedDenoiser(config, (2, 3), schedule).eval()
     spread = torch.tensor([9.0, 4.0, 1.0, 0.3, 0.05, 0.01])
     denoiser.spread.copy_(spread)
@@ -254,7 +255,7 @@ def test_modulated_layers_start_from_the_best_linear_estimate(kind):
 
 def test_a_condition_chooses_the_features_of_modulated_layers():
     """Two conditions differ by more than a constant, which is all that a sum could do."""
-    denoiser = tiny_denoiser(arch="modulated", modulated_dim=10)
+    denoiser = tiny_denoiser(**MODULATED)
     x, t, given = denoiser_inputs(denoiser)
     x, t = x[:1].repeat(2, 1, 1), t[:1].repeat(2)
     other = x + torch.randn(1, 2, 8)
@@ -273,7 +274,8 @@ def test_one_level_for_all_or_one_each():
 
 
 @pytest.mark.parametrize("backend, nfeats, values", [("inductor", None, dict(num_layers=1)),
-                                                     ("aot_eager", 7, dict(arch="trans_dec"))],
+                                                     ("aot_eager", 7, dict(arch="trans_dec")),
+                                                     ("aot_eager", None, MODULATED)],
                          ids=str)
 def test_compiles_without_graph_breaks(backend, nfeats, values):
     """torch.compile of the denoiser, over latents and over frames, on the CPU. Slow, so C++ is
