@@ -335,9 +335,9 @@ def to_precision(model, precision):
     """Give the model weights of fewer bits, for sampling; returns it.
 
     bf16   all networks compute in 16 bits, of about three digits, and take half the memory
-    int8   the weights of the denoiser's and the text tower's layers are rounded to 8 bits, with a
+    int8   the weights of the denoiser's and the text tower's stacks are rounded to 8 bits, with a
            scale for each output. They compute in float32; a few rows of tokens on a CPU read a
-           quarter of the bytes
+           quarter of the bytes. Modulated layers stay as they are
 
     The sampler, the joints and what `generate` returns stay float32. ValueError for another name.
     """
