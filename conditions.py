@@ -12,6 +12,8 @@ name among the choices of denoiser.condition in config.py. A class answers for:
     summary_width(cfg)  C
     of_batch(batch)     a training batch -> what `encode` takes
     of_clip(pack, i)    one clip of a pack -> the same for one motion, and how a person would say it
+
+What it says of a motion's length is read off by LengthEstimator.
 """
 import torch
 import torch.nn as nn
@@ -175,3 +177,16 @@ def drop(given, empty, dropped):
     if given is None:
         return None
     return torch.where(dropped.view(-1, *[1] * (given.dim() - 1)), empty, given)
+
+
+class LengthEstimator(nn.Module):
+    """Condition (B, C) -> logits of the motion's length: 1, 2, ... times data.unit_length frames.
+    Ours: the published system asks the user for it."""
+
+    def __init__(self, dim, data, width=128):
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(),
+                                 nn.Linear(width, data.max_frames // data.unit_length))
+
+    def forward(self, condition):
+        return self.net(condition)

@@ -111,7 +111,7 @@ class TextEncoderConfig:
 @dataclass
 class DenoiserConfig(StackConfig):
     condition: Literal["text", "action", "none"] = "text"  # what guides the diffusion
-    arch: Literal["trans_enc", "trans_dec", "modulated"] = "trans_enc"  # denoiser.py has a table
+    arch: Literal["trans_enc", "trans_dec", "modulated"] = "trans_enc"  # mld.py has a table
     modulated_dim: int = 640  # modulated: width of the layers; latent_dim is the condition's
     skip_connect: bool = True  # long skip connections between mirrored layers
     text_encoded_dim: int = 768  # width of the text encoder's output; 768 for CLIP ViT-L/14
@@ -367,6 +367,8 @@ def rules(config):
                                            f"{sequence}: {rows} or more")
     yield (denoiser.arch != "modulated" or vae.arch != "none" and not text.last_hidden_state,
            "denoiser.arch=modulated needs a VAE, and text.last_hidden_state=False")
+    yield (denoiser.arch != "modulated" or denoiser.normalize_latents,
+           "denoiser.arch=modulated needs denoiser.normalize_latents, to know how latents spread")
     yield data.fps >= 1, "data.fps must be at least 1"
     yield text.context_length > 2, "text.context_length must be at least 3"
     yield text.width % text.heads == 0, "text.heads must divide text.width"

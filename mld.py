@@ -1,9 +1,22 @@
-"""MLD: condition -> latent diffusion -> VAE decoder -> motion.
+"""The denoiser, and MLD itself: condition -> latent diffusion -> VAE decoder -> motion.
 
     model = MLD(config, text_encoder)
     features, joints = model.generate(texts=["a man jumps"], lengths=[80], seed=1)
 
     python mld.py "a man jumps"       one sentence through the model that ships, step by step
+
+The denoiser's tokens, in this order: N latent tokens, one time token, L condition tokens (N = L = 1
+as published). denoiser.length_token, which is ours, adds one that tells the motion's length.
+
+| form      | diffusion on | self-attention over              | cross-attention to       | output  |
+| --------- | ------------ | -------------------------------- | ------------------------ | ------- |
+| trans_enc | latents      | [latents, time, condition] + pos |                          | latents |
+| trans_enc | frames       | [time, condition, frames] + pos  |                          | frames  |
+| trans_dec | either       | [latents or frames] + pos        | [time, condition] + pos  | all     |
+| modulated | latents      | none (modulated.py)              | none: scales of features | latents |
+
+Parameters carry their published names, except the action embedding (emb_proj.action_embedding
+there, emb_proj.weight here) and final_linear, which is ours.
 """
 import dataclasses
 
@@ -13,26 +26,116 @@ import torch.nn.functional as F
 
 import fast
 import motion
-from conditions import drop, pick
-from denoiser import make_denoiser
+from conditions import CONDITIONS, LengthEstimator, drop, pick
 from diffusion import (add_noise, draw_noise, guide, make_generators, make_schedule, plan,
                        training_target)
-from latents import diffused_shape, from_diffused, identity, to_diffused
-from transformer import zero_padding
+from latents import diffused_shape, ends, from_diffused, identity, to_diffused
+from modulated import ModulatedLayers
+from transformer import Positions, Stack, TimestepEmbedding, zero_padding
 from vae import MotionVAE, clip_mean
 
+# --------------------------------------------------------------------------------------------------
+# The denoiser
 
-class LengthEstimator(nn.Module):
-    """Condition (B, C) -> logits of the motion's length: 1, 2, ... times data.unit_length frames.
-    Ours: the published system asks the user for it."""
 
-    def __init__(self, dim, data, width=128):
+class Denoiser(nn.Module):
+    """epsilon_theta(z_t, t, c) of sections 3.2 and 3.3: predicts the noise (or x0, or v) in noised
+    latents (B, N, D or `width`, latents.py); with `nfeats`, in noised frames (B, T, nfeats)."""
+
+    def __init__(self, cfg, nfeats=None, width=None, tokens=1, schedule=None):
         super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(),
-                                 nn.Linear(width, data.max_frames // data.unit_length))
+        D, self.cfg, self.nfeats = cfg.latent_dim, cfg, nfeats
+        self.condition = CONDITIONS[cfg.condition]()
+        flip, shift = cfg.flip_sin_to_cos, cfg.freq_shift
+        self.time_embedding = TimestepEmbedding(self.condition.time_width(cfg), D, flip, shift)
+        self.emb_proj = self.condition.projection(cfg)
+        if cfg.length_token:
+            self.length_embedding = TimestepEmbedding(D, D, flip, shift)
+        self.width, self.modulated = nfeats or width or D, None
+        if cfg.arch == "modulated":
+            self.modulated = ModulatedLayers(cfg, tokens * self.width, schedule)
+            return
+        learned = cfg.position_embedding == "learned"
+        self.query_pos = Positions(cfg.max_positions, D, learned)
+        sizes = (cfg.num_layers, D, cfg.num_heads, cfg.ff_size, cfg.dropout, cfg.attention_dropout,
+                 cfg.activation, cfg.normalize_before)
+        if cfg.arch == "trans_dec":
+            self.mem_pos = Positions(cfg.max_positions, D, learned)
+            self.decoder = Stack(*sizes, cross=True, skip=cfg.skip_connect)
+        else:  # a plain stack of post-norm layers ends in a norm, and the published one adds none
+            final_norm = cfg.skip_connect or cfg.normalize_before
+            self.encoder = Stack(*sizes, skip=cfg.skip_connect, final_norm=final_norm)
+        if nfeats:
+            self.pose_embd, self.pose_proj = nn.Linear(nfeats, D), nn.Linear(D, nfeats)
+        self.token_in, self.final_linear = (None, None) if nfeats else ends(cfg, self.width)
 
-    def forward(self, condition):
-        return self.net(condition)
+    def forward(self, x_t, timesteps, condition=None, lengths=None):
+        """The prediction, of x_t's shape; zero on padded frames.
+
+        x_t         (B, N, D) latents or (B, T, F) frames
+        timesteps   (B,), or one for all
+        condition   what the condition's `encode` gives: B embeddings of texts, B action numbers,
+                    or None
+        lengths     (B,) of frames, or None
+
+        ValueError for latents or frames of another width."""
+        self.check_width(x_t)
+        time = self.level(timesteps.reshape(-1))  # (B, D), or (1, D)
+        return self.predict(x_t, time, self.condition_tokens(condition, lengths), lengths)
+
+    def level(self, timesteps):
+        """Noise levels (B,) -> what `predict` takes of them."""
+        time = self.time_embedding(timesteps)
+        return self.modulated.level(time, timesteps) if self.modulated else time
+
+    def condition_tokens(self, condition, lengths=None):
+        """The tokens (B, L, D) of a condition and of the motions' lengths, or None."""
+        tokens = [self.condition.tokens(self.emb_proj, condition)]
+        if self.cfg.length_token:
+            if lengths is None:
+                raise ValueError("With denoiser.length_token the denoiser takes the motions' "
+                                 "lengths, found none.")
+            tokens.append(self.length_embedding(lengths)[:, None])
+        tokens = [t for t in tokens if t is not None]
+        return torch.cat(tokens, 1) if tokens else None
+
+    def predict(self, x_t, time, condition, lengths=None):
+        """forward, from the embedding of the noise level (B, D) and the condition's tokens."""
+        if self.modulated:
+            return self.modulated(x_t, time.expand(len(x_t), -1), condition)
+        tokens = time.expand(len(x_t), -1)[:, None]
+        if condition is not None:
+            tokens = torch.cat((tokens, condition), 1)  # (B, 1 + L, D)
+        if self.nfeats:
+            return self.predict_frames(x_t, tokens, lengths)
+        x_t = self.token_in(x_t) if self.token_in else x_t
+        if self.cfg.arch == "trans_dec":
+            x = self.decoder(self.query_pos(x_t), memory=self.mem_pos(tokens))
+        else:
+            x = self.query_pos(torch.cat((x_t, tokens), 1))  # (B, N + 1 + L, D)
+            x = fast.few_tokens(self.encoder, x, x_t.shape[1])
+        return x if self.final_linear is None else self.final_linear(x)
+
+    def predict_frames(self, x_t, tokens, lengths):
+        """The same for noised frames x_t (B, T, nfeats): the model without a VAE."""
+        keys = lengths if self.cfg.mask_padding else None
+        x = self.pose_embd(zero_padding(x_t, keys))
+        if self.cfg.arch == "trans_dec":
+            x = self.decoder(self.query_pos(x), keys, memory=self.mem_pos(tokens))
+        else:
+            c = tokens.shape[1]
+            x = self.query_pos(torch.cat((tokens, x), 1))
+            x = self.encoder(x, None if keys is None else keys + c)[:, c:]
+        return zero_padding(self.pose_proj(x), lengths)
+
+    def check_width(self, x_t):
+        if x_t.dim() != 3 or x_t.shape[-1] != self.width:
+            shape = f"(B, {'T' if self.nfeats else 'N'}, {self.width})"
+            raise ValueError(f"The denoiser takes {shape}, found {tuple(x_t.shape)}.")
+
+
+# --------------------------------------------------------------------------------------------------
+# MLD
 
 
 class MLD(nn.Module):
@@ -48,10 +151,10 @@ class MLD(nn.Module):
         super().__init__()
         self.config, nfeats, c = config, config.data.nfeats, config.denoiser
         self.vae = None if config.vae.arch == "none" else MotionVAE(config.vae, nfeats)
-        d = config.diffusion
+        d, (tokens, width) = config.diffusion, diffused_shape(config)
         self.schedule = make_schedule(d.beta_schedule, d.num_train_timesteps, d.beta_start,
                                       d.beta_end, d.prediction_type)
-        self.denoiser = make_denoiser(config, self.schedule)
+        self.denoiser = Denoiser(c, None if self.vae else nfeats, width, tokens, self.schedule)
         self.condition = self.denoiser.condition
         self.text_encoder = text_encoder
         self.length_estimator = LengthEstimator(self.condition.summary_width(c), config.data)

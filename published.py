@@ -18,7 +18,7 @@ from presets import NOVAE, PRESETS
 from formats.datasets import rest_joints
 from formats.pack import Pack
 from formats.safe_pickle import load_safetensors, load_torch
-from denoiser import Denoiser
+from mld import Denoiser
 from published_clip import read_json, tensors_of
 from vae import MotionVAE
 

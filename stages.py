@@ -169,10 +169,10 @@ class DiffusionStage(nn.Module):
                 lengths, model.latent_in.shape[1], self.run.device, self.run.main)
             model.latent_in.copy_(into)
             model.latent_out.copy_(back)
-            if model.config.denoiser.arch == "modulated":  # otherwise its numbers have unit spread
+            if model.denoiser.modulated:  # otherwise its numbers have unit spread
                 noise = logvar.exp().mean(0).flatten().to(into) @ into.square()
                 spread = to_diffused(model, mu.to(model.mean)).flatten(1).var(0)
-                model.denoiser.spread.copy_(spread + noise.to(spread))
+                model.denoiser.modulated.spread.copy_(spread + noise.to(spread))
         else:
             model.latent_std.copy_((mu.var(0) + logvar.exp().mean(0)).sqrt())
 

@@ -185,6 +185,8 @@ def test_paper_recipe():
         (["--vae.dropout=1.5"], "vae.dropout must be below 1"),
         (["--denoiser.length_token=false"], "denoiser.length_dropout needs denoiser.length_token"),
         (["--dataset=toy", "--vae.arch=none"], "denoiser.length_dropout needs"),
+        (["--dataset=toy", "--vae.arch=none", "--denoiser.length_dropout=0",
+          "--denoiser.arch=modulated"], "denoiser.arch=modulated needs a VAE"),
         (["--cfg_assets", "/no/such/file.py"], "Assets file /no/such/file.py cannot be read"),
     ],
 )

@@ -16,7 +16,7 @@ import transformer
 from config import DenoiserConfig
 from conftest import GOLDEN
 from kernels import backend, few_rows
-from denoiser import Denoiser
+from mld import Denoiser
 from test_mld import LENGTHS, condition, make
 from transformer import Stack
 

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = {"kernels", "formats", "toy", "judge", "view", "dev", "tests"}
 HALL = {
     "config", "motion", "words", "clauses", "clip_tokenizer", "clip", "transformer", "vae",
-    "diffusion", "denoiser", "mld", "fast", "conditions", "latents", "guidance", "story", "edit",
+    "diffusion", "modulated", "mld", "fast", "conditions", "latents", "guidance", "story", "edit",
     "lengths",
     "data", "checkpoint", "published", "published_clip", "train", "stages", "losses",
     "finetune", "distill", "sample", "resume", "eval", "prepare", "studio", "optimizers",
@@ -18,7 +18,7 @@ SETTINGS = {"config", "presets", "files", "flags"}
 FORMATS = SETTINGS | {"motion", "formats"}
 EDITS = {"guidance", "story", "edit"}
 MODEL = {"kernels", "fast", "transformer", "clip_tokenizer", "clip", "vae", "diffusion",
-         "conditions", "latents", "denoiser", "mld", "words", "clauses"} | EDITS
+         "conditions", "latents", "modulated", "mld", "words", "clauses"} | EDITS
 STORED = MODEL | {"data", "checkpoint", "published", "published_clip"} | FORMATS
 MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own room always
     "config": set(), "presets": set(), "files": set(), "flags": {"config", "presets"},
@@ -31,7 +31,7 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "transformer": {"kernels", "fast"},
     "clip": {"kernels", "fast", "transformer", "clip_tokenizer", "words"},
     "vae": {"kernels", "fast", "transformer"},
-    "denoiser": {"fast", "conditions", "diffusion", "latents", "transformer"},
+    "modulated": {"diffusion"},
     "mld": FORMATS | MODEL - EDITS,
     "guidance": FORMATS | MODEL - EDITS, "story": FORMATS | MODEL - {"edit"},
     "edit": FORMATS | MODEL,

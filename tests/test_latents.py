@@ -131,13 +131,14 @@ def test_modulated_layers_know_how_far_the_numbers_spread(principal):
     DiffusionStage.normalize(stage, model, mu, logvar, lengths)
     drawn = to_diffused(model, mu + (0.5 * logvar).exp() * torch.randn(mu.shape))
     spread = drawn.flatten(1).var(0)
-    torch.testing.assert_close(model.denoiser.spread, spread, rtol=0.05, atol=0)
+    torch.testing.assert_close(model.denoiser.modulated.spread, spread, rtol=0.05, atol=0)
     assert not principal or spread.max() > 2 * spread.min()
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"principal": 13}, "denoiser.principal must be at most vae.latent_size x vae.latent_dim, 12"),
     ({"principal": 2, "normalize_latents": False}, "needs denoiser.normalize_latents"),
+    ({"arch": "modulated", "normalize_latents": False}, "normalize_latents, to know how"),
     ({"principal": 0, "latent_dim": 6}, "denoiser.latent_dim and vae.latent_dim differ")])
 def test_settings_that_cannot_be(changes, message):
     denoiser = {"latent_dim": D, "num_heads": 1, "normalize_latents": True, **changes}

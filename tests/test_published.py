@@ -14,7 +14,7 @@ import published
 from config import AssetsConfig, DenoiserConfig, VAEConfig
 from conftest import GOLDEN
 from formats.safe_pickle import load_safetensors
-from denoiser import Denoiser
+from mld import Denoiser
 from published import norms, read_published
 from test_checkpoint import Runs, preset
 from test_clip import write_safetensors
