@@ -25,6 +25,8 @@ TITLE = "nanoMLD word vectors 1"
 # The words of a text
 
 WORD = re.compile(r"\w+(?:'\w+)?")
+# numbers that no count is: -3, 2.5, 1/2, 2-3. Typed, they are one word, which nobody knows
+ODD = re.compile(r"(?<!\w)[-\u2212]\d+(?:[.,]\d+)?|\d+(?:[-.,/\u2044]\d+)+|" + WORD.pattern)
 
 
 def words_of(text):
@@ -365,7 +367,7 @@ def tokens_of(prompt, known):
     text = text.lower().replace("\u2019", "'").replace("can't", "can not")
     text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
         "-", "") in known.words else m[0], text)
-    for word in words_of(text):
+    for word in ODD.findall(text):
         if word in known.words or "'" not in word:
             yield word
         elif word.endswith("n't"):

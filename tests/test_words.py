@@ -163,6 +163,14 @@ def test_numbers_hyphens_and_apostrophes(prompt, text):
     assert not report.notes and report.says
 
 
+@pytest.mark.parametrize("number", ["-3", "\u22123", "2.5", "-2.5", "1/2", "2-3", "1,5"])
+def test_a_number_that_is_no_count_is_told(number):
+    """Read as the digits in it, "walk -3 steps" would be three steps, in silence."""
+    report = understand(f"he jumps {number} times.", TOY)
+    assert (report.text, report.unknown) == ("he jumps _ times", [number])
+    assert understand(f"jumps\u00bd {number}", TOY).unknown[-1] == number
+
+
 def test_a_report_tells_everything():
     report = understand("a man saunters to the rigth with a cup", TOY)
     assert report.text == "a man strolls to the right with a _"
