@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -24,8 +25,9 @@ import train
 from files import PART
 from flags import parse_args
 from conftest import GOLDEN
+from dev import step
 from formats.pack import Caption, Clip, write_pack
-from kernels import rates
+from kernels import rates, training
 from stages import DiffusionStage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -861,3 +863,27 @@ def test_weights_that_are_no_numbers_are_never_saved(root, monkeypatch):
         train.train(config, options)
     state = checkpoint.load(str(root / "out" / "infinite" / "vae.pt"))
     assert state["step"] == 2 and all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.skipif(isinstance(training.library(), str),
+                    reason="NOT TESTED: no library of training.c")
+def test_the_step_that_is_timed_takes_both_ways(root, monkeypatch, capsys):
+    """dev.step sends every batch through the C code and through torch's."""
+    asked = {"C": 0, "torch": 0}
+
+    def counted(name, way):
+        def takes(*args):
+            asked[name] += 1
+            return way(*args)
+        return takes
+
+    for name in ("takes_attention", "takes_gelu"):
+        monkeypatch.setattr(training, name, counted("C", getattr(training, name)))
+    monkeypatch.setattr(step, "never", counted("torch", step.never))
+    monkeypatch.setattr(loop, "Loop", loop.Loop)  # put back afterwards
+    monkeypatch.setattr(step, "STEPS", 7)
+    step.main(["vae", "--dataset=made", f"--assets.data_root={root / 'data'}", *SMALL])
+    *times, ratio = re.findall(r"^(?:C: |torch: |torch takes )([\d.]+) ",
+                               capsys.readouterr().out, re.M)
+    assert len(times) == 2 and float(ratio) > 0
+    assert min(asked.values()) >= 7 * 5  # three layers' attention, and their GELU
