@@ -80,14 +80,17 @@ def longer(source, words):
 
 
 def start(model, path):
-    """Give a new model the trained one's weights; rows of new actions stay as they are.
+    """Give a new model the trained one's weights; rows of new actions stay as they are. A denoiser
+    of another arch keeps its own, and then this is True.
     SettingError, naming the setting, if sizes differ."""
     source = trained(path)
+    archs = {m.config.denoiser.arch for m in (source, model)}
+    anew = len(archs) > 1 and model.config.train.stage != "distill"
     for key in FIELDS:
         section, name = key.split(".")
         free = name in ("num_actions", "sharpen_from") or name.startswith("lambda")
         free = free or "dropout" in name or name.endswith("loss")  # change no shape
-        if section in ("vae", "text", "denoiser") and not free:
+        if section in ("vae", "text", "denoiser")[:2 if anew else 3] and not free:
             was, now = get_value(source.config, key), get_value(model.config, key)
             if was != now:
                 raise SettingError(f"{path} has {key}={was}, but {now} was asked for: a model "
@@ -100,9 +103,13 @@ def start(model, path):
                  if not name.startswith("text_encoder.")}
     elif WORDS in given and hasattr(source.text_encoder, "vocabulary"):
         given[WORDS] = longer(source, model.text_encoder.vocabulary)[0]
+    if anew:
+        given = {name: value for name, value in given.items()
+                 if not name.startswith(("denoiser.", "latent_"))}
     with torch.no_grad():
         for name, value in given.items():
             if own[name].shape != value.shape and name != ACTIONS:
                 raise ValueError(f"{path} does not fit: {name} is {tuple(value.shape)}, expected "
                                  f"{tuple(own[name].shape)}.")
             own[name][:len(value)].copy_(value) if value.dim() else own[name].copy_(value)
+    return anew

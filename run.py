@@ -61,7 +61,7 @@ class Run:
             config.train.precision = self.from_main(self.fitting_precision)
         self.pack = self.together(lambda: data.open_pack(config))
         self.init = ""  # digest of the model that fine-tuning starts from
-        self.new_latents = False  # whether its denoiser gets another VAE than it knows
+        self.new_latents = False  # whether its denoiser does not know the latents it gets
         self.together(self.adopt)
         self.together(self.count_actions)
         self.id, self.vae, self.states = "", "", {}  # this run's; its VAE's digest; see claim()

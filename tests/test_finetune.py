@@ -136,6 +136,29 @@ def test_another_vae_is_told_and_its_latents_are_measured_anew(root):
     assert (z.mean(0) - old.latent_mean).abs().max() > z.std(), "else this test shows nothing"
 
 
+def test_a_denoiser_of_another_arch_begins_anew(root):
+    """The VAE, the text tower and the estimator of lengths carry over; what the denoiser is to see
+    of the latents is measured, since its layers start from their spread."""
+    done = run(root, "--name=tokens", "--condition=text", "--denoiser.normalize_latents=true",
+               "--denoiser.final_linear=true", "--train.sample_every=0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = tune(root, "tokens", "modulated", "--stage=diffusion", "--denoiser.arch=modulated",
+                "--denoiser.num_layers=2", "--denoiser.modulated_dim=24", "--denoiser.principal=1",
+                "--train_diffusion.lr=1e-12")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of another arch than that of" in done.stdout
+    old, new = (checkpoint.load_model(str(root / "out" / name / "model.pt")).state_dict()
+                for name in ("tokens", "modulated"))
+    for name, value in old.items():
+        if name.startswith(("vae.", "text_encoder.", "length_estimator.")):
+            assert torch.allclose(new[name][:len(value)], value, atol=1e-6), name
+    assert not torch.allclose(new["latent_mean"], old["latent_mean"], atol=1e-3)
+    spread = new["denoiser.modulated.spread"]
+    assert (spread != 1).all() and spread.min() > 0
+    done = tune(root, "tokens", "student", "--stage=distill", "--denoiser.arch=modulated")
+    assert done.returncode == 1 and "denoiser.arch" in done.stderr
+
+
 def test_a_vae_of_other_motion_is_refused(root):
     path, pack = root / "out" / "text" / "vae_best.pt", root / "data" / "other" / "other.pack"
     data = checkpoint.load(path)
