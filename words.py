@@ -25,8 +25,10 @@ TITLE = "nanoMLD word vectors 1"
 # The words of a text
 
 WORD = re.compile(r"\w+(?:'\w+)?")
-# numbers that no count is: -3, 2.5, 1/2, 2-3. Typed, they are one word, which nobody knows
-ODD = re.compile(r"(?<!\w)[-\u2212]\d+(?:[.,]\d+)?|\d+(?:[-.,/\u2044]\d+)+|" + WORD.pattern)
+# numbers that no count is: -3, .5, 2.5, 1/2, 2-3, 2 - 3. Typed, they are one word, unknown to all
+DASH = "-\u2010-\u2015\u2212~"
+ODD = re.compile(rf"\d+(?: ?[{DASH}] ?\d+|[.,:/\u2044]\d+)+"
+                 rf"|(?<!\w)(?:[{DASH}][.,]?|[.,])\d+(?:[.,]\d+)*|{WORD.pattern}")
 
 
 def words_of(text):
@@ -366,7 +368,7 @@ def tokens_of(prompt, known):
     text = unicodedata.normalize("NFKC", prompt)  # full-width letters, ligatures
     text = text.lower().replace("\u2019", "'").replace("can't", "can not")
     text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
-        "-", "") in known.words else m[0], text)
+        "-", "") in known.words and re.search(r"[^\W\d]", m[0]) else m[0], text)
     for word in ODD.findall(text):
         if word in known.words or "'" not in word:
             yield word

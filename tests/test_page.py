@@ -27,6 +27,7 @@ import words
 from config import from_dict
 from formats.pack import Pack
 from latents import diffused_shape
+from test_words import ODD
 from view import matmul, page
 
 NODE = shutil.which("node")
@@ -197,6 +198,8 @@ def tiny(**changes):
         for name, buffer in model.named_buffers(recurse=False):
             if name.startswith("latent_"):
                 buffer.uniform_(0.5, 2) if name == "latent_std" else buffer.normal_(0, 0.3)
+        if config.denoiser.arch == "modulated":
+            model.denoiser.modulated.spread.uniform_(0.2, 2)
     model.actions = []
     return model.eval()
 
@@ -223,6 +226,13 @@ MODELS = {
     "main directions, tokens wider than what they hold": {
         "vae__latent_size": 3, "denoiser__normalize_latents": True, "denoiser__principal": 5,
         "denoiser__length_token": True},
+    **{f"layers that the condition modulates, {name}": {
+        "denoiser__arch": "modulated", "denoiser__modulated_dim": 26, "vae__latent_size": 3,
+        "denoiser__normalize_latents": True, "denoiser__principal": principal,
+        "denoiser__length_token": length, "denoiser__num_layers": layers,
+        "denoiser__final_linear": True, "diffusion__prediction_type": name}
+       for name, principal, length, layers in (
+           ("v_prediction", 2, True, 3), ("sample", 0, True, 1), ("epsilon", 1, False, 2))},
     "ACTOR's VAE, clipped": {
         "vae__arch": "actor", "vae__num_layers": 2, "diffusion__clip_sample": True,
         "denoiser__flip_sin_to_cos": False, "denoiser__freq_shift": 1.0},
@@ -271,7 +281,7 @@ someone side-steps 3 times; a person wlaks backwrads; hurries and can't stop; wa
 jogging's; un hombre salta; cartwhel; prancing, leisurely; two jumping-jacks; he\u2019s danced;
 golf; \uff41 man \uff4a\uff55\uff4d\uff50\uff53;
 jumpng quikly then kiks; _ walks; the; ; she tiptoes stealthily; a gymnast somersaulted; no
-""".replace("\n", " ").split(";")
+""".replace("\n", " ").split(";") + [f"he jumps {n} times, {n}" for n in ODD]
 
 
 @needs_node

@@ -163,12 +163,19 @@ def test_numbers_hyphens_and_apostrophes(prompt, text):
     assert not report.notes and report.says
 
 
-@pytest.mark.parametrize("number", ["-3", "\u22123", "2.5", "-2.5", "1/2", "2-3", "1,5"])
+ODD = ["-3", "\u22123", "\u20133", "2.5", "-2.5", ".5", "-.5", "1/2", "2-3", "4\u20135", "4 - 5",
+       "2~3", "2:30", "1,5", "2-3-4"]
+
+
+@pytest.mark.parametrize("number", ODD)
 def test_a_number_that_is_no_count_is_told(number):
-    """Read as the digits in it, "walk -3 steps" would be three steps, in silence."""
-    report = understand(f"he jumps {number} times.", TOY)
-    assert (report.text, report.unknown) == ("he jumps _ times", [number])
-    assert understand(f"jumps\u00bd {number}", TOY).unknown[-1] == number
+    """Read as the digits in it, "walk -3 steps" would be three steps, in silence; joined, 4-5
+    would be 45."""
+    for vocabulary in (TOY, [*TOY, "12", "45", "25", "23", "234", "15", "05", "230"]):
+        report = understand(f"he jumps {number} times.", vocabulary)
+        assert (report.text, report.unknown) == ("he jumps _ times", [number])
+        report = understand(f"He jumps, {number}; then 2 more.", vocabulary)
+        assert report.unknown[0] == number and "two" in report.text
 
 
 def test_a_report_tells_everything():

@@ -213,9 +213,12 @@ class MLD {
 
   // -- the denoiser and the decoder, as in mld.py and vae.py
 
-  /** x_t (N, D), the noise level's embedding, and tokens of B conditions -> B outputs (N, D). */
-  denoise(x_t, time, conditions) {
+  /** x_t (N, D), the noise level t, and tokens of B conditions -> B outputs (N, D). */
+  denoise(x_t, t, conditions) {
     const {latent_dim: D, arch} = this.config.denoiser, s = this.stacks.denoiser;
+    const time = this.embedding(t, "denoiser.time_embedding");
+    if (arch === "modulated")
+      return this.modulated(x_t, time, this.weights.alphas_cumprod.data[t], conditions);
     const B = conditions.length, name = "denoiser";
     x_t = this.eachToken(x_t, `${name}.token_in`);
     const n = x_t.length;
@@ -233,6 +236,37 @@ class MLD {
     if (`${name}.final_linear.weight` in this.weights) x = this.linear(x, `${name}.final_linear`);
     return conditions.map(
       (_, b) => this.eachToken(x.subarray(b * n, (b + 1) * n), `${name}.final_linear`));
+  }
+
+  /** denoise for layers that the condition modulates, as in modulated.py. */
+  modulated(x_t, time, abar, conditions) {
+    const name = "denoiser.modulated", {num_layers, activation} = this.config.denoiser;
+    const a = Math.sqrt(abar), s = Math.sqrt(1 - abar);
+    const spread = this.weights[`${name}.spread`].data;
+    const [p, r] = {epsilon: [1, 0], sample: [0, 1], v_prediction: [a, -s]}[
+      this.config.diffusion.prediction_type];
+    const q = spread.map(v => abar * v + 1 - abar), row = x_t.map((v, i) => v / Math.sqrt(q[i]));
+    let c = join(conditions.map(tokens => time.map((v, i) => {
+      for (let at = i; at < tokens.length; at += time.length) v += tokens[at];
+      return v;
+    })));
+    c = this.linear(c.map(ACTIVATIONS.silu), `${name}.mix`).map(ACTIVATIONS.silu);
+    const modulate = (h, part) => {
+      const all = this.linear(c, `${part}.modulation`), W = h.length / conditions.length;
+      return h.map((v, i) => {
+        const at = i % W + 2 * (i - i % W);
+        return v * (1 + all[at]) + all[at + W];
+      });
+    };
+    let h = this.linear(join(conditions.map(() => row)), `${name}.token_in`);
+    for (let i = 0; i < num_layers; i++) {
+      const part = `${name}.layers.${i}`;
+      const u = modulate(this.linear(this.norm(h, `${part}.norm`), `${part}.linear1`), part);
+      h = add(this.linear(u.map(ACTIVATIONS[activation]), `${part}.linear2`), h);
+    }
+    const out = this.linear(modulate(this.norm(h, `${name}.norm`), name), `${name}.final_linear`);
+    return conditions.map((_, b) => x_t.map((x, i) => (p * s + r * a * spread[i]) / q[i] * x
+      + Math.sqrt(spread[i] / q[i]) * (p * a - r * s) * out[b * x_t.length + i]));
   }
 
   /** Tokens (N, ...), each through its own of N Linears, if there are any. */
@@ -297,7 +331,7 @@ class MLD {
     const sides = features.map(side);
     let x = noise, last = x;
     for (const step of plan(this.weights.alphas_cumprod.data, steps, d.prediction_type)) {
-      const outputs = this.denoise(x, this.embedding(step.t, "denoiser.time_embedding"), sides);
+      const outputs = this.denoise(x, step.t, sides);
       const output = outputs.length === 1 ? outputs[0]
         : guide(...outputs, guidance, d.guidance_rescale);
       let x0 = output.map((o, i) => step.p_x * x[i] + step.p_out * o);

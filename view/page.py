@@ -51,7 +51,7 @@ UNUSED = ("vae.encoder.", "vae.skel_embedding.", "vae.global_motion_token", "vae
           "text_encoder.tower.token_embedding.project.", "latent_in")
 ROWS = "text_encoder.tower.token_embedding.weight"
 EXACT = ("mean", "std", "latent_mean", "latent_std", "latent_out", "alphas_cumprod",
-         ROWS)  # always float32
+         "denoiser.modulated.spread", ROWS)  # always float32
 EXAMPLES = ("a person walks forward", "someone jumps with both legs", "a man does a cartwheel",
             "a person waves with the right hand", "a person runs in a circle",
             "a person sits down", "someone kicks with the left leg", "a woman dances")

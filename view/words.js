@@ -7,6 +7,10 @@
 
 const LETTER = "[\\p{L}\\p{N}_]";
 const WORD = new RegExp(`${LETTER}+(?:'${LETTER}+)?`, "gu");
+// numbers that no count is: -3, .5, 2.5, 1/2, 2-3: each is one word, unknown to all
+const DASH = "-\u2010-\u2015\u2212~", D = "\\p{Nd}+";
+const ODD = new RegExp(`${D}(?: ?[${DASH}] ?${D}|[.,:/\u2044]${D})+`
+  + `|(?<!${LETTER})(?:[${DASH}][.,]?|[.,])${D}(?:[.,]${D})*|${WORD.source}`, "gu");
 const HYPHENS = new RegExp(`${LETTER}+(?:-${LETTER}+)+`, "gu");
 const wordsOf = text => text.toLowerCase().match(WORD) || [];
 
@@ -106,9 +110,9 @@ class Book {
     text = text.replaceAll("can't", "can not");
     text = text.replace(HYPHENS, found => {
       const joined = found.replaceAll("-", "");
-      return this.words.has(joined) ? joined : found;
+      return this.words.has(joined) && /\p{L}|_/u.test(found) ? joined : found;
     });
-    return wordsOf(text).flatMap(word => {
+    return (text.match(ODD) || []).flatMap(word => {
       if (this.words.has(word) || !word.includes("'")) return [word];
       return word.endsWith("n't") ? [word.slice(0, -3), "not"] : [word.split("'")[0]];
     });
