@@ -272,7 +272,8 @@ MOST = {  # what a network, a machine or float32 can take; others: a billion, an
     "fps": 1000,
     "seed": 2**63 - 1, "threads": 1024, "workers": 256, "layers": 1000, "num_layers": 1000,
     "num_train_timesteps": 100_000,
-} | dict.fromkeys(("latent_dim", "ff_size", "width", "embed_dim", "text_encoded_dim"), 65_536) \
+} | dict.fromkeys(("latent_dim", "ff_size", "width", "embed_dim", "text_encoded_dim",
+                    "modulated_dim"), 65_536) \
   | dict.fromkeys(("max_positions", "context_length", "cosines", "num_actions"), 1_000_000)
 
 

@@ -356,15 +356,15 @@ def to_precision(model, precision):
     return model
 
 
-def keep_buffers(model, convert):
-    """convert(), except that the model's own buffers (mean, std, ...) are never of 16 bits. These
+def keep_buffers(module, convert):
+    """convert(), except that a module's own buffers (mean, std, ...) are never of 16 bits. These
     are too few for the sampler, and for joints that are summed up over a whole path."""
-    before = dict(model._buffers)
+    before = dict(module._buffers)
     result = convert()
     for name, held in before.items():
-        now = model._buffers[name]
+        now = module._buffers[name]
         if now is not None and now.dtype in (torch.float16, torch.bfloat16):
-            model._buffers[name] = held.to(now.device)
+            module._buffers[name] = held.to(now.device)
     return result
 
 

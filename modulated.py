@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import fast
 from diffusion import levels_of, target_parts
 
 
@@ -22,7 +23,7 @@ class ModulatedLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(dim, ff), nn.Linear(ff, dim)
         self.modulation = nn.Linear(condition_dim, 2 * ff)
         self.p, self.activation = dropout, getattr(F, activation)
-        for weight in (self.linear2.weight, *self.modulation.parameters()):
+        for weight in (*self.linear2.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(weight)
 
     def forward(self, x, condition):
@@ -56,8 +57,11 @@ class ModulatedLayers(nn.Module):
                                     for _ in range(cfg.num_layers))
         self.norm, self.modulation = nn.LayerNorm(W), nn.Linear(D, 2 * W)
         self.final_linear = nn.Linear(W, numbers)
-        for weight in (self.final_linear.weight, *self.modulation.parameters()):
+        for weight in (*self.final_linear.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(weight)
+
+    def _apply(self, fn, recurse=True):
+        return fast.keep_buffers(self, lambda: super(ModulatedLayers, self)._apply(fn, recurse))
 
     def level(self, embedding, timesteps):
         """Embeddings (B, D) of the levels (B,) -> (B, D + 2) float32, with their a and s."""

@@ -155,10 +155,11 @@ def clip_logits(network, run, limit):
     found = {}
 
     def look(attention, args, kwargs):
-        x, memory, lengths = of_call(*args, **kwargs)
+        x, memory, lengths, causal = of_call(*args, **kwargs)
         q, k, _ = split_heads(*attention.packed(x, memory), attention.heads)
         logits = (q.float() @ k.float().mT).abs() / q.shape[-1] ** 0.5
-        if lengths is not None:  # padding counts for nothing
+        logits = logits.tril() if causal else logits  # what is not seen counts for nothing,
+        if lengths is not None:  # nor does padding
             real = length_mask(lengths, logits.shape[-1])
             logits = logits * real[:, None, None]
             logits = logits * real[:, None, :, None] if memory is None else logits
@@ -166,7 +167,7 @@ def clip_logits(network, run, limit):
         found[attention] = largest.maximum(found.get(attention, largest))
 
     def of_call(x, memory=None, lengths=None, causal=False):
-        return x, memory, lengths
+        return x, memory, lengths, causal
 
     modules = [module for module in network.modules() if isinstance(module, Attention)]
     hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in modules]

@@ -85,8 +85,8 @@ def build(run):
     model = MLD(c, encoder, pack.mean, pack.std, pack.rest)
     if run.init and finetune.start(model, c.train.init_from):
         run.new_latents = True
-        run.say(f"the denoiser is of another arch than that of {c.train.init_from}: it begins anew, "
-                "and so do the mean and the directions of the latents that it is to see")
+        run.say(f"the denoiser is of another arch than that of {c.train.init_from}: it begins "
+                "anew, and so do the mean and the directions of the latents that it is to see")
     return model.to(run.device)
 
 

@@ -57,7 +57,7 @@ def attention(q, k, v, lengths=None, causal=False, dropout_p=0.0):
 def packed_attention(q, kv, heads, lengths=None, causal=False, dropout_p=0.0):
     """The same for numbers as a Linear makes them: q (B, L, H D) and kv (B, M, 2 H D), keys before
     values, or q (B, L, 3 H D) and None -> (B, L, H D)."""
-    if training.takes_attention(q, kv, lengths, dropout_p):
+    if training.takes_attention(q, kv, heads, lengths, dropout_p):
         return training.attention(q, kv, heads, lengths, causal)
     o = attention(*split_heads(q, kv, heads), lengths, causal, dropout_p)
     return o.transpose(1, 2).flatten(2)

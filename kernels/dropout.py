@@ -119,7 +119,7 @@ def draw_seed():
 
 def factors(shape, seed, dropout_p):
     """-> what a dropout of this seed multiplies a tensor of this shape by."""
-    z = torch.ones(shape)
+    z = torch.ones(shape, dtype=torch.float32, device="cpu")
     library().drop(z.data_ptr(), None, z.data_ptr(), False, False,
                    *rule(seed, dropout_p, z.numel() // shape[-1], shape[-1]))
     return z

@@ -55,9 +55,11 @@ def unsupported(*tensors):
 # Attention
 
 
-def takes_attention(q, kv, lengths, dropout_p):
+def takes_attention(q, kv, heads, lengths, dropout_p):
     """Whether `attention` can take these."""
     if dropout_p or unsupported(q, kv) or q.dim() != 3:
+        return False
+    if q.shape[2] % (heads * (3 if kv is None else 1)):
         return False
     if kv is not None and (kv.shape != (len(q), kv.shape[1], 2 * q.shape[2]) or
                            kv.dtype != q.dtype):
@@ -65,7 +67,7 @@ def takes_attention(q, kv, lengths, dropout_p):
     keys = (q if kv is None else kv).shape[1]
     if not q.numel() or not 0 < keys <= MOST_KEYS:
         return False
-    return lengths is None or lengths.device.type == "cpu"
+    return lengths is None or lengths.device.type == "cpu" and lengths.shape == (len(q),)
 
 
 def attention(q, kv, heads, lengths=None, causal=False):
@@ -74,13 +76,14 @@ def attention(q, kv, heads, lengths=None, causal=False):
         keys = (q if kv is None else kv).shape[1]
         lengths = lengths.detach().clamp(0, keys).to(torch.int32).contiguous()
     calls["attention", "c"] += 1
-    return Attention.apply(q, kv, lengths, heads, causal)
+    # made contiguous here: what backward saves is then a tensor that autograd knows
+    return Attention.apply(q.contiguous(), None if kv is None else kv.contiguous(), lengths, heads,
+                           causal)
 
 
 class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, kv, lengths, heads, causal):
-        q, kv = q.contiguous(), None if kv is None else kv.contiguous()
         ctx.save_for_backward(q, kv, lengths)
         ctx.rest = heads, causal
         sizes, pointers, room = laid_out(q, kv, lengths, heads, causal)
@@ -121,7 +124,7 @@ def laid_out(q, kv, lengths, heads, causal):
     threads = min(torch.get_num_threads(), MAX_THREADS, 1 + B * heads * Lq * Lk * D // 2**17)
     sizes = Sizes(q.dtype == torch.bfloat16, B, heads, Lq, Lk, D, causal, threads, q_row, k_row,
                   None if lengths is None else lengths.data_ptr())
-    room = torch.zeros(threads * library().attention_room(sizes))
+    room = torch.zeros(threads * library().attention_room(sizes), dtype=torch.float32, device="cpu")
     return sizes, places(q, kv, sizes), room
 
 
@@ -149,7 +152,7 @@ def linear_gelu(x, weight, bias):
     if h.dtype not in TYPES:  # autocast's choice
         return F.gelu(h + bias.to(h.dtype))
     calls["linear_gelu", "c"] += 1
-    return BiasGelu.apply(h, bias)
+    return BiasGelu.apply(h.contiguous(), bias.contiguous())
 
 
 class BiasGelu(torch.autograd.Function):
@@ -157,7 +160,6 @@ class BiasGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, bias):
-        h, bias = h.contiguous(), bias.contiguous()
         ctx.save_for_backward(h, bias)
         y, (rows, C, threads) = torch.empty_like(h), shared(h)
         library().bias_gelu(h.data_ptr(), bias.data_ptr(), y.data_ptr(), h.dtype == torch.bfloat16,
@@ -170,9 +172,11 @@ class BiasGelu(torch.autograd.Function):
         if torch.is_grad_enabled() or unwatched(dy) or dy.dtype != h.dtype:
             with torch.enable_grad():
                 y = F.gelu(h + bias.to(h.dtype))
-                return torch.autograd.grad(y, (h, bias), dy, create_graph=True)
+                inputs = [t for t, need in zip((h, bias), ctx.needs_input_grad) if need]
+                found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+            return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         dy, dh, (rows, C, threads) = dy.contiguous(), torch.empty_like(h), shared(h)
-        dbiases = torch.zeros(threads, C)
+        dbiases = torch.zeros(threads, C, dtype=torch.float32, device="cpu")
         library().bias_gelu_backward(
             h.data_ptr(), bias.data_ptr(), dy.data_ptr(), dh.data_ptr(), dbiases.data_ptr(),
             h.dtype == torch.bfloat16, rows, C, threads)

@@ -31,7 +31,7 @@ MAY_IMPORT = {  # what a file, or a room's files, may import of ours; its own ro
     "transformer": {"kernels", "fast"},
     "clip": {"kernels", "fast", "transformer", "clip_tokenizer", "words"},
     "vae": {"kernels", "fast", "transformer"},
-    "modulated": {"diffusion"},
+    "modulated": {"fast", "diffusion"},
     "mld": FORMATS | MODEL - EDITS,
     "guidance": FORMATS | MODEL - EDITS, "story": FORMATS | MODEL - {"edit"},
     "edit": FORMATS | MODEL,

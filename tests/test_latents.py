@@ -1,9 +1,11 @@
 """The latents' main directions: what they are for a decoder that is known, and in a model."""
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import checkpoint
 from config import from_dict
 from latents import from_diffused, principal_axes, to_diffused
 from mld import MLD
@@ -133,6 +135,23 @@ def test_modulated_layers_know_how_far_the_numbers_spread(principal):
     spread = drawn.flatten(1).var(0)
     torch.testing.assert_close(model.denoiser.modulated.spread, spread, rtol=0.05, atol=0)
     assert not principal or spread.max() > 2 * spread.min()
+
+
+def test_how_far_the_numbers_spread_is_kept_exactly(tmp_path):
+    model, name = model_with(2, D, arch="modulated", modulated_dim=8), "denoiser.modulated.spread"
+    spread = torch.rand(2 * D) + 0.01
+    model.denoiser.modulated.spread.copy_(spread)
+    for convert in (torch.nn.Module.bfloat16, torch.nn.Module.half,
+                    lambda model: model.to_precision("bf16")):
+        assert torch.equal(convert(copy.deepcopy(model)).state_dict()[name], spread)
+    source, small, bad = (tmp_path / f"{which}.pt" for which in ("model", "small", "bad"))
+    checkpoint.save(source, model.config, model.state_dict(), vocabulary=None, actions=[])
+    checkpoint.halve(source, small)
+    assert torch.equal(checkpoint.load_model(small).state_dict()[name], spread)
+    spread[3] = 0.0
+    checkpoint.save(bad, model.config, model.state_dict() | {name: spread}, actions=[])
+    with pytest.raises(ValueError, match=f"{name} must be finite and positive"):
+        checkpoint.load_model(bad)
 
 
 @pytest.mark.parametrize("changes, message", [

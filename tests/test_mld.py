@@ -239,6 +239,11 @@ def test_modulated_layers_start_from_the_best_linear_estimate(kind):
     spread = torch.tensor([9.0, 4.0, 1.0, 0.3, 0.05, 0.01])
     denoiser.modulated.spread.copy_(spread)
     end = denoiser.modulated.final_linear.bias
+    nothing = torch.zeros(1000, 2, 3), torch.arange(1000)
+    assert not denoiser(*nothing).any(), "a fresh one adds something to the linear estimate"
+    layer = denoiser.modulated.layers[0]
+    x, c = torch.randn(2, layer.norm.weight.numel()), torch.randn(2, layer.modulation.in_features)
+    assert torch.equal(layer(x, c), x)
     x0, eps = torch.randn(n, 6) * spread.sqrt(), torch.randn(n, 6)
     for level in (0, 60, 400, 999):
         t = torch.full((n,), level)

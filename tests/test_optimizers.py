@@ -143,6 +143,18 @@ def test_logits_come_down_to_the_limit_where_they_are_above(cross):
     assert not attention._forward_pre_hooks
 
 
+def test_logits_that_a_causal_layer_does_not_see_count_for_nothing():
+    attention, x = Attention(4, 1), torch.zeros(1, 3, 4)
+    x[0, 0, 0], x[0, 2, 1], x[0, 1, 2:] = 100.0, 100.0, 3.0  # the first query meets the last key
+    with torch.no_grad():
+        attention.in_proj_bias.zero_()
+        attention.in_proj_weight[:4] = torch.eye(4)
+        attention.in_proj_weight[4:8] = torch.eye(4).roll(1, 1)
+    for causal, largest in ((False, 5000.0), (True, 150.0)):
+        top = clip_logits(attention, lambda: attention(x, causal=causal), 1e9)
+        assert top == largest
+
+
 def test_all_layers_of_a_network_are_limited_each_by_its_own_logits():
     torch.manual_seed(0)
     stack, x = Stack(3, 16, 2, 32, skip=True), torch.randn(2, 5, 16)

@@ -162,10 +162,11 @@ def test_inputs_that_are_not_contiguous():
 
 
 def test_gradients_of_gradients():
-    q, kv = packed(2, 5, 7, 2, 4, torch.float32)
+    """q is no tensor of one piece: what backward saves must still lead to it."""
+    q, kv = packed(2, 8, 7, 1, 5, torch.float32)[0], packed(2, 5, 7, 2, 4, torch.float32)[1]
     found, lengths = [], torch.tensor([7, 2])
     for attend in (kernels.packed_attention, reference):
-        o = attend(q, kv, 2, lengths)
+        o = attend(q.transpose(1, 2), kv, 2, lengths)
         first = torch.autograd.grad(o.sin().sum(), (q, kv), create_graph=True)
         found.append(torch.autograd.grad(sum(g.square().sum() for g in first), (q, kv)))
     for a, b in zip(*found):
@@ -196,6 +197,33 @@ def test_without_a_compiler_torch_trains(monkeypatch):
     with kernels.expect("torch"):
         o = kernels.packed_attention(q, None, 2)
     near(o, reference(q, None, 2), EXACT)
+
+
+def test_heads_and_lengths_that_do_not_fit_are_torchs_to_refuse():
+    q, kv = packed(4, 5, 5, 2, 25, torch.float32)
+    with pytest.raises(RuntimeError):
+        kernels.packed_attention(torch.randn(2, 6, 50, requires_grad=True), None, 2)
+    with kernels.expect("torch"):  # which repeats them
+        o = kernels.packed_attention(q, kv, 2, torch.tensor([3]))
+    near(o, reference(q, kv, 2, torch.tensor([3] * 4)), EXACT)
+
+
+def test_other_defaults_of_torch_leave_the_memory_of_the_c_code_alone():
+    q, _ = packed(3, 9, 0, 2, 8, torch.float32)
+    weight, bias = torch.randn(70, 9), torch.randn(70, requires_grad=True)
+    found = []
+    for kind, device in ((torch.float32, "cpu"), (torch.bfloat16, "cpu"), (torch.float32, "meta")):
+        torch.set_default_dtype(kind)
+        try:
+            with torch.device(device):
+                o = kernels.packed_attention(q, None, 2)
+                y = training.linear_gelu(q.transpose(1, 2).contiguous(), weight, bias)
+                loss = o.square().sum() + y.square().sum()
+                found.append([o, y, *torch.autograd.grad(loss, (q, bias))])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other))
 
 
 def test_samples_that_do_not_match_are_torchs_to_refuse_or_to_repeat():
@@ -273,6 +301,9 @@ def test_gradients_of_gelus_gradients():
             y = kernels.linear_gelu(x, weight, bias)
             first = torch.autograd.grad(y.sum(), (x, weight, bias), create_graph=True)
             found.append(torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight)))
+            y = kernels.linear_gelu(x, weight, bias.detach())  # a frozen bias
+            first = torch.autograd.grad(y.sum(), (x, weight), create_graph=True)
+            found[-1] += torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight))
     for a, b in zip(*found):
         near(a, b, 1e-5)
 
