@@ -111,11 +111,19 @@ def test_a_new_diffusion_takes_its_features_as_the_vae_does(root):
         assert apart < 0.5, apart  # 1.7 if the clips were normalised by their own
 
 
-def test_another_vae_is_told_and_its_latents_are_measured_anew(root):
-    flags = ["--condition=text", "--denoiser.normalize_latents=true", "--train.sample_every=0"]
-    for name, *more in (("scaled",), ("another", "--stage=vae", "--train.seed=5")):
-        done = run(root, f"--name={name}", *flags, *more)
-        assert done.returncode == 0, done.stderr[-2000:]
+SCALED = ["--condition=text", "--denoiser.normalize_latents=true", "--train.sample_every=0"]
+
+
+@pytest.fixture(scope="module")
+def scaled(root):
+    """A model of `made` whose latents are normalised."""
+    done = run(root, "--name=scaled", *SCALED)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_another_vae_is_told_and_its_latents_are_measured_anew(root, scaled):
+    done = run(root, "--name=another", "--stage=vae", "--train.seed=5", *SCALED)
+    assert done.returncode == 0, done.stderr[-2000:]
     vae = root / "out" / "another" / "vae_best.pt"
     done = tune(root, "scaled", "swapped", "--stage=diffusion", "--train_diffusion.lr=1e-12",
                 f"--train.vae_checkpoint={vae}")
@@ -136,26 +144,23 @@ def test_another_vae_is_told_and_its_latents_are_measured_anew(root):
     assert (z.mean(0) - old.latent_mean).abs().max() > z.std(), "else this test shows nothing"
 
 
-def test_a_denoiser_of_another_arch_begins_anew(root):
+def test_a_denoiser_of_another_arch_begins_anew(root, scaled):
     """The VAE, the text tower and the estimator of lengths carry over; what the denoiser is to see
     of the latents is measured, since its layers start from their spread."""
-    done = run(root, "--name=tokens", "--condition=text", "--denoiser.normalize_latents=true",
-               "--denoiser.final_linear=true", "--train.sample_every=0")
-    assert done.returncode == 0, done.stderr[-2000:]
-    done = tune(root, "tokens", "modulated", "--stage=diffusion", "--denoiser.arch=modulated",
+    done = tune(root, "scaled", "modulated", "--stage=diffusion", "--denoiser.arch=modulated",
                 "--denoiser.num_layers=2", "--denoiser.modulated_dim=24", "--denoiser.principal=1",
                 "--train_diffusion.lr=1e-12")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "of another arch than that of" in done.stdout
     old, new = (checkpoint.load_model(str(root / "out" / name / "model.pt")).state_dict()
-                for name in ("tokens", "modulated"))
+                for name in ("scaled", "modulated"))
     for name, value in old.items():
         if name.startswith(("vae.", "text_encoder.", "length_estimator.")):
             assert torch.allclose(new[name][:len(value)], value, atol=1e-6), name
     assert not torch.allclose(new["latent_mean"], old["latent_mean"], atol=1e-3)
     spread = new["denoiser.modulated.spread"]
     assert (spread != 1).all() and spread.min() > 0
-    done = tune(root, "tokens", "student", "--stage=distill", "--denoiser.arch=modulated")
+    done = tune(root, "scaled", "student", "--stage=distill", "--denoiser.arch=modulated")
     assert done.returncode == 1 and "denoiser.arch" in done.stderr
 
 
