@@ -64,8 +64,12 @@ WORD = r"[^\W_]+(?:['\u2019-][^\W_]+)*"
 THEN = re.compile(r"""
     [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
         (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
-        (?:a\s+(?:while|moment|bit)|moments|seconds)\s+later)\b (?:\s*,)? (?:\s+(?:and\s+)?then\b)?
-    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)? | [.;]\s+ | \s*(?:->|=>|\u2192)\s* """, re.X | re.I)
+        (?:a\s+(?:while|moment|bit)|moments|(?:\d+\s+|a\s+few\s+)?seconds)\s+later)\b (?:\s*,)?
+        (?:\s+(?:and\s+)?then\b)?
+    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)?
+    | [.;!?]\s+ (?:(?:second|third|fourth|fifth)(?:ly)?,\s+)?
+    | \s*[\n\u3001\uff1b\uff01]\s* | \s+[\u2013\u2014]\s+
+    | \s*(?:[-=]+>|[\u2190-\u21ff\u2794\u279c-\u27bf\u27f0-\u27ff])\s* """, re.X | re.I)
 BEFORE = re.compile(r"[\s,]+before\s+", re.I)
 AFTER = re.compile(r"[\s,]+(?:right\s+|just\s+)?after\s+", re.I)
 FRONT = re.compile(r"\s*(after|before)\s+([^,]+),\s*(.+)", re.I | re.S)
@@ -73,10 +77,11 @@ JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&)\s+", re.I)
 TOGETHER = re.compile(r"\b(?:while|whilst|as (?:he|she|it|they|you|if|though)|simultaneously|"
                       r"together|at the same time|both|alternat(?:ely|ing)|repeatedly|each other|"
                       r"another (?:person|man|woman|one|guy|girl|boy))\b", re.I)
-NEGATED = re.compile(r"\b(?:not|never|without|(?<!head )no)\b|n['\u2019]t\b", re.I)
+NEGATED = re.compile(r"\b(?:not|cannot|never|without|(?<!head )no|rather than|instead of)\b|"
+                     r"^(?:nobody|noone)\b|n['\u2019]t\b", re.I)
 ASIDE = re.compile(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|"
                    r"\b(?:around|aside|sideways|back)\b", re.I)
-ITEM = re.compile(r"(?:^|[\s,;.]+)\d{1,2}[.)]\s+")  # of a list that begins with "1."
+ITEM = re.compile(r"(?:^|[\s,;.]+)\(?\d{1,2}[.)]\s+")  # of a list that begins with "1."
 FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"
                    r"[\s,]+(?:at first|first)\s*$", re.I)
 
@@ -167,7 +172,8 @@ def parts(text):
     whole = text
     if len(text) > LONGEST or NEGATED.search(text):
         return [whole]
-    if text.startswith(("1. ", "1) ")):
+    text = text.strip()
+    if text.startswith(("1. ", "1) ", "(1) ")):
         text = ITEM.sub(". ", text)[2:]
     links = [(0, 0), *(link.span() for link in THEN.finditer(text)), (len(text), len(text))]
     spans = [(a[1], b[0]) for a, b in zip(links, links[1:])]
@@ -181,7 +187,7 @@ def parts(text):
             first = start
     found = [part for piece in [*joined, text[first:]] for part in ordered(piece)]
     found = [part for one in found for part in listed(one)]
-    found = [FIRST.sub("", part).strip(" \t\n,;.") for part in found]
+    found = [FIRST.sub("", part).strip(" \t\n,;.!?\uff0c") for part in found]
     return found if 1 < len(found) <= MOST else [whole]
 
 

@@ -154,8 +154,10 @@ class DiffusionStage(nn.Module):
             self.posteriors = (mu, logvar, lengths) if c.train.cache_latents else None
             for name in identity(c) if model.normalize_latents else ():
                 self.register_buffer(name, getattr(model, name))  # the denoiser's: resumed with it
+        frames = self.posteriors is None  # else nothing is padded, and any clips make a batch
         self.batches = run.batches(
-            "train", self.settings.batch_size, motion=self.posteriors is None,
+            "train", self.settings.batch_size, motion=frames,
+            by_length=frames and c.data.batch_by_length,
             balanced=self.kind == "action" and c.data.balance_actions)
         if c.train.compile:
             self.denoiser.compile(dynamic=True)

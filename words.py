@@ -25,10 +25,17 @@ TITLE = "nanoMLD word vectors 1"
 # The words of a text
 
 WORD = re.compile(r"\w+(?:'\w+)?")
-# numbers that no count is: -3, .5, 2.5, 1/2, 2-3, 2 - 3. Typed, they are one word, unknown to all
-DASH = "-\u2010-\u2015\u2212~"
-ODD = re.compile(rf"\d+(?: ?[{DASH}] ?\d+|[.,:/\u2044]\d+)+"
-                 rf"|(?<!\w)(?:[{DASH}][.,]?|[.,])\d+(?:[.,]\d+)*|{WORD.pattern}")
+# what is one word in a prompt, unknown to all: numbers that no count is (-3, .5, 2.5, 2-3, 2 or 3),
+# times but for a few seconds, and what turns the rest into its opposite
+DASH, COUNT = "-\u2010-\u2015\u2212~", r"\d+(?:[.,]\d+)*"
+ONE = r"(?:\d+|two|three|four|five|once|twice)"
+ODD = (rf"\d+(?: ?[{DASH}] ?\d+|[.,:/'\u2044]\d+)+|\d+\+"
+       rf"|(?<!\w)(?:[{DASH}<>\u2264\u2265\xb1][.,]?|[.,]){COUNT}"
+       rf"|\b(?:{ONE}|one) (?:or|to) {ONE}\b"
+       r"|\b\d\d+ ?(?:s|secs?|seconds?)\b|\b\d+ ?(?:mins?|minutes?|hours?)\b"
+       r"|\b(?:rather than|instead of)\b")
+TIME = re.compile(r"\d ?(?:s|min|hour)")
+PROMPT = re.compile(f"{ODD}|{WORD.pattern}")
 
 
 def words_of(text):
@@ -54,6 +61,7 @@ def drop_words(text, rng, share, rows=0.0):
 DIGITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NUMBERS = {str(i): word for i, word in enumerate(DIGITS)} | {
     word: str(i) for i, word in enumerate(DIGITS)}
+ALIKE = NUMBERS | {"secs": "seconds", "faster": "fast", "slower": "slow"}  # in what a prompt says
 
 
 def stems(word):
@@ -196,12 +204,17 @@ video animation motion s t""".split())
 # words that stand for no other: they are like very many
 VAGUE = set("""
 something nothing anything everything thing things object several many few multiple whole half
-times degrees easy normal full make makes making get gets getting place forth speed""".split())
+times degrees easy normal full make makes making get gets getting place forth speed know""".split())
+# words that stand for nothing, since vectors have them near what they do not mean: cry laugh
+UNLIKE = set("""
+want wants wanted maybe perhaps else cry cries cried crying weep weeps nowhere love loves loved
+finger fingers drunk minute minutes hour hours first second third fourth fifth""".split())
 SUBJECTS = set("""
 man men woman women person people human humans someone somebody anyone guy girl boy lady gentleman
 figure character individual child kid adult actor subject body""".split())
 # unknown even where captions had them: a few of these teach nobody to leave something out
-NOT = {"not", "no", "never", "without", "neither", "nor"}
+NOT = {"not", "no", "never", "without", "neither", "nor", "cannot", "none", "nothing"}
+NOBODY = {"nobody", "noone"}  # as the first word
 # of these words alone nobody can make a motion
 SAY_NOTHING = SMALL | SUBJECTS | {*DIGITS, *map(str, range(100)), *"""
 _ once twice thrice times time second seconds minute minutes""".split()}
@@ -230,7 +243,8 @@ class Report(NamedTuple):
         if self.unknown:
             said.append(f"Unknown, and like nothing that is known: "
                         f"{and_so_on(map(repr, self.unknown))}. This model's actions are listed "
-                        "by --list.")
+                        "by --list."
+                        + " --seconds says how long." * any(map(TIME.search, self.unknown)))
         return said
 
     @property
@@ -286,8 +300,8 @@ class Known:
             return None, None
         if word in self.words:
             return "same", word
-        if NUMBERS.get(word) in self.words:
-            return "same", NUMBERS[word]
+        if ALIKE.get(word) in self.words:
+            return "same", ALIKE[word]
         if word in SMALL:
             return "small", None
         options = [word, *stems(word)]
@@ -300,6 +314,8 @@ class Known:
             return None, None
         if row in self.of_row:
             return "form", self.same_ending(word, self.of_row[row])
+        if word in UNLIKE:
+            return None, None
         _, like = self.like(row, word)
         return ("like" if like else None), like
 
@@ -369,8 +385,8 @@ def tokens_of(prompt, known):
     text = text.lower().replace("\u2019", "'").replace("can't", "can not")
     text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
         "-", "") in known.words and re.search(r"[^\W\d]", m[0]) else m[0], text)
-    for word in ODD.findall(text):
-        if word in known.words or "'" not in word:
+    for word in PROMPT.findall(re.sub(r"\bthrice\b", "three times", text).strip()):
+        if word in known.words or not re.search(r"\D'", word):
             yield word
         elif word.endswith("n't"):
             yield from (word[:-3], "not")
@@ -382,8 +398,11 @@ def understand(prompt, vocabulary):
     """A Report on what a model with this vocabulary (a list of words) makes of a prompt."""
     book = known(tuple(vocabulary))
     found = [(word, *book.find(word)) for word in tokens_of(prompt, book)]
-    # of a sentence in another language nothing is a mistake
-    foreign = [how is None and word not in book.held.number for word, how, _ in found]
+    if found and found[0][0] in NOBODY:
+        found[0] = found[0][0], None, None
+    # a word with a vector is no mistake; of a sentence in another language nothing is
+    foreign = [how is None and not any(one in book.held.number for one in (word, *stems(word)))
+               for word, how, _ in found]
     spell = sum(foreign) <= max(1, len(foreign) // 2)
     read, spelled, taken, unknown = [], {}, {}, []
     for (word, how, other), strange in zip(found, foreign):

@@ -37,6 +37,13 @@ APART = dict([
     ("1. walk 2. jump 3. sit down", "walk | jump | sit down"), ("1) walk, 2) jump", "walk | jump"),
     ("1. a man walks", "1. a man walks"), ("he jumps 3. He sits", "he jumps 3 | He sits"),
     ("walk -> jump \u2192 wave", "walk | jump | wave"),
+    ("walk --> jump ==> wave \u27a1 sit \u27f6bow", "walk | jump | wave | sit | bow"),
+    ("Jump! Sit! Wave!", "Jump | Sit | Wave"), ("jump\nsit\r\nwave\n", "jump | sit | wave"),
+    (" He walks. He sits. ", "He walks | He sits"), ("walk \u2014 jump", "walk | jump"),
+    ("walks\uff0c then sits\u3001waves", "walks | sits | waves"),
+    ("(1) walk (2) jump", "walk | jump"),
+    ("First, jump. Second, sit. Thirdly, wave.", "jump | sit | wave"),
+    ("a man walks, 2 seconds later he sits", "a man walks | he sits"),
     ("walk until you fall down", "walk | you fall down"),
     ("stand up and walk", "stand up | walk"),
     ("step to the left & kick", "step to the left | kick"),
@@ -97,6 +104,11 @@ a person picks up a ball and a box
 a person jumps over a block and a box
 a person dances, spinning and jumping
 don't jump, walk
+a man cannot jump, then he sits
+nobody walks, then sits
+jump rather than walk, then sit
+a man walks!
+a man walks
 a man never jumps, then walks
 no jumping, then walk
 a person waves, and another person bows

@@ -164,7 +164,8 @@ def test_numbers_hyphens_and_apostrophes(prompt, text):
 
 
 ODD = ["-3", "\u22123", "\u20133", "2.5", "-2.5", ".5", "-.5", "1/2", "2-3", "4\u20135", "4 - 5",
-       "2~3", "2:30", "1,5", "2-3-4"]
+       "2~3", "2:30", "1,5", "2-3-4", "2'5", "3+", ">3", "\u22642", "2 or 3", "two to three",
+       "once or twice", "90 seconds", "12 s", "3 minutes"]
 
 
 @pytest.mark.parametrize("number", ODD)
@@ -176,6 +177,29 @@ def test_a_number_that_is_no_count_is_told(number):
         assert (report.text, report.unknown) == ("he jumps _ times", [number])
         report = understand(f"He jumps, {number}; then 2 more.", vocabulary)
         assert report.unknown[0] == number and "two" in report.text
+
+
+def test_a_form_of_a_word_with_a_vector_is_no_mistake():
+    """'sleeps' is near 'sweeps' by spelling alone."""
+    vocabulary = [*TOY, "sweeps", "backs", "plays", "spins", "waves"]
+    for word in ("sleeps", "barks", "prays", "spits", "wakes"):
+        report = understand(f"a man {word} and jumps", vocabulary)
+        assert row_of(word) is not None and not report.spelled, report
+
+
+def test_what_says_the_opposite_and_what_vectors_confuse():
+    for prompt, text, unknown in (
+            ("nobody jumps", "_ jumps", "nobody"), ("a man cannot jump", "a man _ jump", "cannot"),
+            ("he jumps rather than walks", "he jumps _ walks", "rather than"),
+            ("a man cries and walks", "a man _ and walks", "cries"),
+            ("raises a finger", "raises a _", "finger")):
+        report = understand(prompt, [*TOY, "laughs", "elbow", "raises"])
+        assert (report.text, report.unknown) == (text, [unknown])
+    assert understand("he jumps thrice", TOY).text == "he jumps three times"
+    assert understand("he walks faster", [*TOY, "fast"]).text == "he walks fast"
+    for seconds, said in (("90 seconds", True), ("4-5", False)):
+        note, = understand(f"he walks {seconds}", TOY).notes
+        assert ("--seconds" in note) == said
 
 
 def test_a_report_tells_everything():

@@ -94,7 +94,8 @@ class Clauses {
   parts(text) {
     const whole = text;
     if ([...text].length > this.longest || text.search(this.NEGATED) >= 0) return [whole];
-    if (text.startsWith("1. ") || text.startsWith("1) "))
+    text = text.trim();
+    if (["1. ", "1) ", "(1) "].some(begin => text.startsWith(begin)))
       text = text.replace(this.ITEM, ". ").slice(2);
     const links = [...text.matchAll(this.THEN)].map(
       ({0: link, index}) => [index, index + link.length]);
@@ -111,7 +112,7 @@ class Clauses {
     });
     const found = [...joined, text.slice(first)].flatMap(piece => this.ordered(piece)).flatMap(
       part => this.listed(part)).map(
-      part => part.replace(this.FIRST, "").replace(/^[ \t\n,;.]+|[ \t\n,;.]+$/g, ""));
+      part => part.replace(this.FIRST, "").replace(/^[ \t\n,;.!?\uff0c]+|[ \t\n,;.!?\uff0c]+$/g, ""));
     return found.length > 1 && found.length <= this.most ? found : [whole];
   }
 }

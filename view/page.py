@@ -149,7 +149,8 @@ def book_of(vocabulary):
         others = [word for word in others if word not in words.VAGUE]
         lines.append("|".join(map(" ".join, (forms, same, others))))
     return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
-            "numbers": words.NUMBERS, "quiet": sorted(words.SAY_NOTHING)}
+            "numbers": words.ALIKE, "quiet": sorted(words.SAY_NOTHING),
+            "unlike": sorted(words.UNLIKE), "nobody": sorted(words.NOBODY)}
 
 
 def clauses_of():

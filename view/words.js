@@ -7,10 +7,17 @@
 
 const LETTER = "[\\p{L}\\p{N}_]";
 const WORD = new RegExp(`${LETTER}+(?:'${LETTER}+)?`, "gu");
-// numbers that no count is: -3, .5, 2.5, 1/2, 2-3: each is one word, unknown to all
+// what is one word in a prompt, unknown to all: numbers that no count is (-3, .5, 2.5, 2-3, 2 or
+// 3), times but for a few seconds, and what turns the rest into its opposite
 const DASH = "-\u2010-\u2015\u2212~", D = "\\p{Nd}+";
-const ODD = new RegExp(`${D}(?: ?[${DASH}] ?${D}|[.,:/\u2044]${D})+`
-  + `|(?<!${LETTER})(?:[${DASH}][.,]?|[.,])${D}(?:[.,]${D})*|${WORD.source}`, "gu");
+const START = `(?<!${LETTER})`, END = `(?!${LETTER})`;
+const ONE = `(?:${D}|two|three|four|five|once|twice)`;
+const ODD = new RegExp(`${D}(?: ?[${DASH}] ?${D}|[.,:/'\u2044]${D})+|${D}\\+`
+  + `|${START}(?:[${DASH}<>\u2264\u2265\xb1][.,]?|[.,])${D}(?:[.,]${D})*`
+  + `|${START}(?:${ONE}|one) (?:or|to) ${ONE}${END}`
+  + `|${START}\\p{Nd}${D} ?(?:s|secs?|seconds?)${END}`
+  + `|${START}${D} ?(?:mins?|minutes?|hours?)${END}`
+  + `|${START}(?:rather than|instead of)${END}|${WORD.source}`, "gu");
 const HYPHENS = new RegExp(`${LETTER}+(?:-${LETTER}+)+`, "gu");
 const wordsOf = text => text.toLowerCase().match(WORD) || [];
 
@@ -51,7 +58,8 @@ const least = lists => lists.reduce((best, list) => {
 }, [Infinity]);
 
 class Book {
-  constructor(vocabulary, {rows, small, not, numbers, quiet}) {
+  constructor(vocabulary, {rows, small, not, numbers, quiet, unlike, nobody}) {
+    this.unlike = new Set(unlike); this.nobody = new Set(nobody);
     this.words = new Set(vocabulary); this.small = new Set(small); this.not = new Set(not);
     this.quiet = new Set(quiet); this.numbers = new Map(Object.entries(numbers));
     this.rows = rows.split("\n").map(line => {  // forms, then known ones, or known words like them
@@ -76,6 +84,7 @@ class Book {
     }
     const found = group(options.find(option => this.row.has(option)));
     if (found?.same.length) return ["form", this.sameEnding(word, found.same)];
+    if (this.unlike.has(word)) return [null, null];
     return found?.like.length ? ["like", this.sameEnding(word, found.like)] : [null, null];
   }
 
@@ -112,8 +121,9 @@ class Book {
       const joined = found.replaceAll("-", "");
       return this.words.has(joined) && /\p{L}|_/u.test(found) ? joined : found;
     });
+    text = text.replace(/(?<![\p{L}\p{N}_])thrice(?![\p{L}\p{N}_])/gu, "three times").trim();
     return (text.match(ODD) || []).flatMap(word => {
-      if (this.words.has(word) || !word.includes("'")) return [word];
+      if (this.words.has(word) || !/\P{Nd}'/u.test(word)) return [word];
       return word.endsWith("n't") ? [word.slice(0, -3), "not"] : [word.split("'")[0]];
     });
   }
@@ -122,7 +132,9 @@ class Book {
       word), and what the user should be told. `says`: is there anything to do? */
   understand(prompt) {
     const found = this.tokens(prompt).map(word => [word, ...this.find(word)]);
-    const strange = found.map(([word, how]) => !how && !this.row.has(word));
+    if (found.length && this.nobody.has(found[0][0])) found[0] = [found[0][0], null, null];
+    const strange = found.map(([word, how]) => !how
+      && ![word, ...stems(word)].some(one => this.row.has(one)));
     const may = strange.filter(Boolean).length <= Math.max(1, Math.floor(found.length / 2));
     const read = [], spelled = {}, taken = {}, unknown = new Set();
     found.forEach(([word, how, other], i) => {
