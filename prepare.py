@@ -256,6 +256,8 @@ def screened(clips, found, skeleton, fps, args):
 
 def write(args, clips, rows, found, **settings):
     """Write the pack; print what was left out and why, and {what: count} beside EXPECTED."""
+    if os.path.exists(args.out):
+        print(f"{args.out} is there already, and will be replaced")
     clips = screened(clips, found, settings["skeleton"], settings["fps"], args)
     clips = tqdm(clips, "packing", unit="clip", disable=None)
     try:

@@ -27,7 +27,6 @@ training are, unless --force is given.
 import argparse
 import gc
 import itertools
-import math
 import os
 import re
 import sys
@@ -44,6 +43,7 @@ STARTED = time.perf_counter()
 HERE = os.path.dirname(os.path.abspath(__file__))
 LONGEST_NAME = 80  # bytes; what is added to it stays within what any file system allows
 MOST_MOTIONS, MOST_SECONDS, MOST_STEPS, LAST_SEED = 10_000, 3600, 100_000, 2**63 - 1
+MOST_GUIDANCE = 100  # far beyond what any model bears
 FORMATS = ("html", "bvh", "npy", "gif", "glb", "vrma", "usda")
 TOGETHER = ("html", "gif", "glb")  # one file has all motions
 
@@ -172,14 +172,24 @@ def check_numbers(args, count):
         raise ValueError(f"--seed must be a whole number from 0 to {LAST_SEED}, got {args.seed}.")
     if args.fps is not None and not 1 <= args.fps <= 1000:
         raise ValueError(f"--fps must be from 1 to 1000, got {args.fps:g}.")
-    if args.guidance is not None and not 0 <= args.guidance < math.inf:
-        raise ValueError("--guidance must be 0 or more (guidance_scale; 1 = off), got "
+    if args.guidance is not None and not 0 <= args.guidance <= MOST_GUIDANCE:
+        raise ValueError(f"--guidance must be 0 to {MOST_GUIDANCE} (guidance_scale; 1 = off), got "
                          f"{args.guidance:g}.")
 
 
 def check_output(args):
-    """ValueError for formats that cannot be written."""
+    """ValueError for formats that cannot be written, and for flags that would change nothing."""
     kinds = formats_of(args)
+    met = args.constraints, args.start, args.end, args.path, args.goes_on, args.loop
+    for flag, default, used, what in (
+            ("unit", "m", "bvh" in kinds, "is of BVH files: --format bvh"),
+            ("bvh", "rigid", "bvh" in kinds, "is of BVH files: --format bvh"),
+            ("strength", 0.4, args.vary is not None, "is of --vary"),
+            ("effort", "normal", any(met), "is of --constraints, --start, --end, --path, "
+             "--continue and --loop"),
+            ("encoding", None, args.file, "is of --file")):
+        if getattr(args, flag) != default and not used:
+            raise ValueError(f"--{flag} {what}.")
     if args.open and "html" not in kinds:
         raise ValueError(f"--open shows the player: add html to --format {args.format}.")
     if "gif" in kinds:
@@ -304,6 +314,8 @@ def actions_of(path):
     from formats.pack import Pack
 
     data = checkpoint.load(path)
+    if "judge" in data:
+        raise ValueError(f"{path} is a judge of eval.py, which makes no motions.")
     config, names, vocabulary = data["config"], data.get("actions"), data.get("vocabulary")
     if not names:
         yield f"{path} takes sentences of these words:" if vocabulary else \
@@ -413,8 +425,8 @@ def run(args, prompts):
         if len(parts) > 1:
             total = lengths[i] if args.seconds else None
             frames[i] = story.lengths_of(model, parts, seeds[i], total)
-    model.check_lengths([n for one in frames for n in one])
     check_trained(args, model.config, frames)
+    model.check_lengths([n for one in frames for n in one])
     make_folder(args.out)
     loaded = time.perf_counter()
 

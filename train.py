@@ -179,6 +179,9 @@ def train(config, options):
     if run.chosen and config.train.precision == "bf16":
         run.say("training in bfloat16, in which this device multiplies at least twice as fast; "
                 "--precision float32 for the other way")
+    if "val" not in run.pack.splits:
+        run.say(f"{run.pack.path} has no val clips: clips of train stand in for them, and losses "
+                "on val do not show what is learnt by heart")
     if options.verbose:
         run.say(json.dumps(to_dict(config), indent=1))
         run.say(f"run {run.id}: {run.world} process(es) on {run.device}, "

@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import os
+import re
 
 import numpy as np
 
@@ -30,6 +31,10 @@ KINDS = {"joint": {"joint", "time", "position", "height", "speed"}, "floor": {"f
          "start": {"start", "facing"}}
 FASTEST = 12.0  # metres a second; no joint of a person moves faster, but in a kick or throw
 HIGHEST = 3.2  # metres; a hand in a jump
+LOWEST = -0.3  # metres; a clip that goes deeper is upside down, or has another axis up
+COLUMNS = {name: number for number, names in enumerate(  # of a path
+    ("seconds second sec s time t", "x", "z", "degrees degree deg facing heading angle yaw"))
+    for name in names.split()}
 
 
 def parts_of(pose):
@@ -103,6 +108,10 @@ def checked_clip(clip, joints, where, name):
     wrong = np.flatnonzero(~np.isfinite(clip).all((1, 2)))
     if len(wrong):
         raise ValueError(f"{where}{name} holds a number that is not finite, in frame {wrong[0]}.")
+    lowest = clip[..., 1].min()
+    if lowest < LOWEST:
+        raise ValueError(f"{where}{name} goes {-lowest:.2g} m under the floor: its joints must be "
+                         "in metres, with Y up and the floor at 0.")
     return clip.astype(np.float64)
 
 
@@ -114,15 +123,21 @@ def clip_of(one, key, joints, where, folder):
 
 
 def read_way(path, where=""):
-    """A CSV of seconds, x, z and, if given, degrees -> its rows, without a line of names. Where
-    semicolons part the cells, a comma is a decimal point."""
+    """A CSV of seconds, x, z and, if given, degrees -> its rows. A first line of names says which
+    column is which. Where semicolons part the cells, a comma is a decimal point."""
     try:
         lines = [line for line in read_lines(path) if line and not line.startswith("#")]
         cells = [line.replace(",", ".").split(";") if ";" in line else line.split(",")
                  for line in lines]
-        if cells and all(cell.strip(" \"'")[:1].isalpha() for cell in cells[0]):
-            cells = cells[1:]
-        return [[float(cell) for cell in row] for row in cells]
+        names = [cell.strip(" \"'").lower() for cell in cells[0]] if cells else []
+        if not names or not all(name[:1].isalpha() for name in names):
+            return [[float(cell) for cell in row] for row in cells]
+        order = [COLUMNS.get(re.match("[a-z]*", name)[0]) for name in names]
+        if sorted(order, key=str) != [*range(len(names))] or len(names) not in (3, 4):
+            raise ValueError(f"its columns are named {', '.join(names)[:200]}; they must be "
+                             "seconds, x, z, and facing if it is given")
+        return [[float(row[order.index(number)]) for number in range(len(row))]
+                if len(row) == len(order) else [float(cell) for cell in row] for row in cells[1:]]
     except FileNotFoundError:
         raise ValueError(f"{where}There is no file {path}.") from None
     except ValueError as error:

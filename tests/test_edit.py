@@ -214,14 +214,20 @@ def test_a_wrong_constraint_is_refused_in_one_sentence(wrong, message):
 def test_a_path_is_read_as_its_writer_meant_it(tmp_path):
     rows = [[0, 0, 0], [1.5, 0, 1], [3, 0, 2]]
     for text in ("0,0,0\n1.5,0,1\n3,0,2\n", "t;x;z\n0,0;0;0\n1,5;0;1\n3,0;0;2\n",
-                 "seconds, x, z\n0, 0, 0\n1.5, 0, 1\n3, 0, 2\n", "0;0;0\n1.5;0;1\n3;0;2\n"):
+                 "seconds, x, z\n0, 0, 0\n1.5, 0, 1\n3, 0, 2\n", "0;0;0\n1.5;0;1\n3;0;2\n",
+                 "x,z,Seconds\n0,0,0\n0,1,1.5\n0,2,3\n",
+                 '"z","t [s]","x [m]"\n0,0,0\n1,1.5,0\n2,3,0\n'):
         (tmp_path / "way.CSV").write_text(text)
         assert constraints.read_way(tmp_path / "way.CSV") == rows, text
         assert constraints.read_constraints(tmp_path / "way.CSV") == (
             [{"path": "way.CSV"}], str(tmp_path))
-    for text in ("0s,0m,0m\n1,1,1\n", "0,0,0\nx,1,1\n"):  # no line of names
+    (tmp_path / "way.CSV").write_text("facing,time,x,z\n90,0,1,2\n45,1,3,4\n")
+    assert constraints.read_way(tmp_path / "way.CSV") == [[0, 1, 2, 90], [1, 3, 4, 45]]
+    for text, why in (("0s,0m,0m\n1,1,1\n", "numbers"), ("0,0,0\nx,1,1\n", "numbers"),
+                      ("time,x,y,z\n0,0,1,0\n", "named time, x, y, z"),
+                      ("t,x,x\n0,0,1\n", "they must be"), ("x,z\n0,0\n", "they must be")):
         (tmp_path / "way.CSV").write_text(text)
-        with pytest.raises(ValueError, match="must have lines of numbers"):
+        with pytest.raises(ValueError, match=f"must have lines of numbers.*{why}"):
             constraints.read_way(tmp_path / "way.CSV")
     (tmp_path / "way.CSV").write_text("0,nan,0\n1,1,1\n")
     assert len(constraints.read_way(tmp_path / "way.CSV")) == 2  # and is refused later
@@ -260,6 +266,9 @@ def test_wrong_files_are_refused(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros(7))
     with pytest.raises(ValueError, match=r"shape \(frames, 22, 3\)"):
         constraints.read_clip(str(tmp_path / "flat.npy"), 22)
+    np.save(tmp_path / "flipped.npy", np.full((2, 22, 3), -1.5))
+    with pytest.raises(ValueError, match="goes 1.5 m under the floor.*with Y up"):
+        constraints.read_clip(str(tmp_path / "flipped.npy"), 22)
     (tmp_path / "way.csv").write_text("t,x,z\n0,1,2\n1,2,three\n")
     with pytest.raises(ValueError, match="seconds, x, z"):
         constraints.read_way(str(tmp_path / "way.csv"))

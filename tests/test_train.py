@@ -1,5 +1,6 @@
 """train.py as a program on a small dataset: each stage, exact resume, two processes, bad ends."""
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -863,6 +864,16 @@ def test_weights_that_are_no_numbers_are_never_saved(root, monkeypatch):
         train.train(config, options)
     state = checkpoint.load(str(root / "out" / "infinite" / "vae.pt"))
     assert state["step"] == 2 and all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_that_train_stands_in_for_val_is_said(root):
+    write_pack(root / "data" / "alone" / "alone.pack",
+               [dataclasses.replace(clip, split="train") for clip in clips_of(3)], name="alone",
+               skeleton="t2m", fps=20.0, actions=["walk", "jump"])
+    given = command(root, "--name=alone", "--stage=vae", "--train.eval_every=12",
+                    "--train.sample_every=0")
+    done = warm.run(*[word.replace("=made", "=alone") for word in given[1:]])
+    assert done.returncode == 0 and "has no val clips: clips of train stand in" in done.stdout
 
 
 @pytest.mark.skipif(isinstance(training.library(), str),

@@ -112,7 +112,8 @@ class Clauses {
     });
     const found = [...joined, text.slice(first)].flatMap(piece => this.ordered(piece)).flatMap(
       part => this.listed(part)).map(
-      part => part.replace(this.FIRST, "").replace(/^[ \t\n,;.!?\uff0c]+|[ \t\n,;.!?\uff0c]+$/g, ""));
+      part => part.replace(this.FIRST, "")
+        .replace(/^[ \t\n,;.!?\uff0c]+|[ \t\n,;.!?\uff0c]+$/g, ""));
     return found.length > 1 && found.length <= this.most ? found : [whole];
   }
 }
