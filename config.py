@@ -195,6 +195,7 @@ class StageConfig:
 class DenoisingConfig(StageConfig):
     draws: int = 1  # noise levels for each clip of a batch, whose text is encoded once
     length_weight: float = 0.01  # of the length estimator's loss beside the denoiser's
+    freeze_text: bool = False  # leave the small text tower as init_from brings it
 
 
 @dataclass

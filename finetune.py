@@ -45,6 +45,7 @@ def settings(path):
         found[f"{stage}.warmup"] = WARMUP
         found[f"{stage}.accumulate"] = 1
     return found | STEPS | {"denoiser.num_actions": 0,  # as many as there are then
+                            "train_diffusion.freeze_text": False,  # new words are to be learnt
                             "vae.sharpen_from": 0.0}  # the movements are learnt already
 
 

@@ -143,6 +143,8 @@ class DiffusionStage(nn.Module):
         self.denoiser, self.length_estimator = model.denoiser, model.length_estimator
         self.scratch = self.kind == "text" and c.text.kind == "scratch"
         self.text_encoder = model.text_encoder if self.scratch else None
+        if self.settings.freeze_text:
+            self.text_encoder.requires_grad_(False)
         if model.vae:  # frozen: no gradient and no dropout
             model.vae.requires_grad_(False).eval()
             mu, logvar, lengths = self.encode(max(1, c.train.cache_latents))

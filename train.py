@@ -71,7 +71,10 @@ def build(run):
     """A fresh MLD for the run's dataset, weights drawn from the seed."""
     c, pack = run.config, run.pack
     torch.manual_seed(c.train.seed)
-    encoder = None
+    encoder, ours = None, c.denoiser.condition == "text" and c.text.kind == "scratch"
+    if c.train_diffusion.freeze_text and not (run.init and ours):
+        raise SettingError("train_diffusion.freeze_text needs a text tower of ours that has "
+                           "learnt: --init_from names its model.")
     if c.denoiser.condition == "text" and c.train.stage != "vae":
         if c.text.kind == "clip":
             encoder = Remembered(load_clip(c.assets.clip_path, c.text.last_hidden_state))
