@@ -155,8 +155,8 @@ def test_detectors_agree_with_what_captions_add(clips):
 
 
 def test_detectors_see_little_where_nothing_of_it_is_said(clips):
-    found = recall.false_alarms(clips)
-    wrong = {name: row for name, row in found.items() if row[0] > 50 and row[1] > 0.05}
+    found = recall.false_alarms(clips[::2])
+    wrong = {name: row for name, row in found.items() if row[0] > 25 and row[1] > 0.05}
     assert not {name: row for name, row in wrong.items() if name not in ("dance", "punch")}
     assert all(row[1] < 0.06 for row in wrong.values()), wrong
 

@@ -284,8 +284,9 @@ jumpng quikly then kiks; _ walks; the; ; she tiptoes stealthily; a gymnast somer
 """.replace("\n", " ").split(";") + [f"he jumps {n} times, {n}" for n in ODD]
 
 
-SAID = ("nobody jumps; he sleeps; a man cannot jump; jumps rather than walks; he cries; walks faster; "
-        "jumps thrice; first he walks; punches at nobody; surfs; 3's; the 2nd man; 5 secs; barking")
+SAID = ("nobody jumps; he sleeps; a man cannot jump; jumps rather than walks; he cries; "
+        "walks faster; jumps thrice; first he walks; punches at nobody; surfs; 3's; the 2nd man; "
+        "5 secs; barking")
 
 
 @needs_node
