@@ -180,12 +180,13 @@ def check_numbers(args, count):
 def check_output(args):
     """ValueError for formats that cannot be written, and for flags that would change nothing."""
     kinds = formats_of(args)
-    met = args.constraints, args.start, args.end, args.path, args.goes_on, args.loop
+    given = args.constraints, args.start, args.end, args.path, args.goes_on, args.loop or None
+    met = any(value is not None for value in given)
     for flag, default, used, what in (
             ("unit", "m", "bvh" in kinds, "is of BVH files: --format bvh"),
             ("bvh", "rigid", "bvh" in kinds, "is of BVH files: --format bvh"),
             ("strength", 0.4, args.vary is not None, "is of --vary"),
-            ("effort", "normal", any(met), "is of --constraints, --start, --end, --path, "
+            ("effort", "normal", met, "is of --constraints, --start, --end, --path, "
              "--continue and --loop"),
             ("encoding", None, args.file, "is of --file")):
         if getattr(args, flag) != default and not used:
