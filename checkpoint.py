@@ -394,13 +394,16 @@ def wanted(model, state, optional=()):
             if name in state or not name.startswith(tuple(optional))}
 
 
+SPREADS = "std", "latent_std", "denoiser.modulated.spread"
+
+
 def fill(model, state, path, optional=()):
     """The model with the weights `state`, all or nothing. ValueError, naming the file `path` and
     the weights, if names or shapes do not fit, or numbers are not finite; names that begin with
     one of `optional` may be missing."""
     check_names(wanted(model, state, optional), state, path)
     for name, value in state.items():
-        spread = name in ("std", "latent_std", "denoiser.modulated.spread")
+        spread = name in SPREADS
         if not finite(value) or spread and value.min() <= 0:
             raise ValueError(f"{path} does not fit: the numbers of {name} must be finite"
                              + " and positive" * spread + "; get or make it again.")
@@ -426,7 +429,7 @@ def halve(source, target):
     if "mean" not in data["model"] and "judge" not in data:
         raise ValueError(f"{source} is no finished model: expected the model.pt, or the "
                          "evaluator_model.pt, of a run.")
-    exact = ("mean", "std", "latent_mean", "latent_std", "denoiser.modulated.spread")
+    exact = ("mean", "latent_mean", *SPREADS)
     state = {name: value.half() if value.is_floating_point() and name not in exact else value
              for name, value in data["model"].items()}
     for name, value in data["model"].items():

@@ -173,6 +173,8 @@ def parts(text):
     if len(text) > LONGEST or NEGATED.search(text):
         return [whole]
     text = text.strip()
+    if len({*words_in(text)}) == 1:  # Run! Run!
+        return [whole]
     if text.startswith(("1. ", "1) ", "(1) ")):
         text = ITEM.sub(". ", text)[2:]
     links = [(0, 0), *(link.span() for link in THEN.finditer(text)), (len(text), len(text))]

@@ -213,7 +213,7 @@ SUBJECTS = set("""
 man men woman women person people human humans someone somebody anyone guy girl boy lady gentleman
 figure character individual child kid adult actor subject body""".split())
 # unknown even where captions had them: a few of these teach nobody to leave something out
-NOT = {"not", "no", "never", "without", "neither", "nor", "cannot", "none", "nothing"}
+NOT = {"not", "no", "never", "without", "neither", "nor", "cannot", "none"}
 NOBODY = {"nobody", "noone"}  # as the first word
 # of these words alone nobody can make a motion
 SAY_NOTHING = SMALL | SUBJECTS | {*DIGITS, *map(str, range(100)), *"""

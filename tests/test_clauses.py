@@ -108,6 +108,7 @@ a man cannot jump, then he sits
 nobody walks, then sits
 jump rather than walk, then sit
 a man walks!
+RUN! Run!
 a man walks
 a man never jumps, then walks
 no jumping, then walk

@@ -95,6 +95,7 @@ class Clauses {
     const whole = text;
     if ([...text].length > this.longest || text.search(this.NEGATED) >= 0) return [whole];
     text = text.trim();
+    if (new Set(this.words(text)).size === 1) return [whole];
     if (["1. ", "1) ", "(1) "].some(begin => text.startsWith(begin)))
       text = text.replace(this.ITEM, ". ").slice(2);
     const links = [...text.matchAll(this.THEN)].map(
