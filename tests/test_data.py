@@ -546,6 +546,21 @@ def test_a_program_that_fails_ends_with_its_workers(tmp_path):
     assert done.returncode == 1 and done.stderr.strip().endswith("RuntimeError: the end")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems leave a worker to itself")
+def test_a_program_that_is_killed_takes_its_workers_along(tmp_path):
+    """A worker that is busy, or waits where nobody will write again, never asks for its parent."""
+    lines = ("import multiprocessing, os, signal, time; from data import begin_work",
+             "def work(): begin_work(0); print(os.getpid(), flush=True); time.sleep(60)",
+             "multiprocessing.get_context('fork').Process(target=work).start(); time.sleep(60)")
+    program = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE)
+    worker = int(program.stdout.readline())
+    program.kill()
+    began = time.monotonic()
+    assert program.communicate()[0] == "", "which ends when the worker does, too"
+    assert time.monotonic() - began < 30, f"the worker {worker} lived on"
+
+
 # --------------------------------------------------------------------------------------------------
 # Batches
 
