@@ -9,6 +9,7 @@
 | needed_lengths   | masks, though all lengths are the same           | nothing is masked          |
 | in_parts         | `vae.decode(z, lengths)`                         | clips don't see each other |
 | Guided           | two calls of the denoiser a step, then `guide`   | embeddings do not change   |
+| modulated        | Guided with modulated layers, on a CPU           | the same sums, in one call |
 | fused            | diffusion.walk with Guided, on a GPU             | the same sums, in one call |
 | replayed         | the sampling loop, operation by operation        | a CUDA graph repeats it    |
 
@@ -29,7 +30,7 @@ import kernels
 from kernels import graphs
 
 NAMES = ("attend_to_memory", "first_tokens", "few_tokens", "shared_queries", "needed_lengths",
-         "in_parts", "decode", "Guided", "fused", "replayed")
+         "in_parts", "decode", "Guided", "modulated", "fused", "replayed")
 OFF = set()  # names of the shortcuts that are switched off
 RUNG = 28  # frames: a CUDA graph of the decoder serves lengths up to a multiple of this
 DECODED_AT_ONCE = 8  # clips that a CPU decodes together: small buffers stay in its caches
@@ -218,6 +219,7 @@ class Guided:
 
     def __init__(self, denoiser, tokens, lengths, d, dtype, frames=None):
         self.denoiser, self.tokens, self.d, self.dtype = denoiser, tokens, d, dtype
+        self.modulated = None  # its layers, where C runs them
         self.both, self.lengths, self.frames = guides(d), lengths, frames
         if self.both and lengths is not None:
             self.lengths = lengths.repeat(2)
@@ -226,7 +228,11 @@ class Guided:
         """x_t (B, ...), time (D,): the embedding of its noise level -> output (B, ...)."""
         x = x_t.to(self.dtype)
         x = torch.cat((x, x)) if self.both else x
-        out = self.denoiser.predict(x, time, self.tokens, self.lengths).to(x_t.dtype)
+        if self.modulated:
+            out = kernels.modulated_step(self.modulated, x, *time)
+        else:
+            out = self.denoiser.predict(x, time, self.tokens, self.lengths)
+        out = out.to(x_t.dtype)
         if not self.both:
             return out
         d = self.d
@@ -264,6 +270,11 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
         if done is not None:
             return done
         guided = Guided(denoiser, tokens, ragged, d, model.dtype, frames)
+        if denoiser.modulated and not seen and "modulated" not in OFF:
+            said = kernels.modulated_steps(denoiser.modulated, x_T.repeat(1 + guides(d), 1, 1),
+                                           times, tokens)
+            if said is not None:
+                times, guided.modulated = said, denoiser.modulated
         return diffusion.walk(steps, times, guided, x_T, *rest)
 
     inputs = x_T, lengths, levels_on(tuple(steps), x_T.device), *conditions
@@ -335,9 +346,9 @@ def to_precision(model, precision):
     """Give the model weights of fewer bits, for sampling; returns it.
 
     bf16   all networks compute in 16 bits, of about three digits, and take half the memory
-    int8   the weights of the denoiser's and the text tower's stacks are rounded to 8 bits, with a
+    int8   the weights of the denoiser's and the text tower's layers are rounded to 8 bits, with a
            scale for each output. They compute in float32; a few rows of tokens on a CPU read a
-           quarter of the bytes. Modulated layers stay as they are
+           quarter of the bytes
 
     The sampler, the joints and what `generate` returns stay float32. ValueError for another name.
     """
@@ -347,9 +358,10 @@ def to_precision(model, precision):
         for part in parts:
             part.bfloat16()
     elif precision == "int8":
-        for part in (part for part in parts if part is not model.vae):
-            for stack in (m for m in part.modules() if hasattr(m, "skip")):
-                kernels.few_rows.round_to_int8(stack)
+        layers = [m for part in parts if part is not model.vae for m in part.modules()
+                  if hasattr(m, "skip") or m is model.denoiser.modulated]
+        for one in layers:
+            kernels.few_rows.round_to_int8(one)
     elif precision != "float32":
         raise ValueError(f"The precision must be one of {', '.join(PRECISIONS)}, "
                          f"not {precision!r}.")

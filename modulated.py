@@ -68,19 +68,28 @@ class ModulatedLayers(nn.Module):
         numbers = torch.empty(len(timesteps), 1, dtype=torch.float32, device=timesteps.device)
         return torch.cat((embedding, *levels_of(self.schedule, timesteps, numbers)), -1)
 
-    def forward(self, x_t, time, condition):
-        """x_t (B, N, D), time (B, D + 2) as `level` gives it, condition (B, L, D) or None"""
-        embedding, a, s = time[:, :-2], time[:, -2:-1], time[:, -1:]
-        kind = self.mix.weight.dtype
-        c = embedding.to(kind) if condition is None else embedding.to(kind) + condition.sum(1)
-        c = F.silu(self.mix(F.silu(c)))
+    def choice(self, embedding, condition):
+        """The embedding of levels (..., 1 or B, D) and a condition (B, L, D) or None -> what says
+        which features count, (..., 1 or B, D)."""
+        embedding = embedding.to(self.mix.weight.dtype)
+        c = embedding if condition is None else embedding + condition.sum(1)
+        return F.silu(self.mix(F.silu(c)))
+
+    def factors(self, a, s):
+        """a, s (B, 1) of levels -> what x_t is multiplied with on its way in and in the linear
+        estimate, and what the layers' answer is, (B, numbers) each."""
         spread, (p, r) = self.spread.to(a.dtype), target_parts(self.schedule, a, s)
         q = a.square() * spread + s.square()
+        return 1 / q.sqrt(), (p * s + r * a * spread) / q, (spread / q).sqrt() * (p * a - r * s)
+
+    def forward(self, x_t, time, condition):
+        """x_t (B, N, D), time (B, D + 2) as `level` gives it, condition (B, L, D) or None"""
+        c = self.choice(time[:, :-2], condition)
+        inwards, linear, outwards = self.factors(time[:, -2:-1], time[:, -1:])
         x = x_t.flatten(1)
-        h = self.token_in((x / q.sqrt()).to(kind))
+        h = self.token_in((x * inwards).to(c.dtype))
         for layer in self.layers:
             h = layer(h, c)
         scale, shift = self.modulation(c).chunk(2, -1)
         out = self.final_linear(self.norm(h) * (1 + scale) + shift)
-        linear = (p * s + r * a * spread) / q * x
-        return (linear + (spread / q).sqrt() * (p * a - r * s) * out).view_as(x_t)
+        return (linear * x + outwards * out).view_as(x_t)

@@ -26,6 +26,7 @@ from kernels import attention as attention_kernels  # below, a function takes it
 from kernels import backend, denoiser_layer, denoising_step, few_rows, graphs  # noqa: F401
 from kernels import gelu as gelu_kernels
 from kernels import layer_norm as layer_norm_kernels
+from kernels import modulated_rows
 from kernels import training
 from kernels.attention import split_heads
 from kernels.backend import calls, launched
@@ -119,6 +120,20 @@ def denoising_steps(steps, x_T, tokens, times, pe, ask, scale=None, clip=False, 
     if not triton or not fits or denoising_step.unsupported(x_T, tokens, pe, narrow):
         return None
     return denoising_step.walk(steps, x_T, tokens, times, pe, ask, scale, clip, narrow)
+
+
+def modulated_steps(layers, x, times, condition):
+    """What `modulated_step` takes in each step of the sampling loop, for modulated.ModulatedLayers
+    and latents x (R, N, D) on a CPU (modulated_rows.py); None where that does not fit."""
+    if torch.compiler.is_compiling() or modulated_rows.unsupported(layers, x):
+        return None
+    return modulated_rows.prepare(layers, times, condition)
+
+
+def modulated_step(layers, x, factors, told):
+    """The layers' answer to latents x (R, N, D) of one level, by one call of C."""
+    calls["modulated", "c"] += 1
+    return modulated_rows.run(layers, x, factors, told)
 
 
 def decode(stack, queries, lengths, memory):

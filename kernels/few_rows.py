@@ -1,5 +1,5 @@
-"""Builds few_rows.c and decode.c with the machine's C compiler, once, and runs a transformer.Stack
-in them.
+"""Builds few_rows.c, decode.c and modulated.c with the machine's C compiler, once, and runs a
+transformer.Stack in the first two.
 
 This is for a CPU and a few rows of tokens, such as a prompt's or those of up to 21 latents in the
 denoiser: there plain torch spends more time between its operations than in them
@@ -50,7 +50,8 @@ def library(kind, name):
     pointer, number = ctypes.c_void_p, ctypes.c_int
     function.argtypes = {
         "few_rows": [pointer, pointer, *[number] * 10],
-        "decode": [pointer, number, pointer, pointer, number, number, pointer, *[number] * 6]}[name]
+        "decode": [pointer, number, pointer, pointer, number, number, pointer, *[number] * 6],
+        "modulated": [*[pointer] * 4, *[number] * 6, pointer, pointer]}[name]
     function.argtypes += [pointer, pointer, ctypes.c_float, number]
     return function
 
@@ -212,10 +213,17 @@ def int8_copies(weights):
     copies = {}
     for weight in weights:
         if weight is not None:
-            numbers, scale = copies[id(weight)] = to_int8(weight)
-            if not torch.allclose(numbers * scale[:, None], weight, rtol=1e-6, atol=0):
+            copies[id(weight)] = exactly_int8(weight)
+            if copies[id(weight)] is None:
                 return {}
     return copies
+
+
+def exactly_int8(weight):
+    """to_int8 of a weight that is of 8 bits already; None of another."""
+    numbers, scale = to_int8(weight)
+    same = torch.allclose(numbers * scale[:, None], weight, rtol=1e-6, atol=0)
+    return (numbers, scale) if same else None
 
 
 def to_int8(weight):
@@ -275,17 +283,25 @@ def undecodable(x, stack, lengths, memory):
     return unfit(x, stack, 1, "decode")
 
 
-def unfit(x, stack, rows, name):
-    """Why the C file of this name cannot run this stack on x; empty if it can."""
+def elsewhere(x, network):
+    """Why no C file can run this network on x, whatever it is made of; empty if one may."""
     if backend.MODE != "auto" or x.device.type != "cpu":
         return ("MLD_KERNELS must be auto and the tokens on a CPU, not "
                 f"{backend.MODE} and {x.device}")
     autocast = torch.is_autocast_enabled("cpu")
-    if torch.is_grad_enabled() or stack.training or autocast or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or network.training or autocast or torch.jit.is_tracing():
         return "it has no backward, no dropout, no autocast, and cannot be traced"
-    D, layer = x.shape[-1], blocks_of(stack)[0]
     if torch._C._len_torch_dispatch_stack():
         return "torch's operations are being watched, as by a counter of FLOPs"
+    return ""
+
+
+def unfit(x, stack, rows, name):
+    """Why the C file of this name cannot run this stack on x; empty if it can."""
+    why_not = elsewhere(x, stack)
+    if why_not:
+        return why_not
+    D, layer = x.shape[-1], blocks_of(stack)[0]
     if x.dtype not in TYPES.values():
         return f"tokens must be float32 or bfloat16, not {x.dtype}"
     bf16 = x.dtype == torch.bfloat16
