@@ -2,8 +2,8 @@
 
     python tests/test_weights.py [FILE]        prints the table of docs/weights.md, of another model
 
-Easy sentences are here, with 20 seeds each; everyday.txt has what people type, and is asked by
-test_everyday_prompts.
+easy.txt has easy sentences, asked with 20 seeds each; everyday.txt has what people type, and is
+asked by test_everyday_prompts.
 """
 import os
 import sys
@@ -38,95 +38,23 @@ SHARES = {
 LENGTHS = np.linalg.norm(motion.T2M_OFFSETS, axis=1)
 
 SEEDS = 20
-# action: sentences that are no caption of a training clip; the seeds are shared out among them
-PROMPTS = {
-    "jump": ["a young woman jumps", "a young woman leaps up with both legs"],
-    "walk": ["a man strolls straight ahead", "somebody is walking forward calmly"],
-    "walk backward": ["a young man walks backward slowly", "a woman is stepping backwards"],
-    "turn left": ["a young woman turns to the left", "somebody turns left in place"],
-    "turn right": ["a young woman turns to the right", "somebody turns right in place"],
-    "run": ["a boy runs forward", "somebody is running fast"],
-    "wave left hand": ["someone waves their left hand", "a young man is waving with his left hand"],
-    "wave right hand": [
-        "someone waves their right hand",
-        "a young man waves with his right hand",
-    ],
-    "kick": ["a young woman kicks", "somebody kicks with the right leg"],
-    "punch": ["a young woman punches", "somebody is throwing punches"],
-    "squat": ["a young woman squats down", "somebody does a deep squat"],
-    "bow": ["a young woman bows politely", "somebody is bowing forward"],
-    "sit": ["a young woman sits down", "somebody sits on a chair"],
-    "raise both arms": ["a young man raises both arms", "somebody lifts both arms up"],
-    "spin": ["a young woman spins around", "somebody is spinning in a circle on the spot"],
-    "crawl": ["a young woman crawls", "somebody is crawling on hands and knees"],
-    "stand": ["a young woman stands still", "a boy is standing and waiting"],
-    "jumping jacks": ["a boy does jumping jacks", "somebody performs jumping jacks"],
-}
 
-# group of SHARES: [(detector, as in everyday.txt, sentence)]
-ASKED = {
-    "count": [
-        ("times(jumps, 1)", "a young woman jumps once"),
-        ("times(jumps, 2)", "somebody is jumping twice"),
-        ("times(jumps, 3)", "a boy jumps three times in a row"),
-        ("times(claps, 3)", "somebody claps three times"),
-        ("times(claps, 5)", "a young woman claps her hands five times"),
-        ("times(squats, 1)", "somebody squats once"),
-        ("times(squats, 2)", "a young woman does two squats"),
-        ("times(kicks, 1)", "a boy kicks once"),
-        ("times(kicks, 2)", "somebody kicks two times"),
-        ("times(punches, 2)", "a boy punches twice"),
-        ("times(punches, 4)", "somebody throws four punches"),
-        ("times(bows, 2)", "a young woman bows twice"),
-        ("times(spins, 2)", "somebody spins around twice"),
-        ("times(hops, 4)", "a young man hops four times"),
-        ("times(jacks, 3)", "somebody does three jumping jacks"),
-        ("times(arm_raises, 2)", "a young woman raises both arms twice"),
-    ],
-    "side": [
-        (f"{action}_{side}", sentence.replace("SIDE", side))
-        for action, sentence in (
-            ("wave", "a young woman is waving her SIDE hand"),
-            ("raise", "somebody raises the SIDE hand"),
-            ("kick", "a boy kicks with the SIDE foot"),
-            ("punch", "somebody punches with the SIDE hand"),
-            ("turn", "a boy makes a turn to the SIDE"),
-            ("step", "somebody makes a step to the SIDE"),
-            ("hop", "a young woman hops on her SIDE foot"),
-            ("throw", "a boy throws something with his SIDE hand"),
-            ("walk_turn", "somebody is walking and turns SIDE"),
-        )
-        for side in ("left", "right")
-    ],
-    "manner": [
-        ('shift(walk, speed, -1, "a person walks")', "somebody is walking very slowly"),
-        ('shift(walk, speed, 1, "a person walks")', "a boy walks very quickly"),
-        ('shift(run, speed, -1, "a person runs")', "a young woman runs slowly"),
-        ('shift(run, speed, 1, "a person runs")', "a boy is running very fast"),
-        ('shift(jump, rise, 1, "a person jumps")', "a boy jumps very high"),
-        ('shift(low_jump, rise, -1, "a person jumps")', "somebody makes a little jump"),
-        ('shift(kick, kick_height, 1, "a person kicks")', "a young woman kicks high"),
-        ('shift(kick, kick_height, -1, "a person kicks")', "somebody gives a low kick"),
-        ('shift(squat, pace, -1, "a person squats")', "somebody squats very slowly"),
-        ('shift(squat, pace, 1, "a person squats")', "a boy squats quickly"),
-        ('shift(turn_any, turn_rate, 1, "a person turns around")', "a boy turns around quickly"),
-        ('shift(bow, tilt, 1, "a person bows")', "a young woman makes a deep bow"),
-    ],
-    "sequence": [
-        ("then(walk, jump)", "somebody walks and then jumps"),
-        ("then(jump, walk)", "a boy jumps and then walks"),
-        ("then(walk, sit)", "a young woman walks and then sits down"),
-        ("then(squat, kick)", "somebody squats and then kicks"),
-        ("then(wave, walk)", "a young man waves and then walks forward"),
-        ("then(walk, wave)", "a young man waves after walking"),
-        ("then(bow, clap)", "somebody bows, then claps"),
-        ("then(punch, jump)", "a boy punches and then jumps"),
-        ("then(spin, squat)", "a young woman spins, then squats"),
-        ("then(walk, run)", "somebody walks and then runs"),
-        ("then(turn_any, kick)", "a boy turns around and then kicks"),
-        ("then(raise_arms, bow)", "a young woman raises both arms and then bows"),
-    ],
-}
+
+def asked(path=os.path.join(ROOT, "tests", "easy.txt")):
+    """{group: [(action or detector, sentence)]}"""
+    found = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.strip() and line[0] != "#":
+                group, call, sentence = line.rstrip("\n").split("\t")
+                found.setdefault(group, []).append((call, sentence))
+    return found
+
+
+ASKED = asked()
+PROMPTS = {}  # action: its sentences; the seeds are shared out among them
+for action, sentence in ASKED.pop("easy"):
+    PROMPTS.setdefault(action, []).append(sentence)
 
 
 def shipped(path=os.path.join(ROOT, "checkpoints", "toy.pt")):
@@ -248,7 +176,8 @@ def test_the_prompts_are_new(pack):
     known = {
         caption.text.rstrip(".") for i in pack.indices("train") for caption in pack.captions(i)
     }
-    assert not [text for texts in PROMPTS.values() for text in texts if text in known]
+    asked = sum(PROMPTS.values(), []) + [text for pairs in ASKED.values() for _, text in pairs]
+    assert len(asked) > 90 and not [text for text in asked if text in known]
 
 
 def test_they_do_what_was_asked(made):

@@ -11,6 +11,7 @@ import re
 from formats.pack import Caption
 
 SLOW, FAST = 0.8, 1.12  # a pace below or above is slow or fast, where no tempo is given
+ASIDE = 0.2  # of the captions of one action say something beside it
 
 
 def _read(folder):
@@ -24,7 +25,22 @@ def _read(folder):
     return found
 
 
+def plain(text):
+    """A sentence without case and punctuation."""
+    return ' '.join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def _prompts(folder):
+    """What tests/ asks of a model, which must not have been told so."""
+    asked = set()
+    for name in ('easy.txt', 'everyday.txt'):
+        with open(os.path.join(folder, name), encoding='utf-8') as file:
+            asked |= {plain(line.split('\t')[-1]) for line in file if '\t' in line}
+    return asked
+
+
 TEXT = _read(os.path.dirname(__file__))
+PROMPTS = _prompts(os.path.join(os.path.dirname(__file__), '..', 'tests'))
 SUBJECTS = ', '.join(TEXT['subjects']).split(', ')
 THEIR = dict(words.split(': ') for words in TEXT['their'])
 POS = {word: header for header, lines in TEXT.items() if header.isupper()
@@ -65,6 +81,8 @@ def _choose(text, facts, rng):
 
 
 def _third(verb):
+    if verb == 'have':
+        return 'has'
     if re.search('(s|sh|ch|x|o)$', verb):
         return verb + 'es'
     return verb[:-1] + 'ies' if re.search('[^aeiou]y$', verb) else verb + 's'
@@ -137,6 +155,15 @@ def _phrase(label, facts, rng, in_detail):
     return _choose(max(drawn, key=lambda phrase: _told(phrase, facts)), facts, rng)
 
 
+def _beside(phrase, facts, rng):
+    """The phrase with a word or two that say nothing of the movement, sometimes."""
+    if phrase[0] != '*' or rng.random() > ASIDE:
+        return phrase
+    kind = ('mood', 'mood', 'where')[rng.integers(3)]
+    words = _choose('{' + kind + '}', facts, rng)
+    return f'@ {words} {phrase}' if kind == 'mood' and rng.random() < 0.5 else f'{phrase} {words}'
+
+
 def _brief(part, mirrored, rng):
     """A short phrase for one part of a sequence: a verb and what belongs to it."""
     label, facts = part
@@ -166,7 +193,7 @@ def _sequence(facts, mirrored, rng):
 
 
 def captions(label, facts, mirrored, rng, short=3, detailed=5):
-    """list[Caption], all different: `short` ones and `detailed` ones.
+    """list[Caption], `short` ones and `detailed` ones; all differ, and tests/ asks none of them.
 
     label     an action; '' where facts hold `parts` [(action, its facts), ...] and `how` they are
               put together: then, while, three
@@ -176,11 +203,13 @@ def captions(label, facts, mirrored, rng, short=3, detailed=5):
     found = {}
     while len(found) < short + detailed:
         in_detail = len(found) >= short
-        forms = ['third'] * 6 + ['is'] if in_detail else ['third'] * 3 + ['is', 'command', 'gerund']
+        forms = ['third'] * (5 if in_detail else 3) + ['is', 'command', 'gerund']
         if facts.get('parts'):
             phrase, forms = _sequence(facts, mirrored, rng), ['third'] * 6 + ['is', 'command']
         else:
-            phrase = _phrase(label, _facts(facts, mirrored), rng, in_detail)
+            told = _facts(facts, mirrored)
+            phrase = _beside(_phrase(label, told, rng, in_detail), told, rng)
         caption = _sentence(phrase, rng, forms[rng.integers(len(forms))])
-        found.setdefault(caption.text.rstrip('.'), caption)
+        if plain(caption.text) not in PROMPTS:
+            found.setdefault(caption.text.rstrip('.'), caption)
     return list(found.values())
