@@ -369,10 +369,13 @@ def at_most(config, words, judge=False):
                                      3 * features + e.embed_dim + words) + 10 * features
     numbers = 2 * stack(v.num_layers, v.latent_dim, v.ff_size, v.max_positions, features)
     numbers += v.cosines * (v.max_positions + (latent + 1) * v.latent_dim)
-    numbers += stack(n.num_layers, n.latent_dim, n.ff_size, n.max_positions,
-                     features + n.text_encoded_dim + n.num_actions)
+    given = n.text_encoded_dim + n.num_actions
     if n.arch == "modulated":
-        numbers += stack(n.num_layers, n.modulated_dim, n.ff_size, 0, latent + n.latent_dim)
+        D, W, F = n.latent_dim, n.modulated_dim, n.ff_size
+        numbers += D * (10 * D + 20 + given) + W * (2 * latent + 2 * D + 10)
+        numbers += n.num_layers * (2 * F * (W + D + 3) + 3 * W) + 4 * latent
+    else:
+        numbers += stack(n.num_layers, n.latent_dim, n.ff_size, n.max_positions, features + given)
     numbers += 2 * latent * (2 + n.principal * n.latent_dim)
     numbers += 200 * (n.text_encoded_dim + n.latent_dim + d.max_frames + 10)  # of lengths
     return numbers + (text(t.width) if t.kind == "scratch" else 0) + 10 * features

@@ -48,12 +48,12 @@ TOY = SMALL | {  # sequences of two actions and counts need more latent tokens a
     "vae.lambda_bones": 0.2, "vae.lambda_head": 0.4, "vae.sharpen_from": 0.4,
     "vae.lambda_kl_late": 0.06, "denoiser.length_dropout": 0.2,
     "text.width": 192, "text.layers": 4, "text.word_dropout": 0.03, "text.row_dropout": 0.1,
-    "denoiser.text_encoded_dim": 192, "denoiser.num_layers": 9, "denoiser.latent_dim": 256,
-    "denoiser.ff_size": 1024, "denoiser.principal": 4,
-    "diffusion.prediction_type": "v_prediction", "diffusion.guidance_scale": 3.0,
+    "denoiser.arch": "modulated", "denoiser.text_encoded_dim": 192, "denoiser.num_layers": 5,
+    "denoiser.latent_dim": 256, "denoiser.ff_size": 744, "denoiser.principal": 4,
+    "diffusion.prediction_type": "v_prediction", "diffusion.guidance_scale": 2.5,
     "train_vae.batch_size": 32, "train_vae.steps": 8000, "train_diffusion.steps": 12_000,
     "train_vae.max_logit": 100.0, "train_diffusion.max_logit": 100.0,
-    "train_diffusion.draws": 4, "train_diffusion.length_weight": 0.03,
+    "train_diffusion.draws": 8, "train_diffusion.length_weight": 0.03,
     "train_diffusion.optimizer": "muon", "train_diffusion.lr": 4e-3, "train.cache_latents": 1,
 }
 NOVAE = {  # no VAE: diffusion straight on frames, the condition through cross-attention

@@ -38,11 +38,16 @@ def walk():
     return {"ids": model.text_encoder.ids([SENTENCE])[0].tolist(), "latents": seen,
             "feature": model.text_encoder([SENTENCE])[0].detach().numpy(),
             "frames": ((features - model.mean) / model.std)[0].numpy(), "joints": joints[0].numpy(),
-            "scale": model.config.diffusion.guidance_scale}
+            "scale": model.config.diffusion.guidance_scale,
+            "inputs": ["latent", "level", "text", "length"][:3 + model.denoiser.cfg.length_token]}
 
 
 def text(x, y, words, kind="", anchor="start"):
     return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{words}</text>'
+
+
+def shape_of(feature):
+    return f"(1, {len(feature)}, {feature.shape[-1]})"
 
 
 def heading(y, words, shape):
@@ -90,16 +95,17 @@ def poses(joints, floor, count=7):
 
 def draw(made):
     """The whole picture as SVG, from what `walk` returns."""
+    N, D = made["latents"][0].shape
     words, frames, scale = [*words_of(SENTENCE), "end"], len(made["frames"]), made["scale"]
     svg = [heading(30, "The sentence, as word numbers", f"(1, {len(words)})"),
            boxes(40, [f"{word} {n}" for word, n in zip(words, made["ids"])]), arrow(75),
-           heading(112, "What it means: the text feature", "(1, 1, 128)"),
+           heading(112, "What it means: the text feature", shape_of(made["feature"])),
            cells(made["feature"], 120, 16), arrow(141),
-           heading(178, f"The denoiser, asked {len(made['latents'])} times", "(2, 5, 128)"),
-           boxes(188, ("latent", "latent", "level", "text", "length")),
+           heading(178, f"The denoiser, asked {len(made['latents'])} times", f"(2, {N}, {D})"),
+           boxes(188, made["inputs"]),
            text(LEFT, 240, f"answer = {scale} × with the sentence − {scale - 1} × without",
                 "soft"),
-           heading(276, "The latent, from noise to motion", "(1, 2, 128)")]
+           heading(276, "The latent, from noise to motion", f"(1, {N}, {D})")]
     y = 286
     for i in (0, 12, 24, 36, len(made["latents"]) - 1):
         svg += [text(LEFT, y + 14, f"step {i + 1}", "soft"),

@@ -44,6 +44,18 @@ def once(tmp_path_factory, worker_id):
     return once
 
 
+def drawn(model):
+    """The model, with random weights also where modulated layers start as zeros, as if trained: so
+    that its latents depend on the condition."""
+    import torch
+
+    with torch.no_grad():
+        for p in model.denoiser.modulated.parameters() if model.denoiser.modulated else ():
+            if not p.any():
+                p.normal_(std=0.1)
+    return model
+
+
 # Each takes a minute or so: first, or one process would wait for the other at the end.
 LONG = {"test_all_cases_in_the_interpreter", "test_all_configurations_compile", "test_a_dry_run",
         "test_twenty_kills_leave_every_line_of_the_log_as_it_is"}

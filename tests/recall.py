@@ -99,7 +99,7 @@ PACE = {  # label: what is less when it is done slowly
 }
 HEIGHT = {"jump": "rise", "kick": "kick_height", "squat": "drop", "bow": "tilt", "march": "knees"}
 NUMBERS = "once|one time", "twice|two times", "three times", "four times", "five times"
-SLOW = r"slow|lazi|leisure|calm|gentl|unhurr"
+SLOW = r"slow|lazi|leisure|unhurr"  # calm and gentle is also what is done at an even pace
 FAST = r"fast|quick|rapid|brisk|hurr|swift|speed"
 HIGH, LOW = r"\bhigh|deep", r"small|slight|shallow|halfway|not (very )?(high|deep|low)"
 

@@ -36,7 +36,8 @@ def tiny_config(**changes):
     config = preset(
         "toy",
         **{f"{part}.{key}": value for part in ("vae", "denoiser") for key, value in sizes.items()},
-        **{"text.width": 16, "text.heads": 2, "text.layers": 1, "denoiser.text_encoded_dim": 16},
+        **{"text.width": 16, "text.heads": 2, "text.layers": 1, "denoiser.text_encoded_dim": 16,
+           "denoiser.arch": "trans_enc"},
         **changes,
     )
     return config

@@ -398,12 +398,18 @@ def test_of_a_single_clip_the_rest_is_measured(root, tmp_path):
 def test_flops_are_counted_where_c_does_the_work():
     """A step of the denoiser is 2 flops for each weight and token, whatever runs it. Tokens, with
     and without the condition: the latent's, the noise level, the text, the length."""
-    config = settings(**{"denoiser.latent_dim": 64, "vae.latent_dim": 64, "vae.latent_size": 2})
+    config = settings(**{"denoiser.latent_dim": 64, "vae.latent_dim": 64, "vae.latent_size": 2,
+                         "denoiser.arch": "trans_enc"})
     model = MLD(config, WordEncoder(config.text, ["a", "man"])).eval()
     found = program.sizes(model, ["a man"])["denoiser"]["GFLOPs"] * 1e9
     weights = sum(p.numel() for p in model.denoiser.encoder.parameters() if p.dim() == 2)
     steps, tokens = config.diffusion.num_inference_steps, 2 * (config.denoiser.principal + 3)
     assert 0.7 < found / (2 * weights * tokens * steps) < 2  # embeddings and attention beside them
+    config.denoiser.arch = "modulated"
+    model = MLD(config, WordEncoder(config.text, ["a", "man"])).eval()
+    found = program.sizes(model, ["a man"])["denoiser"]["GFLOPs"] * 1e9
+    weights = sum(p.numel() for p in model.denoiser.modulated.parameters() if p.dim() == 2)
+    assert 0.7 < found / (2 * weights * 2 * steps) < 2
 
 
 @pytest.mark.parametrize(

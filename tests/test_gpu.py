@@ -253,7 +253,8 @@ class PretendedGPU(TorchFunctionMode):
             return mine
         if name in ("to", "cpu", "cuda"):
             return self.move(name, mine, args, kwargs)
-        leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        given = args[:1] if name == "__deepcopy__" else args  # its memo holds any tensors
+        leaves = [t for t in tree_leaves((given, kwargs)) if isinstance(t, torch.Tensor)]
         gpu = {self.on_gpu(t) for t in leaves if t.dim() or self.on_gpu(t)}
         if name == "numpy" and True in gpu:
             raise TypeError("numpy() of a tensor on the GPU")
@@ -329,7 +330,7 @@ def test_the_sampler_keeps_its_tensors_on_one_device(monkeypatch):
         model = there.to("cuda:0")
         assert model.draw_lengths(texts, seed=1) == lengths
         counts = []
-        for steps in (2, 4):
+        for steps in (3, 2, 4):  # the first time, tables are copied
             mode.waits.clear()
             found = model.generate(texts, lengths=[24, 8], seed=1, num_inference_steps=steps)
             counts.append(mode.waits.total())
@@ -337,7 +338,7 @@ def test_the_sampler_keeps_its_tensors_on_one_device(monkeypatch):
             if steps == 2:
                 for a, b in zip(found, expected):
                     torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)
-        assert counts[0] == counts[1], "something in the sampling loop waits for the GPU"
+        assert counts[1] == counts[2], "something in the sampling loop waits for the GPU"
         z = model.encode_motion(found[0], [24, 8])
         model.decode_latent(z, [24, 8])
         mode.record(monkeypatch)  # the loop and the decoder, recorded and then replayed

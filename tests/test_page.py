@@ -555,13 +555,13 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
         tab.key(letter)
     made_by(tab, lambda: press_enter(tab))
     frames, = toy.draw_lengths([read(toy, "a robot jumps")], seed=1234)
-    wanted = in_python(toy, ["a robot jumps"], [frames], 1234, 3.0)[0][1]
+    wanted = in_python(toy, ["a robot jumps"], [frames], 1234, 2.5)[0][1]
     found = np.reshape(tab.js(JOINTS), wanted.shape)
     assert np.abs(found - wanted).max() < TOLERANCE
     told = tab.js("said.querySelector('b').textContent")
     assert "robot" in told and ("is taken for" in told or "has never seen" in told)
     assert tab.js("command.textContent") == (
-        'python sample.py "a robot jumps" --seed 1234 --guidance 3 --sampler dpm++ --steps 10 '
+        'python sample.py "a robot jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10 '
         '--format glb --no-lock-feet')
     assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a robot jumps"
     assert not tab.errors

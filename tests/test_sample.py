@@ -16,6 +16,7 @@ import sample
 from clip_tokenizer import Tokenizer
 from clip import WordEncoder
 from config import Config, set_value
+from conftest import drawn
 from presets import PRESETS
 from mld import MLD
 
@@ -49,7 +50,7 @@ def models(tmp_path_factory):
             set_value(config, key, value)
         torch.manual_seed(0)
         vocabulary = ["a", "jumps", "man", "一个人跳"] if kind == "text" else None
-        model = MLD(config, WordEncoder(config.text, vocabulary) if vocabulary else None)
+        model = drawn(MLD(config, WordEncoder(config.text, vocabulary) if vocabulary else None))
         paths[kind] = str(tmp_path_factory.mktemp("models") / f"{kind}.pt")
         checkpoint.save(
             paths[kind],

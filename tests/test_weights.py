@@ -27,11 +27,11 @@ from formats.pack import Pack  # noqa: E402
 # WANTED = 1 asks for the second number of each row, and for the held half of everyday.txt, too.
 WANTED = 0
 SHARES = {
-    "count": (0.45, 0.85),
-    "side": (0.70, 0.97),
-    "manner": (0.40, 0.90),
-    "sequence": (0.75, 0.85),
-    "everyday": (0.70, 0.90),
+    "count": (0.70, 0.85),
+    "side": (0.90, 0.97),
+    "manner": (0.75, 0.90),
+    "sequence": (0.88, 0.85),
+    "everyday": (0.82, 0.90),
     "told": (0.90, 0.95),  # of the prompts out of reach, something was said
 }
 
@@ -183,7 +183,8 @@ def test_the_prompts_are_new(pack):
 def test_they_do_what_was_asked(made):
     shares = passed(made)
     assert np.mean(list(shares.values())) >= 0.95 and min(shares.values()) >= 0.8, shares
-    assert min(map(speed, made["run"])) > np.mean([speed(j) for j in made["walk"]])
+    slowest = sorted(map(speed, made["run"]))[1]  # one of 20 may fail, as above
+    assert slowest > np.mean([speed(j) for j in made["walk"]])
 
 
 @pytest.mark.parametrize("group", ASKED)
@@ -218,8 +219,8 @@ def test_they_move_as_people_do(made, real):
 
 
 def test_feet_stand(made, real):
-    """Of twice the data's speed at most; 1.3 times is what the weights should come to."""
-    assert overall(made)[0] < (1.3 if WANTED else 2.0) * overall(real)[0]
+    """Of 1.8 times the data's speed at most; 1.3 times is what the weights should come to."""
+    assert overall(made)[0] < (1.3 if WANTED else 1.8) * overall(real)[0]
 
 
 def test_seeds_differ(made):

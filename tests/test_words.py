@@ -15,6 +15,7 @@ import sample
 import words
 from clip import WordEncoder
 from config import Config, TextEncoderConfig, set_value
+from conftest import drawn
 from presets import PRESETS
 from mld import MLD
 from toy import word_vectors
@@ -380,7 +381,7 @@ def model(tmp_path_factory):
     for key, value in {**PRESETS["toy"], **sizes}.items():
         set_value(config, key, value)
     torch.manual_seed(0)
-    made = MLD(config, WordEncoder(config.text, ["a", "jumps", "man", "strolls"]))
+    made = drawn(MLD(config, WordEncoder(config.text, ["a", "jumps", "man", "strolls"])))
     path = tmp_path_factory.mktemp("model") / "model.pt"
     checkpoint.save(path, config, made.state_dict(), vocabulary=made.text_encoder.vocabulary,
                     actions=["jump", "stroll"])
