@@ -372,7 +372,7 @@ def at_most(config, words, judge=False):
     given = n.text_encoded_dim + n.num_actions
     if n.arch == "modulated":
         D, W, F = n.latent_dim, n.modulated_dim, n.ff_size
-        numbers += D * (10 * D + 20 + given) + W * (2 * latent + 2 * D + 10)
+        numbers += D * (10 * D + 20 + 2 * given) + W * (2 * latent + 2 * D + 10)
         numbers += n.num_layers * (2 * F * (W + D + 3) + 3 * W) + 4 * latent
     else:
         numbers += stack(n.num_layers, n.latent_dim, n.ff_size, n.max_positions, features + given)

@@ -71,7 +71,8 @@ def permuted(positions, size, seed):
 
 def begin_work(worker):
     """Ctrl-C and SIGTERM reach the workers too; the training process decides when they end, and
-    where it is killed, Linux kills them with it, as they might wait for it forever. And what was in
+    where it is killed, Linux kills them with it (with the thread that made them, which is the main
+    one), as they might wait for it forever. And what was in
     memory when a worker was forked is never collected there, since CUDA's objects must not be freed
     outside the process that made them."""
     for number in (signal.SIGINT, signal.SIGTERM):

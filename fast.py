@@ -260,6 +260,7 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
     conditions = conditions if cond is not None else ()
     ragged = None if frames is None else needed_lengths(frames)
     seen = callback is not None or progress or any(step.c_noise for step in steps)
+    hooked = watched(*denoiser.modules()) or "predict" in vars(denoiser)
     seen = seen or frames is not None or watched(*denoiser.modules())
 
     def run(x_T, lengths, levels, *conditions):
@@ -270,8 +271,8 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
         if done is not None:
             return done
         guided = Guided(denoiser, tokens, ragged, d, model.dtype, frames)
-        if denoiser.modulated and not seen and "modulated" not in OFF:
-            said = kernels.modulated_steps(denoiser.modulated, x_T.repeat(1 + guides(d), 1, 1),
+        if denoiser.modulated and not (hooked or "modulated" in OFF):
+            said = kernels.modulated_steps(denoiser.modulated, x_T, len(x_T) * (1 + guides(d)),
                                            times, tokens)
             if said is not None:
                 times, guided.modulated = said, denoiser.modulated

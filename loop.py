@@ -294,11 +294,16 @@ def averaged(params, ema):
         yield
         return
     own = [p.detach().clone() for p in params]
-    torch._foreach_copy_([p.data for p in params], ema)
+
+    @torch.no_grad()
+    def become(values):  # not through .data, which hides from copies of weights that they changed
+        torch._foreach_copy_([*params], values)
+
+    become(ema)
     try:
         yield
     finally:
-        torch._foreach_copy_([p.data for p in params], own)
+        become(own)
 
 
 def micro_batches(batch, n):

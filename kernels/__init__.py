@@ -122,10 +122,11 @@ def denoising_steps(steps, x_T, tokens, times, pe, ask, scale=None, clip=False, 
     return denoising_step.walk(steps, x_T, tokens, times, pe, ask, scale, clip, narrow)
 
 
-def modulated_steps(layers, x, times, condition):
+def modulated_steps(layers, x, rows, times, condition):
     """What `modulated_step` takes in each step of the sampling loop, for modulated.ModulatedLayers
-    and latents x (R, N, D) on a CPU (modulated_rows.py); None where that does not fit."""
-    if torch.compiler.is_compiling() or modulated_rows.unsupported(layers, x):
+    and `rows` latents like those of x (B, N, D), on a CPU (modulated_rows.py); None where that does
+    not fit."""
+    if torch.compiler.is_compiling() or modulated_rows.unsupported(layers, x, rows, len(times)):
         return None
     return modulated_rows.prepare(layers, times, condition)
 

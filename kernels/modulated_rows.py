@@ -12,32 +12,60 @@ import torch.nn.functional as F
 
 from kernels import few_rows
 
-MAX_ROWS = 32  # of latents, twice a motion with guidance; what is said to each takes 1.7 MB
+MAX_ROWS = 32  # of latents, twice a motion with guidance
+MOST = 2**24  # numbers of what is said to all latents in all steps: 64 MB
 ACTIVATIONS = {F.gelu: "gelu", F.relu: "relu"}
+OWN = {"ModulatedLayers.forward", "ModulatedLayer.forward"}
 
 packed = weakref.WeakKeyDictionary()  # layers -> state of their weights, what C gets
 
 
-def unsupported(layers, x):
-    """Why modulated.c cannot run these layers on latents x (R, N, D); empty if it can."""
+def unsupported(layers, x, rows, steps=1):
+    """Why modulated.c cannot run these layers on `rows` latents like those of x (B, N, D), in so
+    many steps; empty if it can."""
     why_not = few_rows.elsewhere(x, layers)
     if why_not:
         return why_not
-    W, numbers = layers.token_in.weight.shape
-    if not 1 <= len(x) <= MAX_ROWS or W % 16 or numbers % 16 or x[0].numel() != numbers:
-        return f"it takes 1 to {MAX_ROWS} latents, of widths that are multiples of 16"
-    modules, own = [*layers.modules()], {type(layers), type(layers.layers[0])}
-    if {type(m) for m in modules} - own - few_rows.KNOWN_MODULES:
+    modules = [*layers.modules()]
+    forwards = {type(m).forward.__qualname__ for m in (layers, *layers.layers)}
+    kinds = {type(m) for m in modules} - {type(m) for m in (layers, *layers.layers)}
+    if forwards != OWN or kinds - few_rows.KNOWN_MODULES:
         return "it knows no modules but modulated.py's"
     if any([m.training for m in modules]) or few_rows.altered(layers, modules):
         return "hooks would not run, and nothing is dropped"
     made = pack(layers)
-    return made if isinstance(made, str) else ""
+    if isinstance(made, str):
+        return made
+    most = min(MAX_ROWS, made[0].max_rows)
+    if not 1 <= rows <= most or x.shape[1] * x.shape[2] != layers.token_in.in_features:
+        return f"it takes 1 to {most} latents, of the layers' own width"
+    if rows * steps * len(made[3][1]) > MOST:
+        return "there is too much to say beforehand"
+    return ""
+
+
+def shapes(layers):
+    """[(a module of these layers, the shape that its weight must have)]"""
+    W, numbers = layers.token_in.weight.shape
+    F, D = layers.layers[0].linear1.weight.shape[0], layers.modulation.weight.shape[1]
+    found = [(layers.final_linear, (numbers, W)), (layers.norm, (W,)),
+             (layers.modulation, (2 * W, D)), (layers.mix, (D, D)), (layers.token_in, (W, numbers))]
+    for one in layers.layers:
+        found += [(one.norm, (W,)), (one.linear1, (F, W)), (one.linear2, (W, F)),
+                  (one.modulation, (2 * F, D))]
+    return found
 
 
 def pack(layers):
-    """-> (function, addresses, tensors to keep, the Linear of all modulations, activation), made
-    anew once a weight has changed; or a text that says why not."""
+    """-> (function, addresses, tensors to keep, the Linear of all modulations, sizes, eps), made
+    anew once a weight has changed or moved, as far as torch tells (a write to .data it does not);
+    or a text that says why not."""
+    whole = [(m.weight, m.bias, shape) for m, shape in shapes(layers)]
+    if any(w is None or b is None or w.shape != shape or b.shape != shape[:1]
+           for w, b, shape in whole):
+        return "all weights and biases must be there, in all layers of the same shapes"
+    if layers.token_in.out_features % 16 or layers.token_in.in_features % 16:
+        return "it takes only widths that are multiples of 16"
     tensors = [*layers.parameters()]
     if any(t.is_inference() or t.device.type != "cpu" for t in tensors):
         return "weights elsewhere, or made in inference mode do not say when they change"
@@ -48,7 +76,8 @@ def pack(layers):
     activation, eps = settings.pop()
     if ACTIVATIONS.get(activation) is None or layers.norm.eps != eps:
         return "it knows GELU and ReLU, and one eps"
-    now = [(t.data_ptr(), t._version, t.shape) for t in tensors] + [activation, eps]
+    now = [(t.data_ptr(), t._version, t.shape, t.stride(), t.dtype) for t in tensors]
+    now += [activation, eps]
     before, made = packed.get(layers) or (None, None)
     if now != before:
         made = packed_anew(layers, ACTIVATIONS[activation])
@@ -66,7 +95,8 @@ def packed_anew(layers, activation):
     pairs = [(layers.token_in.weight, layers.token_in.bias),
              *(pair for both in zip(ups, downs) for pair in both),
              (layers.final_linear.weight, layers.final_linear.bias)]
-    kind, keep, linears = "float32", [], []
+    kind, linears = "float32", []
+    keep = [*layers.parameters()]  # or another could take the address of one, unnoticed
     if pairs[0][0].dtype == torch.bfloat16:
         kind = "bf16"
     else:
@@ -77,8 +107,8 @@ def packed_anew(layers, activation):
     if isinstance(function, str):
         return function
     for i, (weight, bias) in enumerate(pairs):
-        numbers, scale = int8[i] if kind == "int8" else (weight.detach().contiguous(), None)
-        keep += [numbers, scale, bias.detach().float().contiguous()]
+        numbers, scale = int8[i] if kind == "int8" else (weight.detach(), None)
+        keep += [numbers.contiguous(), scale, bias.detach().float().contiguous()]
         linears.append(keep[-3:])
     norms = [[one.weight.detach().float(), one.bias.detach().float()]
              for one in (*(layer.norm for layer in layers.layers), layers.norm)]
@@ -105,7 +135,7 @@ def prepare(layers, times, condition):
 
     times      (n, D + 2), as ModulatedLayers.level gives them
     condition  (R, L, D) or None: then one row serves all latents"""
-    *_, (weight, bias), _, _ = pack(layers)
+    weight, bias = pack(layers)[3]
     embedding, a, s = times[:, None, :-2], times[:, -2:-1], times[:, -1:]
     told = F.linear(layers.choice(embedding, condition), weight, bias).float()  # (n, R, K)
     factors = torch.stack(layers.factors(a, s), 1)
@@ -114,7 +144,8 @@ def prepare(layers, times, condition):
 
 def run(layers, x, factors, told):
     """layers(x, ...) for x (R, N, D), float32; `unsupported` must have returned "" before."""
-    function, (first, middle, last, end), _, _, (W, hidden, count, activation), eps = pack(layers)
+    made = pack(layers)  # held while C reads what it points to
+    function, (first, middle, last, end), _, _, (W, hidden, count, activation), eps = made
     x, told = x.float().contiguous(), told.expand(len(x), -1).contiguous()
     out = torch.empty_like(x)
     failed = function(x.data_ptr(), out.data_ptr(), factors.data_ptr(), told.data_ptr(), len(x),

@@ -1,5 +1,5 @@
-/* What few_rows.c and decode.c are made of: products, norms and activations on rows of numbers, for
-   several threads that meet at barriers. */
+/* What few_rows.c, decode.c and modulated.c are made of: products, norms and activations on rows of
+   numbers, for several threads that meet at barriers. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

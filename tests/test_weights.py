@@ -1,4 +1,4 @@
-"""The weights that ship do what they are told, in words that training never saw, as people would.
+"""The weights that ship do what they are told, in sentences that are no caption of the toy set.
 
     python tests/test_weights.py [FILE]        prints the table of docs/weights.md, of another model
 
