@@ -133,9 +133,12 @@ def test_the_bound_on_a_networks_size_is_one():
              "text": ("width", "layers", "context_length"), "data": ("max_frames",),
              "evaluator": ("width", "layers", "embed_dim")}
     keys = ["", *(f"{part}.{key}" for part, names in sizes.items() for key in names)]
-    for name, key in itertools.product(("toy", "mld_kit", "novae_humanml3d", "mld_uestc"), keys):
+    wide = PRESETS["toy"] | {"text.kind": "clip", "denoiser.text_encoded_dim": 65_536}
+    presets = PRESETS | {"wide text": wide, "wide": wide | {"denoiser.latent_dim": 2048}}
+    for name, key in [*itertools.product(("toy", "mld_kit", "novae_humanml3d", "mld_uestc"), keys),
+                      ("wide text", "text.width"), ("wide", "text.width")]:
         config = Config()
-        for one, value in PRESETS[name].items():
+        for one, value in presets[name].items():
             set_value(config, one, value)
         if key == "denoiser.modulated_dim":
             config.denoiser.arch = "modulated"

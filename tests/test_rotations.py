@@ -20,7 +20,9 @@ from motion import (
     unit_rows)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GENERATED = "a man jumps", "a man does a cartwheel", "a man rolls forward", "a man dances"
+# what is asked for, and of how many degrees one turn in a hundred may be (real clips: 24)
+GENERATED = {"a man jumps": 28, "a man does a cartwheel": 85, "a man rolls forward": 48,
+             "a man dances": 115}
 
 
 def joints_of(features):
@@ -133,7 +135,7 @@ def test_generated_motions(text):
     worst, wrong_by = np.concatenate(errors).max(1), np.concatenate(wrong)
     assert (worst < 1.25 * np.maximum(wrong_by, 0.02)).mean() > 0.95 and worst.max() < 0.2
     turned = np.concatenate([turns(body) for body in bodies])
-    assert np.percentile(turned, 99) < (30 if text == "a man jumps" else 120)
+    assert np.percentile(turned, 99) < GENERATED[text]
     possible = np.concatenate([np.maximum(w[1:], w[:-1]) for w in wrong]) < 0.03
     assert possible.mean() > 0.5 and np.percentile(turned[possible], 99, axis=0).max() < 60
 
