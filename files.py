@@ -54,6 +54,9 @@ def atomic_write(path, mode="wb"):
     which case an older one stays as it was."""
     check_place(path)
     folder = os.path.dirname(os.path.abspath(path))
+    new = [folder]  # folders that are made for it, and go again if nothing comes into them
+    while not os.path.isdir(new[-1]):
+        new.append(os.path.dirname(new[-1]))
     os.makedirs(folder, exist_ok=True)
     if folder not in SWEPT:
         SWEPT.add(folder)
@@ -74,4 +77,7 @@ def atomic_write(path, mode="wb"):
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
+        with contextlib.suppress(OSError):  # one that is not empty stays, with those above it
+            for one in new[:-1]:
+                os.rmdir(one)
         raise

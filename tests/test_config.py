@@ -310,6 +310,20 @@ def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file.bin"]
 
 
+def test_a_write_that_fails_leaves_no_new_folder(tmp_path):
+    (tmp_path / "old").mkdir()
+    for path in (tmp_path / "a" / "b" / "c.pack", tmp_path / "old" / "d" / "e.pack"):
+        with pytest.raises(ZeroDivisionError), atomic_write(path):
+            assert path.parent.is_dir() and 1 / 0
+        with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "f" / "g.pack"):
+            (tmp_path / "f" / "kept").touch()
+            assert 1 / 0
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["f", "kept", "old"]
+    with atomic_write(tmp_path / "a" / "b" / "c.pack") as file:
+        file.write(b"x")
+    assert (tmp_path / "a" / "b" / "c.pack").read_bytes() == b"x"
+
+
 WRITER = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
