@@ -219,17 +219,17 @@ class Guided:
 
     def __init__(self, denoiser, tokens, lengths, d, dtype, frames=None):
         self.denoiser, self.tokens, self.d, self.dtype = denoiser, tokens, d, dtype
-        self.modulated = None  # its layers, where C runs them
         self.both, self.lengths, self.frames = guides(d), lengths, frames
         if self.both and lengths is not None:
             self.lengths = lengths.repeat(2)
 
     def __call__(self, x_t, time):
-        """x_t (B, ...), time (D,): the embedding of its noise level -> output (B, ...)."""
+        """x_t (B, ...), time (D,): the embedding of its noise level, or a step that
+        kernels.modulated_steps prepared -> output (B, ...)."""
         x = x_t.to(self.dtype)
         x = torch.cat((x, x)) if self.both else x
-        if self.modulated:
-            out = kernels.modulated_step(self.modulated, x, *time)
+        if isinstance(time, tuple):
+            out = kernels.modulated_step(x, *time)
         else:
             out = self.denoiser.predict(x, time, self.tokens, self.lengths)
         out = out.to(x_t.dtype)
@@ -274,8 +274,7 @@ def walk(model, steps, x_T, cond, uncond, lengths, d, generator=None, callback=N
         if denoiser.modulated and not (hooked or "modulated" in OFF):
             said = kernels.modulated_steps(denoiser.modulated, x_T, len(x_T) * (1 + guides(d)),
                                            times, tokens)
-            if said is not None:
-                times, guided.modulated = said, denoiser.modulated
+            times = times if said is None else said
         return diffusion.walk(steps, times, guided, x_T, *rest)
 
     inputs = x_T, lengths, levels_on(tuple(steps), x_T.device), *conditions

@@ -217,7 +217,11 @@ NOT = {"not", "no", "never", "without", "neither", "nor", "cannot", "none"}
 NOBODY = {"nobody", "noone"}  # as the first word
 # of these words alone nobody can make a motion
 SAY_NOTHING = SMALL | SUBJECTS | {*DIGITS, *map(str, range(100)), *"""
-_ once twice thrice times time second seconds minute minutes""".split()}
+_ once twice thrice times time second seconds minute minutes slowly quickly fast rapidly
+calmly freely carefully politely happily lightly quietly easily gently firmly naturally simply
+suddenly cheerfully nicely properly proudly gracefully cautiously lazily sleepily eagerly
+energetically excitedly hastily room outside outdoors park garden hall morning stage home gym work
+street front camera mirror audience over today moment while fun alone friend""".split()}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
         for side, words in enumerate(pair) for word in words}
 

@@ -131,10 +131,10 @@ def modulated_steps(layers, x, rows, times, condition):
     return modulated_rows.prepare(layers, times, condition)
 
 
-def modulated_step(layers, x, factors, told):
-    """The layers' answer to latents x (R, N, D) of one level, by one call of C."""
+def modulated_step(x, *step):
+    """The layers' answer to latents x (R, N, D) in one of these steps, by one call of C."""
     calls["modulated", "c"] += 1
-    return modulated_rows.run(layers, x, factors, told)
+    return modulated_rows.run(x, *step)
 
 
 def decode(stack, queries, lengths, memory):

@@ -68,7 +68,7 @@ def pack(layers):
         return "it takes only widths that are multiples of 16"
     tensors = [*layers.parameters()]
     if any(t.is_inference() or t.device.type != "cpu" for t in tensors):
-        return "weights elsewhere, or made in inference mode do not say when they change"
+        return "weights elsewhere, or of inference mode, which do not say when they change"
     kinds = {t.dtype for t in tensors}
     settings = {(layer.activation, layer.norm.eps) for layer in layers.layers}
     if len(kinds) > 1 or kinds.pop() not in few_rows.TYPES.values() or len(settings) > 1:
@@ -131,20 +131,21 @@ def packed_anew(layers, activation):
 
 
 def prepare(layers, times, condition):
-    """What each of n steps multiplies with, for `run`: [(factors (3, N * D), told (R, K))].
+    """What `run` takes in each of n steps: [(packed weights, factors (3, N * D), told (R, K))]. A
+    weight that changes in between is not seen.
 
     times      (n, D + 2), as ModulatedLayers.level gives them
     condition  (R, L, D) or None: then one row serves all latents"""
-    weight, bias = pack(layers)[3]
+    made = pack(layers)
+    weight, bias = made[3]
     embedding, a, s = times[:, None, :-2], times[:, -2:-1], times[:, -1:]
     told = F.linear(layers.choice(embedding, condition), weight, bias).float()  # (n, R, K)
     factors = torch.stack(layers.factors(a, s), 1)
-    return [*zip(factors.float().contiguous(), told.contiguous())]
+    return [(made, *step) for step in zip(factors.float().contiguous(), told.contiguous())]
 
 
-def run(layers, x, factors, told):
-    """layers(x, ...) for x (R, N, D), float32; `unsupported` must have returned "" before."""
-    made = pack(layers)  # held while C reads what it points to
+def run(x, made, factors, told):
+    """The layers' answer to x (R, N, D), float32, in a step of `prepare`'s."""
     function, (first, middle, last, end), _, _, (W, hidden, count, activation), eps = made
     x, told = x.float().contiguous(), told.expand(len(x), -1).contiguous()
     out = torch.empty_like(x)

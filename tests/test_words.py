@@ -3,6 +3,7 @@ import copy
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from conftest import drawn
 from presets import PRESETS
 from mld import MLD
 from toy import word_vectors
-from words import Known, distance, drop_words, extended, row_of, understand, vectors, words_of
+from toy.captions import TEXT as PHRASES
+from words import (SAY_NOTHING, Known, distance, drop_words, extended, row_of,
+                   understand, vectors, words_of)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # what a small model knows; today's weights know more, and more with each training
@@ -386,6 +389,18 @@ def model(tmp_path_factory):
     checkpoint.save(path, config, made.state_dict(), vocabulary=made.text_encoder.vocabulary,
                     actions=["jump", "stroll"])
     return path
+
+
+def test_moods_and_places_alone_are_no_prompt(model):
+    """They are said beside any action in the toy set, so all of them are known words."""
+    beside = " ".join(PHRASES["{mood}"] + PHRASES["{where}"])
+    found = set(re.findall("[a-z]+", re.sub(r"\S+:", "", beside)))
+    assert len(found) > 40 and not found - SAY_NOTHING
+    vocabulary = (*sorted(found), "a", "man", "walks", "wipes")
+    for prompt in ("in the park", "happily", "a man is outside", "a man carefully", "slowly"):
+        assert not understand(prompt, vocabulary).says, prompt
+    for prompt in ("walks happily", "a man wipes a mirror in the park"):
+        assert understand(prompt, vocabulary).says, prompt
 
 
 def test_checkpoints_name_their_vectors(model, tmp_path, monkeypatch):
