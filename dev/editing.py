@@ -5,10 +5,12 @@
     python -m dev.editing --stories 12            joins of stories of three, and of loops
     python -m dev.editing --within 12             constraints within stories of three, 12 of each
                                                   kind, taken from the same story of another seed
+    python -m dev.editing --ckpt FILE --pack FILE another model, and the clips of its dataset
 
 A set of constraints comes from one test clip, whose caption is the prompt and whose length is the
 length, so it can be met and agrees with the prompt. Pins are places of wrists, ankles, pelvis and
-head at random times. Success is that of tests/kinematics.py, for the actions that it knows.
+head at random times. Success is that of tests/kinematics.py, for the actions that it knows, and
+where it knows none of the pack's, the action that the dataset's judge names.
 """
 import argparse
 import os
@@ -48,7 +50,22 @@ def constraints_from(clip, kind, rng, fps, pose):
             for k in places.tolist()]
 
 
-def measure(model, pack, kind, each, effort, seed=0, batch=8):
+def checks_of(model, pack):
+    """{action: whether joints (T, J, 3) do it}: by kinematics, or else by the dataset's judge."""
+    if CHECKS.keys() & set(pack.actions):
+        return CHECKS
+    judge = evaluators.find(model.config, pack)
+
+    @torch.no_grad()
+    def named(joints):
+        rows = torch.from_numpy(motion.joints_to_features(joints, motion.T2M))[None].float()
+        logits = judge.embed(rows, torch.tensor([rows.shape[1]]))[1]
+        return judge.actions[int(logits.argmax())]
+    return {action: lambda joints, action=action: named(joints) == action
+            for action in judge.actions}
+
+
+def measure(model, pack, kind, each, effort, checks, seed=0, batch=8):
     """-> rows of {name: number}, one for each set of constraints"""
     rng, fps, (pose, bones) = np.random.default_rng(seed), pack.fps, guidance.body_of(model)
     items = pack.indices("test", 1, model.config.data.max_frames + 1)
@@ -78,8 +95,8 @@ def measure(model, pack, kind, each, effort, seed=0, batch=8):
                 row[f"{name} error"] = [x["error"] for x in targets.report(t, world, fps, pose)]
                 row[f"{name} jerk"] = metrics.jerk(joints, fps)
                 row[f"{name} skating"] = metrics.foot_skating(joints, toes, fps)
-                if pack.action(i) in CHECKS:
-                    row[f"{name} success"] = bool(CHECKS[pack.action(i)](joints))
+                if pack.action(i) in checks:
+                    row[f"{name} success"] = bool(checks[pack.action(i)](joints))
             rows.append(row)
     return rows
 
@@ -116,6 +133,15 @@ PROMPTS = {"a man walks forward": "walk", "a person walks and turns left": "walk
            "he turns right": "turn right", "a person jumps": "jump", "she bows": "bow",
            "someone waves with the left hand": "wave left hand", "a man runs": "run",
            "a person squats": "squat", "he kicks": "kick", "a man sits down": "sit"}
+LOOPED = ("a man walks forward", "a man runs")
+
+
+def prompts_of(pack, frames=100):
+    """{prompt: its action}: PROMPTS, or captions of test clips where the pack has other actions."""
+    if set(PROMPTS.values()) <= set(pack.actions):
+        return PROMPTS
+    clips = [i for i in pack.indices("test", frames) if pack.action(i) and pack.captions(i)]
+    return {pack.captions(i)[0].text: pack.action(i) for i in clips}
 
 
 def jerks(joints, fps):
@@ -123,21 +149,21 @@ def jerks(joints, fps):
     return np.linalg.norm(np.diff(joints, 3, axis=0), axis=-1).mean(1) * fps**3
 
 
-def joins(model, count, effort, fps=20):
+def joins(model, count, effort, prompts, checks, fps=20):
     """-> jerk in the 30 frames around joins, and elsewhere, of `count` stories of three; the same
     for loops, whose join is between two rounds; whether segments do what was asked, in a story and
     alone."""
     rng, near, inside, seam, rest = np.random.default_rng(0), [], [], [], []
     together, alone = [], []
     for k in range(count):
-        texts = rng.choice(list(PROMPTS), 3, replace=False).tolist()
+        texts = rng.choice(list(prompts), 3, replace=False).tolist()
         whole, at = story.story(model, texts, lengths=[60] * 3, seed=100 * k, effort=effort)
         free = guidance.sampled(model, texts, model.check_lengths([60] * 3), 100 * k, None, effort,
                                 {})
         edges = [0, *at, len(whole)]
         for text, a, b, joints in zip(texts, edges, edges[1:], free):
-            together.append(bool(CHECKS[PROMPTS[text]](window(whole, a, b))))
-            alone.append(bool(CHECKS[PROMPTS[text]](joints)))
+            together.append(bool(checks[prompts[text]](window(whole, a, b))))
+            alone.append(bool(checks[prompts[text]](joints)))
         values = jerks(whole, fps)
         close = np.zeros(len(values), bool)
         for join in at:
@@ -145,7 +171,7 @@ def joins(model, count, effort, fps=20):
         near.append(values[close].mean())
         inside.append(values[~close].mean())
     for k in range(count):
-        prompt = ("a man walks forward", "a man runs")[k % 2]
+        prompt = LOOPED[k % 2]
         loop, _ = story.story(model, [prompt], lengths=[60], seed=k, loop=True, effort=effort)
         ahead = 2 * loop[-1:] - loop[-2:-1]
         again = targets.to_world(loop, story.align(loop[:1], ahead))
@@ -186,7 +212,7 @@ def within(model, kind, count, effort, fps=20):
     return rows
 
 
-def windows_fid(model, pack, stories, span=60):
+def windows_fid(model, pack, stories, prompts, span=60):
     """FID, by the judge of the pack's dataset, of windows of `span` frames against as many of test
     clips of the same actions: across the joins of stories of three prompts of 5 s each, and in the
     middle of their first two segments; how many windows; and the FID of as many other windows of
@@ -196,13 +222,13 @@ def windows_fid(model, pack, stories, span=60):
     judge = evaluators.find(config, pack, device=model.mean.device)
     across, inside = [], []
     for k in range(stories):
-        texts = rng.choice(list(PROMPTS), 3, replace=False).tolist()
+        texts = rng.choice(list(prompts), 3, replace=False).tolist()
         whole, at = story.story(model, texts, lengths=[100] * 3, seed=100 * k)
         edges = [0, *at, len(whole)]
         across += [whole[join - span // 2:join + span // 2] for join in at]
         inside += [whole[(a + b - span) // 2:][:span] for a, b in zip(edges[:2], edges[1:])]
     known = [i for i in pack.indices("test", span + 1, 10_000)
-             if pack.action(i) in PROMPTS.values()]
+             if pack.action(i) in prompts.values()]
     real = []
     while len(real) < 2 * len(across):
         clip = pack.joints(int(rng.choice(known))).astype(float)
@@ -235,23 +261,26 @@ def main(argv):
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     model = checkpoint.load_model(args.ckpt)
+    pack = Pack(args.pack)
+    checks, prompts = checks_of(model, pack), prompts_of(pack)
     if args.stories:
-        near, inside, seam, rest, together, alone = joins(model, args.stories, args.effort or "low")
+        near, inside, seam, rest, together, alone = joins(
+            model, args.stories, args.effort or "low", prompts, checks)
         print(f"stories: jerk {near.mean():.1f} m/s3 around joins, {inside.mean():.1f} elsewhere, "
               f"ratio {near.mean() / inside.mean():.2f}")
         print(f"loops: jerk {seam.mean():.1f} m/s3 around joins, {rest.mean():.1f} elsewhere, "
               f"ratio {seam.mean() / rest.mean():.2f}")
-        across, middle, count, own = windows_fid(model, Pack(args.pack), args.stories)
+        across, middle, count, own = windows_fid(model, pack, args.stories, prompts)
         print(f"FID of {count} windows across joins {across:.2f}, within segments {middle:.2f}, of "
               f"test clips {own:.2f}")
         print(f"segments that do what was asked: {100 * together.mean():.0f}% in stories, "
               f"{100 * alone.mean():.0f}% alone, of {len(alone)}")
         return
-    pack, effort = Pack(args.pack), args.effort or "normal"
+    effort = args.effort or "normal"
     print(HEAD)
     for kind in KINDS:
         rows = within(model, kind, args.within, effort) if args.within else \
-            measure(model, pack, kind, args.each, effort)
+            measure(model, pack, kind, args.each, effort, checks)
         print(line(kind, rows), flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Does a user get what was typed? 150 everyday prompts, sampled and judged by plain kinematics.
+"""Does a user get what was typed? 250 everyday prompts, sampled and judged by plain kinematics.
 
-    python tests/everyday.py                            the weights that ship, open half, 6 seeds
+    python tests/everyday.py                            the weights that ship, open part, 6 seeds
     python tests/everyday.py --ckpt out/x/model.pt --seeds 20 --held --out everyday.json
     python tests/everyday.py --validate                 the detectors on real clips: see recall.py
     python tests/everyday.py --validate PACK [LABELS.csv]
@@ -8,7 +8,7 @@
                                                         captions of a pack's actions, named by a
                                                         judge of train.py --stage evaluator
 
-The prompts are in everyday.txt. Its held half is for the end only: whoever trains, or chooses
+The prompts are in everyday.txt. Its held part is for the end only: whoever trains, or chooses
 between weights, looks at the open one. A prompt is read as sample.py reads it; one that is refused,
 in reach or out of it, counts as told, and one in reach that is refused fails with all its samples.
 """
@@ -42,7 +42,7 @@ TOGETHER = 128  # motions in a batch
 
 
 class Ask(NamedTuple):
-    half: str  # open or held
+    part: str  # open or held
     group: str  # of GROUPS, or out: out of reach
     call: str  # the detector, as recall.detector reads it
     prompt: str
@@ -55,10 +55,10 @@ def read(held=False, path=PROMPTS):
         for line in file:
             if line.startswith("#") or not line.strip():
                 continue
-            half, group, call, prompt = line.rstrip("\n").split("\t")
+            part, group, call, prompt = line.rstrip("\n").split("\t")
             quoted = len(prompt) > 1 and prompt[0] == prompt[-1] == "'"
-            asked.append(Ask(half, group, call, prompt[1:-1] if quoted else prompt))
-    return [ask for ask in asked if held or ask.half == "open"]
+            asked.append(Ask(part, group, call, prompt[1:-1] if quoted else prompt))
+    return [ask for ask in asked if held or ask.part == "open"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def generate(model, texts, seeds, progress=False):
 
 
 def judge(model, asked, seeds=6, progress=False):
-    """[{"half", "group", "call", "prompt", "read", "said", "share", "samples"}] for the prompts:
+    """[{"part", "group", "call", "prompt", "read", "said", "share", "samples"}] for the prompts:
     what sample.py reads and says, and, in reach, which samples do what was asked, and their
     share."""
     detectors = [None if ask.group == "out" else recall.detector(ask.call) for ask in asked]
@@ -148,6 +148,10 @@ def table(rows):
             yield f"{group:10s}{len(part):8d}{share[group]:9.1%}{whole:6d} of {len(part)}"
     yield (f"out of reach, and told: {share['told']:.1%}; "
            f"in reach, and warned: {share['warned']:.1%}")
+    parts = {row["part"] for row in rows}
+    for part in sorted(parts) * (len(parts) > 1):
+        found = shares([row for row in rows if row["part"] == part]).items()
+        yield f"{part}: " + ", ".join(f"{group} {x:.1%}" for group, x in found)
     for row in sorted(rows, key=lambda row: row.get("share", 2)):
         if row.get("share", 1) < 1:
             yield f"  {row['share']:4.0%}  {row['group']:9s}{row['prompt']}    [{row['call']}]"
@@ -205,7 +209,7 @@ def arguments(argv):
     add = parser.add_argument
     add("--ckpt", default=SHIPPED)
     add("--seeds", type=int, default=6)
-    add("--held", action="store_true", help="the held half, too: for the end")
+    add("--held", action="store_true", help="the held part, too: for the end")
     add("--out", help="JSON file for all answers")
     add("--validate", nargs="*", metavar="FILE", help="a pack, and id,label lines for it")
     add("--judge", metavar="FILE")

@@ -182,12 +182,12 @@ def test_detectors_find_real_motion_capture(shared):
 def test_the_prompts_are_whole():
     asked = everyday.read(held=True)
     inside = [ask for ask in asked if ask.group != "out"]
-    assert len(inside) == 150 and len(asked) == 190
-    assert len(everyday.read()) == 95
-    assert sum(ask.half == "held" for ask in inside) == 75
+    assert len(inside) == 250 and len(asked) == 290
+    assert len(everyday.read()) == 170
+    assert sum(ask.part == "held" for ask in inside) == 100
     counts = {group: sum(ask.group == group for ask in inside) for group in everyday.GROUPS}
-    assert counts == {"single": 60, "count": 25, "side": 20, "manner": 20, "sequence": 25}
-    assert len({ask.prompt for ask in asked}) == 190
+    assert counts == {"single": 102, "count": 41, "side": 34, "manner": 34, "sequence": 39}
+    assert len({ask.prompt for ask in asked}) == 290
     assert {"", "   "} < {ask.prompt for ask in asked}
     for ask in inside:
         assert callable(recall.detector(ask.call)), ask

@@ -11,7 +11,9 @@ import re
 from formats.pack import Caption
 
 SLOW, FAST = 0.8, 1.12  # a pace below or above is slow or fast, where no tempo is given
-ASIDE = 0.2  # of the captions of one action say something beside it
+ASIDE = 0.25  # of the captions of one action say something beside it
+FRAMED = 0.3  # of the commands begin with "please", "can you" and the like
+UNSTEADY = {'stumble', 'limp'}  # whose way is no mood
 
 
 def _read(folder):
@@ -155,11 +157,22 @@ def _phrase(label, facts, rng, in_detail):
     return _choose(max(drawn, key=lambda phrase: _told(phrase, facts)), facts, rng)
 
 
-def _beside(phrase, facts, rng):
+def _asked(phrase, rng):
+    """A noun phrase and how it is asked for: "= two jumps", "show me two jumps", "*do two jumps"."""
+    lines = TEXT['nouns']
+    line, noun = lines[rng.integers(len(lines))], phrase.removeprefix('=').strip()
+    if '~' in noun and line[0] == '*':  # does marching
+        line = '= N'
+    bare = re.sub('^(an?|one) ', '', noun)
+    return re.sub(r'\b[Nn]\b', lambda found: noun if found[0] == 'N' else bare,
+                  _choose(line, {}, rng), count=1)
+
+
+def _beside(label, phrase, facts, rng):
     """The phrase with a word or two that say nothing of the movement, sometimes."""
     if phrase[0] != '*' or rng.random() > ASIDE:
         return phrase
-    kind = ('mood', 'mood', 'where')[rng.integers(3)]
+    kind = ('mood', 'mood', 'where', 'why')[rng.integers(2 * (label in UNSTEADY), 4)]
     words = _choose('{' + kind + '}', facts, rng)
     return f'@ {words} {phrase}' if kind == 'mood' and rng.random() < 0.5 else f'{phrase} {words}'
 
@@ -208,8 +221,14 @@ def captions(label, facts, mirrored, rng, short=3, detailed=5):
             phrase, forms = _sequence(facts, mirrored, rng), ['third'] * 6 + ['is', 'command']
         else:
             told = _facts(facts, mirrored)
-            phrase = _beside(_phrase(label, told, rng, in_detail), told, rng)
-        caption = _sentence(phrase, rng, forms[rng.integers(len(forms))])
+            phrase = _phrase(label, told, rng, in_detail)
+            phrase = _asked(phrase, rng) if phrase[0] == '=' else phrase
+            phrase = _beside(label, phrase, told, rng)
+        form = forms[rng.integers(len(forms))]
+        if form == 'command' and phrase[0] in '*@' and rng.random() < FRAMED:
+            lines = TEXT['frames']
+            phrase = _choose(lines[rng.integers(len(lines))], {}, rng).replace('C', phrase)
+        caption = _sentence(phrase, rng, form)
         if plain(caption.text) not in PROMPTS:
             found.setdefault(caption.text.rstrip('.'), caption)
     return list(found.values())
