@@ -44,6 +44,17 @@ def once(tmp_path_factory, worker_id):
     return once
 
 
+@pytest.fixture(scope="session")
+def toy_joints(once):
+    """The joints (T, 22, 3) in float64 of each clip of the toy set, unpacked once for all tests."""
+    import numpy as np
+
+    from formats.pack import Pack
+
+    pack = Pack.open(str(ROOT / "data" / "toy" / "toy.pack"))
+    return once("toy_joints", lambda: [pack.joints(i).astype(np.float64) for i in range(len(pack))])
+
+
 def drawn(model):
     """The model, with random weights also where modulated layers start as zeros, as if trained: so
     that its latents depend on the condition."""

@@ -130,14 +130,16 @@ def named(label):
     return None
 
 
-def clips_of(path, labels=None):
-    """The clips of a pack; labels: {id: label} where the pack has none."""
+def clips_of(path, labels=None, joints=None):
+    """The clips of a pack; labels: {id: label} where the pack has none; joints: of each clip, if
+    they are unpacked already."""
     from formats.pack import Pack
 
     pack = Pack.open(path)
     return [Clip(pack.ids[i], labels.get(pack.ids[i], "") if labels else pack.action(i),
                  [caption.text for caption in pack.captions(i)],
-                 pack.joints(i).astype(np.float64)) for i in range(len(pack.ids))]
+                 joints[i] if joints else pack.joints(i).astype(np.float64))
+            for i in range(len(pack.ids))]
 
 
 def read_labels(path):

@@ -29,8 +29,8 @@ UNTOLD = {"beckon", "block", "bounce ball", "catch", "conduct", "guitar", "knock
 
 
 @pytest.fixture(scope="module")
-def clips():
-    return recall.clips_of(everyday.TOY)
+def clips(toy_joints):
+    return recall.clips_of(everyday.TOY, joints=toy_joints)
 
 
 def one(clips, label, number=0):

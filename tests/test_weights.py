@@ -80,16 +80,12 @@ def generate(model):
     return made
 
 
-def training_clips(pack):
-    """{action: [joints] of the training clips}."""
-    return {
-        action: [
-            pack.joints(i).astype(np.float64)
-            for i in pack.indices("train")
-            if pack.action(i) == action
-        ]
-        for action in PROMPTS
-    }
+def training_clips(pack, joints=None):
+    """{action: [joints] of the training clips}; joints: of each clip, if they are unpacked."""
+    clips = {action: [i for i in pack.indices("train") if pack.action(i) == action]
+             for action in PROMPTS}
+    return {action: [joints[i] if joints else pack.joints(i).astype(np.float64) for i in group]
+            for action, group in clips.items()}
 
 
 def alike(model, pack):
@@ -186,8 +182,8 @@ def made(model, once):
 
 
 @pytest.fixture(scope="module")
-def real(pack):
-    return training_clips(pack)
+def real(pack, toy_joints):
+    return training_clips(pack, toy_joints)
 
 
 def test_the_prompts_are_new(pack):
