@@ -222,11 +222,11 @@ calmly freely carefully politely happily lightly quietly easily gently firmly na
 suddenly cheerfully nicely properly proudly gracefully cautiously lazily sleepily eagerly
 energetically excitedly hastily room outside outdoors park garden hall morning stage home gym work
 street front camera mirror audience over today moment while fun alone friend kitchen house school
-party beach grass practice behind near beside next opposite against before after table car tree door
-wall window chair teacher boss guests children neighbor master king judges mother opponent enemy
-wind thank impress amuse warn tease surprise honor joke test usual game baby robot machine hero clown
-cat pro beginner athlete joy care ease smile confidence effort lunch dinner nap greeting thanks
-exactly total give see try""".split()}
+party beach grass practice behind near beside next opposite against before after table car tree
+door wall window chair teacher boss guests children neighbor master king judges mother opponent
+enemy wind thank impress amuse warn tease surprise honor joke test usual game baby robot machine
+hero clown cat pro beginner athlete joy care ease smile confidence effort lunch dinner nap
+greeting thanks exactly total give see try""".split()}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
         for side, words in enumerate(pair) for word in words}
 

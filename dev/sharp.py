@@ -1,11 +1,12 @@
 """How sharp a VAE's reconstructions are, without a judge and without a trained diffusion.
 
     python -m dev.sharp out/one/vae_best.pt [out/two/vae_best.pt ...]     a row of Markdown each
+    python -m dev.sharp --split val FILE ...                              to choose by
 
-The clips are those of the test split whose name has no M (for mirrored) in front, whole or up to
-data.max_frames; z is the posterior's mean. judge/sharpness.py and judge/metrics.py say what the
-numbers are. The last column is what the latent can hold at most: the sum over its numbers of log2
-of the spread of all latents over the spread of one clip's posterior, in bits.
+The clips are those of the test split (or another) whose name has no M (for mirrored) in front,
+whole or up to data.max_frames; z is the posterior's mean. judge/sharpness.py and judge/metrics.py
+say what the numbers are. The last column is what the latent can hold at most: the sum over its
+numbers of log2 of the spread of all latents over the spread of one clip's posterior, in bits.
 """
 import argparse
 import os
@@ -26,17 +27,17 @@ HEAD = ("steps", "error / global, mm", "kinematic FID", "jerk / real", "skating 
         "power / real", "coherence", "acceleration error, mm", "bits")
 
 
-def clips_of(pack, config):
-    """The unmirrored test clips' features, shortest first."""
-    items = [i for i in pack.indices("test") if not pack.ids[i].startswith("M")]
+def clips_of(pack, config, split="test"):
+    """The features of a split's unmirrored clips, shortest first."""
+    items = [i for i in pack.indices(split) if not pack.ids[i].startswith("M")]
     items.sort(key=lambda i: pack.lengths[i])
     return [torch.tensor(np.asarray(pack.features(i)[:config.data.max_frames])) for i in items]
 
 
 @torch.inference_mode()
-def measure(model, pack, batch=16):
+def measure(model, pack, batch=16, split="test"):
     """-> {name: array with a row for each clip}"""
-    found, clips, fps = {}, clips_of(pack, model.config), pack.fps
+    found, clips, fps = {}, clips_of(pack, model.config, split), pack.fps
     skeleton = motion.SKELETONS[pack.skeleton]
     toes = [foot[1] for foot in skeleton.feet]
     for start in range(0, len(clips), batch):
@@ -62,7 +63,7 @@ def measure(model, pack, batch=16):
     return {key: np.stack(values) for key, values in found.items()}
 
 
-def row_of(path, data_root):
+def row_of(path, data_root, split="test"):
     """A checkpoint's row of the table, without its name."""
     state = checkpoint.load(path)
     config = state["config"]
@@ -71,7 +72,7 @@ def row_of(path, data_root):
     model = MLD(config, None, pack.mean, pack.std, pack.rest)
     weights = {key: value for key, value in state["model"].items() if key.startswith("vae.")}
     model.vae.load_state_dict({key[4:]: value for key, value in weights.items()})
-    x = measure(model.eval(), pack)
+    x = measure(model.eval(), pack, split=split)
 
     def bands(values):
         return " ".join(f"{value:.2f}" for value in values)
@@ -95,9 +96,10 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoints", nargs="+", help="vae_best.pt, or model.pt, of train.py")
     parser.add_argument("--data_root", default=AssetsConfig.data_root, help="folder of the packs")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     args = parser.parse_args(argv)
     try:
-        rows = [(path, *row_of(path, args.data_root)) for path in args.checkpoints]
+        rows = [(path, *row_of(path, args.data_root, args.split)) for path in args.checkpoints]
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for row in (("", *HEAD), ["---"] * (1 + len(HEAD)), *rows):

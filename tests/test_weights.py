@@ -261,7 +261,8 @@ def table(argv):
         (a, b), (c, d) = quality(made[action]), quality(real[action])
         e, f = (quality(group)[1] for group in pairs[action])
         print(f"| {action} | {shares[action]:.0%} | {a:.1f} ({c:.1f}) | {b:.0f} ({d:.0f}) | "
-              f"{e:.0f} ({f:.0f}) | {spread(made[action]):.1f} ({spread(real[action][:SEEDS]):.1f}) |")
+              f"{e:.0f} ({f:.0f}) | {spread(made[action]):.1f} "
+              f"({spread(real[action][:SEEDS]):.1f}) |")
     (a, b), (c, d) = overall(made), overall(real)
     print(
         f"| **all** | {np.mean(list(shares.values())):.1%} | {a:.1f} ({c:.1f}) "

@@ -158,7 +158,7 @@ def _phrase(label, facts, rng, in_detail):
 
 
 def _asked(phrase, rng):
-    """A noun phrase and how it is asked for: "= two jumps", "show me two jumps", "*do two jumps"."""
+    """A noun phrase, and how it is asked for: "= two jumps" -> "= show me two jumps"."""
     lines = TEXT['nouns']
     line, noun = lines[rng.integers(len(lines))], phrase.removeprefix('=').strip()
     if '~' in noun and line[0] == '*':  # does marching
