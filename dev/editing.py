@@ -137,11 +137,12 @@ LOOPED = ("a man walks forward", "a man runs")
 
 
 def prompts_of(pack, frames=100):
-    """{prompt: its action}: PROMPTS, or captions of test clips where the pack has other actions."""
+    """{prompt: (its action, how long it lasts, or None: as long as you like)}: PROMPTS, or captions
+    of test clips, of `frames` at least, where the pack has other actions."""
     if set(PROMPTS.values()) <= set(pack.actions):
-        return PROMPTS
+        return {prompt: (action, None) for prompt, action in PROMPTS.items()}
     clips = [i for i in pack.indices("test", frames) if pack.action(i) and pack.captions(i)]
-    return {pack.captions(i)[0].text: pack.action(i) for i in clips}
+    return {pack.captions(i)[0].text: (pack.action(i), int(pack.lengths[i])) for i in clips}
 
 
 def jerks(joints, fps):
@@ -157,13 +158,14 @@ def joins(model, count, effort, prompts, checks, fps=20):
     together, alone = [], []
     for k in range(count):
         texts = rng.choice(list(prompts), 3, replace=False).tolist()
-        whole, at = story.story(model, texts, lengths=[60] * 3, seed=100 * k, effort=effort)
-        free = guidance.sampled(model, texts, model.check_lengths([60] * 3), 100 * k, None, effort,
+        lengths = [prompts[text][1] or 60 for text in texts]
+        whole, at = story.story(model, texts, lengths=lengths, seed=100 * k, effort=effort)
+        free = guidance.sampled(model, texts, model.check_lengths(lengths), 100 * k, None, effort,
                                 {})
         edges = [0, *at, len(whole)]
-        for text, a, b, joints in zip(texts, edges, edges[1:], free):
-            together.append(bool(checks[prompts[text]](window(whole, a, b))))
-            alone.append(bool(checks[prompts[text]](joints)))
+        for text, a, b, joints, n in zip(texts, edges, edges[1:], free, lengths):
+            together.append(bool(checks[prompts[text][0]](window(whole, a, b))))
+            alone.append(bool(checks[prompts[text][0]](joints[:n])))
         values = jerks(whole, fps)
         close = np.zeros(len(values), bool)
         for join in at:
@@ -223,12 +225,13 @@ def windows_fid(model, pack, stories, prompts, span=60):
     across, inside = [], []
     for k in range(stories):
         texts = rng.choice(list(prompts), 3, replace=False).tolist()
-        whole, at = story.story(model, texts, lengths=[100] * 3, seed=100 * k)
+        lengths = [prompts[text][1] or 100 for text in texts]
+        whole, at = story.story(model, texts, lengths=lengths, seed=100 * k)
         edges = [0, *at, len(whole)]
         across += [whole[join - span // 2:join + span // 2] for join in at]
         inside += [whole[(a + b - span) // 2:][:span] for a, b in zip(edges[:2], edges[1:])]
     known = [i for i in pack.indices("test", span + 1, 10_000)
-             if pack.action(i) in prompts.values()]
+             if pack.action(i) in {action for action, _ in prompts.values()}]
     real = []
     while len(real) < 2 * len(across):
         clip = pack.joints(int(rng.choice(known))).astype(float)
