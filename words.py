@@ -61,7 +61,8 @@ def drop_words(text, rng, share, rows=0.0):
 DIGITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NUMBERS = {str(i): word for i, word in enumerate(DIGITS)} | {
     word: str(i) for i, word in enumerate(DIGITS)}
-ALIKE = NUMBERS | {"secs": "seconds", "faster": "fast", "slower": "slow"}  # in what a prompt says
+# in what a prompt says
+ALIKE = NUMBERS | {"secs": "seconds", "faster": "fast", "slower": "slow", "reps": "times"}
 
 
 def stems(word):
@@ -363,8 +364,9 @@ class Known:
 
     def spell(self, word):
         """The known word that a misspelled one stands for, or None. Words of three letters may be
-        wrong by one, words of seven by two. What is no known word may be one with a vector that is
-        like a known one: watlz, waltz, dance."""
+        wrong by one, words of seven by two; of words as near, one who acts comes last (kik: kick,
+        kid). What is no known word may be one with a vector that is like a known one: watlz, waltz,
+        dance."""
         if len(word) < 3 or not word.isascii() or not word.isalpha():
             return None
         most = 2 if len(word) >= 7 else 1
@@ -372,7 +374,8 @@ class Known:
         def rank(other):
             far = distance(word, other, most)
             common = self.held.number.get(other, len(self.held.forms))
-            return far + (word[0] != other[0]), len(word) != len(other), common, other
+            return (far + (word[0] != other[0]), other in SUBJECTS, len(word) != len(other), common,
+                    other)
 
         near = min(map(rank, self.words), default=(9,))
         if near[0] <= most:
@@ -394,6 +397,7 @@ def tokens_of(prompt, known):
     text = text.lower().replace("\u2019", "'").replace("can't", "can not")
     text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
         "-", "") in known.words and re.search(r"[^\W\d]", m[0]) else m[0], text)
+    text = re.sub(r"\b([1-9])x\b|\bx([1-9])\b", r"\1\2 times", text)
     for word in PROMPT.findall(re.sub(r"\bthrice\b", "three times", text).strip()):
         if word in known.words or not re.search(r"\D'", word):
             yield word
@@ -413,8 +417,11 @@ def understand(prompt, vocabulary):
     foreign = [how is None and not any(one in book.held.number for one in (word, *stems(word)))
                for word, how, _ in found]
     spell = sum(foreign) <= max(1, len(foreign) // 2)
-    read, spelled, taken, unknown = [], {}, {}, []
+    read, spelled, taken, unknown, before = [], {}, {}, [], ""
     for (word, how, other), strange in zip(found, foreign):
+        if (before, word) == ("head", "no") and word in book.words:  # which is how heads are shaken
+            how, other = "same", word
+        before = word
         if strange and spell and (other := book.spell(word)):
             spelled[word] = meant = other
             how, other = book.find(other)

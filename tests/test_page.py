@@ -285,7 +285,8 @@ jumpng quikly then kiks; _ walks; the; ; she tiptoes stealthily; a gymnast somer
 
 
 SAID = ("nobody jumps; he sleeps; a man cannot jump; jumps rather than walks; he cries; "
-        "walks faster; jumps thrice; first he walks; punches at nobody; surfs; 3's; the 2nd man; "
+        "walks faster; jumps thrice; 3x; jumps 3x, x2; shakes his head no; kik; three reps; "
+        "first he walks; punches at nobody; surfs; 3's; the 2nd man; "
         "5 secs; barking")
 
 

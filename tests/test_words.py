@@ -200,6 +200,9 @@ def test_what_says_the_opposite_and_what_vectors_confuse():
         report = understand(prompt, [*TOY, "laughs", "elbow", "raises"])
         assert (report.text, report.unknown) == (text, [unknown])
     assert understand("he jumps thrice", TOY).text == "he jumps three times"
+    for often in ("3x", "x3", "3 reps"):
+        assert understand(f"he jumps {often}", TOY).text == "he jumps 3 times", often
+    assert understand("he is at x12", TOY).unknown == ["x12"]
     assert understand("he walks faster", [*TOY, "fast"]).text == "he walks fast"
     for seconds, said in (("90 seconds", True), ("4-5", False)):
         note, = understand(f"he walks {seconds}", TOY).notes
@@ -389,6 +392,18 @@ def model(tmp_path_factory):
     checkpoint.save(path, config, made.state_dict(), vocabulary=made.text_encoder.vocabulary,
                     actions=["jump", "stroll"])
     return path
+
+
+def test_of_words_as_near_one_who_acts_comes_last():
+    vocabulary = ("a", "kid", "kick", "kicks", "man", "mat")
+    assert understand("kik", vocabulary).spelled == {"kik": "kick"}
+    assert understand("a mna kicks", vocabulary).spelled == {"mna": "man"}
+
+
+def test_heads_are_shaken_no():
+    vocabulary = ("a", "head", "his", "man", "no", "shakes", "walks")
+    assert not understand("a man shakes his head no", vocabulary).notes
+    assert understand("no man walks", vocabulary).unknown == ["no"]
 
 
 def test_moods_and_places_alone_are_no_prompt(model):

@@ -150,7 +150,8 @@ def book_of(vocabulary):
         lines.append("|".join(map(" ".join, (forms, same, others))))
     return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
             "numbers": words.ALIKE, "quiet": sorted(words.SAY_NOTHING),
-            "unlike": sorted(words.UNLIKE), "nobody": sorted(words.NOBODY)}
+            "subjects": sorted(words.SUBJECTS), "unlike": sorted(words.UNLIKE),
+            "nobody": sorted(words.NOBODY)}
 
 
 def clauses_of():

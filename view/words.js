@@ -58,10 +58,11 @@ const least = lists => lists.reduce((best, list) => {
 }, [Infinity]);
 
 class Book {
-  constructor(vocabulary, {rows, small, not, numbers, quiet, unlike, nobody}) {
+  constructor(vocabulary, {rows, small, not, numbers, quiet, subjects, unlike, nobody}) {
     this.unlike = new Set(unlike); this.nobody = new Set(nobody);
     this.words = new Set(vocabulary); this.small = new Set(small); this.not = new Set(not);
-    this.quiet = new Set(quiet); this.numbers = new Map(Object.entries(numbers));
+    this.quiet = new Set(quiet); this.subjects = new Set(subjects);
+    this.numbers = new Map(Object.entries(numbers));
     this.rows = rows.split("\n").map(line => {  // forms, then known ones, or known words like them
       const [forms, same, like] = line.split("|").map(part => part.split(" ").filter(Boolean));
       return {forms, same, like};
@@ -103,7 +104,7 @@ class Book {
     if (!/^[a-z]{3,}$/.test(word)) return null;
     const most = word.length >= 7 ? 2 : 1, letters = [...new Set(word)].sort().join("");
     const rank = other => [distance(word, other, most) + (word[0] === other[0] ? 0 : 1),
-                           word.length === other.length ? 0 : 1,
+                           this.subjects.has(other) ? 1 : 0, word.length === other.length ? 0 : 1,
                            this.row.get(other) ?? this.rows.length, other];
     let near = least([...this.words].map(rank));
     if (near[0] <= most) return near.at(-1);
@@ -121,6 +122,8 @@ class Book {
       const joined = found.replaceAll("-", "");
       return this.words.has(joined) && /\p{L}|_/u.test(found) ? joined : found;
     });
+    text = text.replace(/(?<![\p{L}\p{N}_])(?:([1-9])x|x([1-9]))(?![\p{L}\p{N}_])/gu,
+                        (_, a, b) => `${a ?? b} times`);
     text = text.replace(/(?<![\p{L}\p{N}_])thrice(?![\p{L}\p{N}_])/gu, "three times").trim();
     return (text.match(ODD) || []).flatMap(word => {
       if (this.words.has(word) || !/\P{Nd}'/u.test(word)) return [word];
@@ -138,6 +141,8 @@ class Book {
     const may = strange.filter(Boolean).length <= Math.max(1, Math.floor(found.length / 2));
     const read = [], spelled = {}, taken = {}, unknown = new Set();
     found.forEach(([word, how, other], i) => {
+      if (word === "no" && i && found[i - 1][0] === "head" && this.words.has(word))
+        [how, other] = ["same", word];
       const meant = strange[i] && may ? this.spell(word) : null;
       if (meant) {
         spelled[word] = meant;
