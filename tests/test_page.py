@@ -552,19 +552,19 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
     tab.open(address + way, ready=READY)
     assert tab.js("studio.arithmetic") == ("plain JavaScript" if way else "WebAssembly")
     assert tab.js("document.activeElement.id") == "prompt"  # and its text is selected
-    for letter in "a robot jumps":
+    for letter in "a zombie jumps":
         tab.key(letter)
     made_by(tab, lambda: press_enter(tab))
-    frames, = toy.draw_lengths([read(toy, "a robot jumps")], seed=1234)
-    wanted = in_python(toy, ["a robot jumps"], [frames], 1234, 2.5)[0][1]
+    frames, = toy.draw_lengths([read(toy, "a zombie jumps")], seed=1234)
+    wanted = in_python(toy, ["a zombie jumps"], [frames], 1234, 2.5)[0][1]
     found = np.reshape(tab.js(JOINTS), wanted.shape)
     assert np.abs(found - wanted).max() < TOLERANCE
     told = tab.js("said.querySelector('b').textContent")
-    assert "robot" in told and ("is taken for" in told or "has never seen" in told)
+    assert "zombie" in told and ("is taken for" in told or "has never seen" in told)
     assert tab.js("command.textContent") == (
-        'python sample.py "a robot jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10 '
+        'python sample.py "a zombie jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10 '
         '--format glb --no-lock-feet')
-    assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a robot jumps"
+    assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a zombie jumps"
     assert not tab.errors
 
 

@@ -634,7 +634,7 @@ def test_micro_batches_are_one_batch_for_losses_and_for_the_limit_of_logits(root
         (("--resume", "--train_vae.optimizer=adamw"), "train_vae.optimizer=muon, now it is adamw"),
         (
             ("--resume", "--diffusion.prediction_type=epsilon"),
-            "prediction_type=sample, now it is epsilon",
+            "prediction_type=v_prediction, now it is epsilon",
         ),
     ],
 )
