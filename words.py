@@ -227,7 +227,8 @@ party beach grass practice behind near beside next opposite against before after
 door wall window chair teacher boss guests children neighbor master king judges mother opponent
 enemy wind thank impress amuse warn tease surprise honor joke test usual game baby robot machine
 hero clown cat pro beginner athlete joy care ease smile confidence effort lunch dinner nap
-greeting thanks exactly total give see try""".split()}
+greeting thanks exactly total student worker player performer stranger old young tall give see
+try""".split()}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
         for side, words in enumerate(pair) for word in words}
 

@@ -136,12 +136,13 @@ PROMPTS = {"a man walks forward": "walk", "a person walks and turns left": "walk
 LOOPED = ("a man walks forward", "a man runs")
 
 
-def prompts_of(pack, frames=100):
+def prompts_of(pack, checks, most, frames=100):
     """{prompt: (its action, how long it lasts, or None: as long as you like)}: PROMPTS, or captions
-    of test clips, of `frames` at least, where the pack has other actions."""
+    of test clips of checked actions, of `frames` to `most`, where the pack has other actions."""
     if set(PROMPTS.values()) <= set(pack.actions):
         return {prompt: (action, None) for prompt, action in PROMPTS.items()}
-    clips = [i for i in pack.indices("test", frames) if pack.action(i) and pack.captions(i)]
+    clips = [i for i in pack.indices("test", frames, most + 1)
+             if pack.action(i) in checks and pack.captions(i)]
     return {pack.captions(i)[0].text: (pack.action(i), int(pack.lengths[i])) for i in clips}
 
 
@@ -216,8 +217,8 @@ def within(model, kind, count, effort, fps=20):
 
 def windows_fid(model, pack, stories, prompts, span=60):
     """FID, by the judge of the pack's dataset, of windows of `span` frames against as many of test
-    clips of the same actions: across the joins of stories of three prompts of 5 s each, and in the
-    middle of their first two segments; how many windows; and the FID of as many other windows of
+    clips of the same actions: across the joins of stories of three prompts (5 s each, or their
+    clips' time), and in the middle of their first two segments; how many windows; and the FID of as many other windows of
     test clips.
     """
     config, rng = model.config, np.random.default_rng(1)
@@ -265,7 +266,8 @@ def main(argv):
     torch.manual_seed(0)
     model = checkpoint.load_model(args.ckpt)
     pack = Pack(args.pack)
-    checks, prompts = checks_of(model, pack), prompts_of(pack)
+    checks = checks_of(model, pack)
+    prompts = prompts_of(pack, checks, model.config.data.max_frames)
     if args.stories:
         near, inside, seam, rest, together, alone = joins(
             model, args.stories, args.effort or "low", prompts, checks)

@@ -83,7 +83,7 @@ def check(clips):
     assert max(error.mean() for error in errors) < 0.0025
     assert max(error.max() for error in errors) < 0.010
     turned = np.concatenate([turns(body) for body in bodies])
-    assert np.percentile(turned, 99) < 25 and np.percentile(turned, 99, axis=0).max() < 70
+    assert np.percentile(turned, 99) < 25 and np.percentile(turned, 99, axis=0).max() < 60
     assert (turned > 60).mean() < 5e-4 and turned.max() < 90
     forward, sideward = (np.concatenate(bend) for bend in zip(*map(knee_bends, bodies)))
     assert (forward > -1).mean() > 0.999 and np.percentile(sideward, 99.9) < 15
@@ -137,6 +137,7 @@ def test_generated_motions(text):
     turned = np.concatenate([turns(body) for body in bodies])
     assert np.percentile(turned, 99) < GENERATED[text]
     possible = np.concatenate([np.maximum(w[1:], w[:-1]) for w in wrong]) < 0.03
+    # a dancer's reach 64 with the weights that ship
     assert possible.mean() > 0.5 and np.percentile(turned[possible], 99, axis=0).max() < 70
 
 
