@@ -218,8 +218,8 @@ def within(model, kind, count, effort, fps=20):
 def windows_fid(model, pack, stories, prompts, span=60):
     """FID, by the judge of the pack's dataset, of windows of `span` frames against as many of test
     clips of the same actions: across the joins of stories of three prompts (5 s each, or their
-    clips' time), and in the middle of their first two segments; how many windows; and the FID of as many other windows of
-    test clips.
+    clips' time), and in the middle of their first two segments; how many windows; and the FID of
+    as many other windows of test clips.
     """
     config, rng = model.config, np.random.default_rng(1)
     judge = evaluators.find(config, pack, device=model.mean.device)
