@@ -151,8 +151,9 @@ def test_detectors_agree_with_what_captions_add(clips):
     assert sum(count for count, _, _ in found.values()) > 500
     total = sum(count * share for count, share, _ in found.values())
     assert total > 0.97 * sum(count for count, _, _ in found.values()), found
-    # of the punches that captions count, 23 of 28 are counted so
-    assert not {name: row for name, row in found.items() if row[0] > 5 and row[1] < 0.8}
+    least = {"punches": 0.8}  # uppercuts and hooks by turns are counted one off, 5 of 28
+    assert not {name: row for name, row in found.items()
+                if row[0] > 5 and row[1] < least.get(name, 0.85)}
 
 
 def test_detectors_see_little_where_nothing_of_it_is_said(clips):

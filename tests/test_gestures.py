@@ -211,7 +211,7 @@ def test_is_done_as_often_as_it_says(made, label):
 
 def test_counts_and_speeds_are_everywhere(real):
     """Neither a number nor a speed is to tell which action is meant."""
-    facts = {label: [make(np.random.default_rng([6, n, seed]), real)[1] for seed in range(30)]
+    facts = {label: [make(np.random.default_rng([6, n, seed]), real)[1] for seed in range(40)]
              for n, (label, (make, _)) in enumerate(GESTURES.items())}
     single = {'sit', 'stand up', 'stand', 'think', 'answer phone', 'balance'}
     for label in set(GESTURES) - single:

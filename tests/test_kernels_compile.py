@@ -1,6 +1,5 @@
-"""The tiles that the launchers choose compile for sm_80 and sm_90 (the main ones for gfx942),
-without a GPU: all of sm_90's, and of sm_80's those for heads of 64 and 32; dev/kernel_report.py
-compiles every one.
+"""Every tile that the launchers can choose compiles for sm_80 and sm_90 (the main ones for gfx942),
+without a GPU.
 
 compile_harness.py records the launches and compiles them with the real compiler. Asserted here:
 nothing spills, shared memory fits the chip, tensor cores are used for 16-bit numbers and not for
@@ -47,8 +46,7 @@ def compile_all(launches, arch):
 
 @inside
 @pytest.mark.parametrize("arch, dtype, D", [
-    (a, t, D) for a, widths in ((90, (128, 64, 32, 16)), (80, (64, 32)))
-    for D in widths for t in TYPES])
+    (a, t, D) for D in (128, 64, 32, 16) for a in (90, 80) for t in TYPES])
 def test_attention(arch, dtype, D):
     flags = ((True, True, True), (True, False, False)) if D == 64 else ((True, True, True),)
     launches = report.attention_launches(arch, dtype, (D,), flags)

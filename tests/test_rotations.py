@@ -137,8 +137,8 @@ def test_generated_motions(text):
     turned = np.concatenate([turns(body) for body in bodies])
     assert np.percentile(turned, 99) < GENERATED[text]
     possible = np.concatenate([np.maximum(w[1:], w[:-1]) for w in wrong]) < 0.03
-    # a dancer's reach 64 with the weights that ship
-    assert possible.mean() > 0.5 and np.percentile(turned[possible], 99, axis=0).max() < 70
+    most = 70 if text == "a man dances" else 60  # 64 with the weights that ship
+    assert possible.mean() > 0.5 and np.percentile(turned[possible], 99, axis=0).max() < most
 
 
 def test_a_joint_out_of_place_shares_its_error_with_the_others():

@@ -311,7 +311,7 @@ def test_nouns_are_asked_for_in_many_ways():
     kicks = {toy_captions._asked('= a high kick', rng) for _ in range(300)}
     assert {'= a high kick', '= high kick', '= a high kick, please', '= show me a high kick',
             '*do a high kick', '*perform a high kick', '= now a high kick'} <= kicks
-    two = {toy_captions._asked('+= two kicks'.removeprefix('+'), rng) for _ in range(300)}
+    two = {toy_captions._asked('= two kicks', rng) for _ in range(300)}
     assert '= give me two kicks' in two and '= two kicks' in two
     assert not [x for x in (toy_captions._asked('= ~march in place', rng) for _ in range(100))
                 if x[0] == '*']  # nobody does marching

@@ -395,7 +395,7 @@ def model(tmp_path_factory):
 
 
 def test_of_words_as_near_one_who_acts_comes_last():
-    vocabulary = ("a", "kid", "kick", "kicks", "man", "mat")
+    vocabulary = ("a", "kid", "kick", "kicks", "man")
     assert understand("kik", vocabulary).spelled == {"kik": "kick"}
     assert understand("a mna kicks", vocabulary).spelled == {"mna": "man"}
 
