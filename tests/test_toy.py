@@ -306,6 +306,11 @@ def test_verbs():
     assert ing == ['running', 'waving', 'lying', 'fleeing', 'bowing', 'tiptoeing', 'trotting']
 
 
+def test_a_count_says_something_of_a_clip_though_it_may_be_left_out():
+    told = [toy_captions._told('*clap {counted}', {'count': count}) for count in (1, 2, 3, 4, 5, 7)]
+    assert told == [0, 1, 1, 1, 1, 1]
+
+
 def test_nouns_are_asked_for_in_many_ways():
     rng = np.random.default_rng(0)
     kicks = {toy_captions._asked('= a high kick', rng) for _ in range(300)}
