@@ -228,7 +228,10 @@ door wall window chair teacher boss guests children neighbor master king judges 
 enemy wind thank impress amuse warn tease surprise honor joke test usual game baby robot machine
 hero clown cat pro beginner athlete joy care ease smile confidence effort lunch dinner nap
 greeting thanks exactly total student worker player performer stranger old young tall give see
-try""".split()}
+try because style passion concert class training scene movie late ready hears music song noise won
+lost match bet knows cares raining cold hot waiter policeman grandma uncle nurse pirate ninja queen
+tourist chef toddler coach singer wizard referee gymnast farmer princess dad mom fan monk sailor
+visitor teenager knight""".split()}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
         for side, words in enumerate(pair) for word in words}
 
@@ -370,6 +373,10 @@ class Known:
         dance."""
         if len(word) < 3 or not word.isascii() or not word.isalpha():
             return None
+        for once in (r"\1\1", r"\1"):  # slooow, runnning
+            shorter = re.sub(r"(.)\1{2,}", once, word)
+            if shorter != word and (shorter in self.words or shorter in self.held.number):
+                return shorter
         most = 2 if len(word) >= 7 else 1
 
         def rank(other):

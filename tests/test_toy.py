@@ -320,6 +320,30 @@ def test_nouns_are_asked_for_in_many_ways():
     assert '= give me two kicks' in two and '= two kicks' in two
     assert not [x for x in (toy_captions._asked('= ~march in place', rng) for _ in range(100))
                 if x[0] == '*']  # nobody does marching
+    assert not [x for x in (toy_captions._asked('= two sips', rng) for _ in range(100))
+                if x[0] == '*']
+    assert '*perform two punches' in {toy_captions._asked('= two punches', rng)
+                                      for _ in range(300)}
+
+
+def test_whose_arm_one_is_asked_to_move():
+    rng, said = np.random.default_rng(0), set()
+    for _ in range(300):
+        phrase, whose = toy_captions._framed('*raise their arm', rng)
+        said.add(toy_captions._sentence(phrase, rng, 'command', whose).text)
+    assert {'let him raise his arm', 'have her raise her arm', 'let them raise their arm',
+            'make the figure raise its arm', 'have the man raise his arm', 'please raise your arm',
+            'you raise the arm'} <= said
+    assert not [text for text in said
+                if re.match('(let|make|have)', text) and re.search('(your|the) arm', text)]
+
+
+def test_nobody_acts_for_two_purposes():
+    rng = np.random.default_rng(0)
+    said = {toy_captions._beside('clap', '*clap for someone', {}, rng) for _ in range(400)}
+    assert len(said) > 10
+    assert not [text for text in said if re.search('(because|so|as|to|like) .*for someone'
+                                                   '|someone (because|so|as|to [a-z]+ a|like)', text)]
 
 
 def test_what_is_said_beside_an_action_fits_it():
@@ -367,6 +391,10 @@ def test_a_larger_set_has_the_same_clips_and_more_for_training(monkeypatch):
     assert len(toy.build('', 3)) == 210 + 210 and len(toy.build('', 3, 1)) == 210 + 60 + 30
     same = toy.build('', 3, 1)[210:270]
     assert all(np.array_equal(a.joints, b.joints) for a, b in zip(same, toy.build('')[70:130]))
+    monkeypatch.setattr(toy, 'combinations', lambda *_: [])
+    monkeypatch.setattr(toy, 'HARD', {'jump': 4})
+    more = toy.build('', 3)
+    assert len(more) == 510 and sum(clip.split == 'train' for clip in more) == 496
 
 
 @pytest.mark.skipif(

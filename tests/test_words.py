@@ -400,6 +400,14 @@ def test_of_words_as_near_one_who_acts_comes_last():
     assert understand("a mna kicks", vocabulary).spelled == {"mna": "man"}
 
 
+def test_drawn_out_words_are_read():
+    vocabulary = ("a", "jump", "man", "running", "slow", "walk")
+    for drawn, word in (("slooow", "slow"), ("juuumppp", "jump"), ("runnning", "running"),
+                        ("walkkkkkk", "walk")):
+        assert understand(f"a {drawn}", vocabulary).spelled == {drawn: word}
+    assert understand("a man walks zzzz", vocabulary).unknown == ["zzzz"]
+
+
 def test_heads_are_shaken_no():
     vocabulary = ("a", "head", "his", "man", "no", "shakes", "walks")
     assert not understand("a man shakes his head no", vocabulary).notes
@@ -408,7 +416,8 @@ def test_heads_are_shaken_no():
 
 def test_moods_and_places_alone_are_no_prompt(model):
     """They are said beside any action in the toy set, so all of them are known words."""
-    beside = " ".join(PHRASES["{mood}"] + PHRASES["{where}"] + PHRASES["{why}"] + PHRASES["{whom}"])
+    beside = " ".join(PHRASES["{mood}"] + PHRASES["{where}"] + PHRASES["{why}"] + PHRASES["{whom}"]
+                      + PHRASES["{clause}"])
     found = set(re.findall("[a-z]+", re.sub(r"\S+:|{.*?}", "", beside)))
     also = {"greet", "welcome", "exercise"}  # by themselves they may ask for something
     assert len(found) > 120 and not found - SAY_NOTHING - also

@@ -48,6 +48,9 @@ THEIR = dict(words.split(': ') for words in TEXT['their'])
 POS = {word: header for header, lines in TEXT.items() if header.isupper()
        for word in ' '.join(lines).split()}
 DOUBLED = ' '.join(TEXT['doubled']).split()
+DONE = set(' '.join(TEXT['done']).split())
+DONE |= {re.sub('e$', '', word) for word in DONE}  # a dance, two danc(es)
+PURPOSE = re.compile(r'\b(for|as|like|if|to \w+ (some|any|the|it|yes|no)\w*)\b')
 PLURALS = {word + 's': word for word in ' '.join(TEXT['plurals']).split()} | {'feet': 'foot'}
 
 
@@ -96,11 +99,11 @@ def _ing(verb):
     return (verb + verb[-1] if verb in DOUBLED else re.sub('(?<=[^eo])e$', '', verb)) + 'ing'
 
 
-def _sentence(phrase, rng, form):
+def _sentence(phrase, rng, form, whose=None):
     """One caption; `form` is third (he walks), is (he is walking), command or gerund.
 
     A phrase that begins with "=" is a noun and has no subject. Where a phrase has an "@", the
-    subject stands there, otherwise in front.
+    subject stands there, otherwise in front. "their" is `whose`, if that is given.
     """
     noun, phrase = phrase.startswith('='), phrase.removeprefix('=')
     form = 'command' if noun else form
@@ -108,7 +111,7 @@ def _sentence(phrase, rng, form):
     if named:
         their = THEIR.get(subject.split()[-1], 'their')
     else:
-        their = ('the', 'your' if form == 'command' else 'their')[rng.integers(2)]
+        their = whose or ('the', 'your' if form == 'command' else 'their')[rng.integers(2)]
     who = [(word, word, POS.get(word, 'NOUN')) for word in subject.split()] * named
     who += [('is', 'be', 'AUX')] * (form == 'is')
     phrase, said = phrase if '@' in phrase else '@ ' + phrase, []
@@ -161,18 +164,28 @@ def _asked(phrase, rng):
     """A noun phrase, and how it is asked for: "= two jumps" -> "= show me two jumps"."""
     lines = TEXT['nouns']
     line, noun = lines[rng.integers(len(lines))], phrase.removeprefix('=').strip()
-    if '~' in noun and line[0] == '*':  # does marching
-        line = '= N'
+    if line[-1] == 'D' and not DONE.intersection(re.sub(r'e?s\b', '', noun).split()):
+        line = '= N'  # nobody "does marching" or "performs a sip"
     bare = re.sub('^(an?|one) ', '', noun)
-    return re.sub(r'\b[Nn]\b', lambda found: noun if found[0] == 'N' else bare,
+    return re.sub(r'\b[NDn]\b', lambda found: bare if found[0] == 'n' else noun,
                   _choose(line, {}, rng), count=1)
+
+
+def _framed(phrase, rng):
+    """A command, how it is asked for, and whose arm it is, if not yours: "*raise their arm" ->
+    "let him *raise their arm", "his"."""
+    lines = TEXT['frames']
+    line = _choose(lines[rng.integers(len(lines))], {}, rng)
+    who = re.match('(?:let|make|have) .*?(\w+) C', line)
+    return line.replace('C', phrase), who and THEIR.get(who[1], 'their')
 
 
 def _beside(label, phrase, facts, rng):
     """The phrase with a word or two that say nothing of the movement, sometimes."""
     if phrase[0] != '*' or rng.random() > ASIDE:
         return phrase
-    kind = ('mood', 'mood', 'where', 'why')[rng.integers(2 * (label in UNSTEADY), 4)]
+    kinds = ['mood', 'mood'] * (label not in UNSTEADY) + ['where', 'why']
+    kind = kinds[rng.integers(len(kinds) - bool(PURPOSE.search(phrase)))]
     words = _choose('{' + kind + '}', facts, rng)
     return f'@ {words} {phrase}' if kind == 'mood' and rng.random() < 0.5 else f'{phrase} {words}'
 
@@ -224,11 +237,10 @@ def captions(label, facts, mirrored, rng, short=3, detailed=5):
             phrase = _phrase(label, told, rng, in_detail)
             phrase = _asked(phrase, rng) if phrase[0] == '=' else phrase
             phrase = _beside(label, phrase, told, rng)
-        form = forms[rng.integers(len(forms))]
+        form, whose = forms[rng.integers(len(forms))], None
         if form == 'command' and phrase[0] in '*@' and rng.random() < FRAMED:
-            lines = TEXT['frames']
-            phrase = _choose(lines[rng.integers(len(lines))], {}, rng).replace('C', phrase)
-        caption = _sentence(phrase, rng, form)
+            phrase, whose = _framed(phrase, rng)
+        caption = _sentence(phrase, rng, form, whose)
         if plain(caption.text) not in PROMPTS:
             found.setdefault(caption.text.rstrip('.'), caption)
     return list(found.values())

@@ -193,6 +193,9 @@ ACTIONS = {
     'roll': (partial(whole, clips='roll', steady=True), 9),
     'spin kick': (partial(whole, clips='spinkick', steady=True), 8)}
 ACTIONS |= GESTURES  # what is done with the arms, or with planted feet
+# what a VAE learns last, as it is unlike the rest or small: a larger set has so many times more
+HARD = {'cartwheel': 4, 'backflip': 4, 'nod': 2, 'shake head': 2, 'heel kicks': 2, 'clap': 2,
+        'lunge': 2, 'look around': 2}
 
 
 def alive(rng, segment):
@@ -238,7 +241,8 @@ def build(clips_dir, times=1, sequences=None):
     """Make the dataset: list[Clip], the same each time.
 
     times: how many times as large as the set that ships. Its clips are in a larger set as well, and
-    the others are all for training. sequences: the same for clips of actions in a row; None: times
+    the others are all for training, with more of HARD. sequences: the same for clips of actions in
+    a row; None: times
 
     clips_dir is the folder pybullet_data/data/motions of the wheel pybullet 3.2.7. Each clip is
     followed by its mirror image (id M...), in the same split. FileNotFoundError if a file is
@@ -247,7 +251,8 @@ def build(clips_dir, times=1, sequences=None):
     real, clips, number = Real(clips_dir), [], 0
     for label, (make, count) in [*ACTIONS.items(), *combinations(ACTIONS, OVERLAYS)]:
         more = times if sequences is None or not label.endswith('in a row') else sequences
-        for i, split in enumerate(splits(label, count) + ['train'] * (count * (more - 1))):
+        more = count * (more - 1) * HARD.get(label, 1)
+        for i, split in enumerate(splits(label, count) + ['train'] * more):
             # of its own label and number, so that no action depends on the ones before it
             seed = [SEED, *label.encode(), i]
             segment, facts = make(np.random.default_rng([*seed, 1]), real)

@@ -102,6 +102,10 @@ class Book {
   /** The known word that a misspelled one stands for, or one that is like a known word. */
   spell(word) {
     if (!/^[a-z]{3,}$/.test(word)) return null;
+    for (const once of ["$1$1", "$1"]) {  // slooow, runnning
+      const shorter = word.replace(/(.)\1{2,}/g, once);
+      if (shorter !== word && (this.words.has(shorter) || this.row.has(shorter))) return shorter;
+    }
     const most = word.length >= 7 ? 2 : 1, letters = [...new Set(word)].sort().join("");
     const rank = other => [distance(word, other, most) + (word[0] === other[0] ? 0 : 1),
                            this.subjects.has(other) ? 1 : 0, word.length === other.length ? 0 : 1,
