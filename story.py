@@ -2,12 +2,11 @@
 
     motion, joins = story(model, ["a man walks", "he turns left", "he sits"], lengths=[60, 40, 60])
 
-Up to eight segments are sampled as one batch. Where they do not meet by themselves, as one who sits
-and one who walks, they are sampled again, and a handshake loss makes the end of each the beginning
-of the next. Then they are laid on each other, and blended in rotations over the frames they share.
+Up to eight segments are sampled as one batch, sixteen of each, and of these the ones are taken that
+meet best. Where even they do not meet, as one who sits and one who walks, they are sampled again,
+and a handshake loss makes the end of each the beginning of the next. Then they are laid on each
+other, and blended in rotations over the frames they share.
 """
-from functools import partial
-
 import numpy as np
 import torch
 
@@ -22,6 +21,8 @@ from latents import to_diffused
 SHARED = 10  # frames that neighbours of a story have in common
 CLOSE = 0.15  # metres: neighbours that meet so nearly need no handshake
 NEXT = 1_000_003  # from a segment's seed to the next one's, so that motions 1, 2, ... share none
+TRIED = 16  # of each segment are made, to take those that meet best
+OTHER = 997 * NEXT  # from the seed of one try to the next one's
 AT_ONCE = 8  # segments of a story that are made together; memory does not grow with more
 
 
@@ -103,6 +104,45 @@ def gap(made, pair):
     return np.linalg.norm(a - b, axis=-1)[SHARED // 2].mean()
 
 
+def best_chain(starts, costs, ends=None):
+    """Which one of the K tries of each of S segments to take, so that the sum of costs is least:
+    starts (K,) of the first, costs S - 1 times (K, K) of neighbours, ends (K, K) of the last and
+    the first of a loop."""
+    found = []
+    for first, start in enumerate(starts):
+        sums, ways = np.full(len(starts), np.inf), []
+        sums[first] = start
+        for cost in costs:
+            ways.append((sums[:, None] + cost).argmin(0))
+            sums = (sums[:, None] + cost).min(0)
+        sums = sums if ends is None else sums + ends[:, first]
+        chain = [int(sums.argmin())]
+        for way in reversed(ways):
+            chain.append(int(way[chain[-1]]))
+        found.append((sums.min(), chain[::-1]))
+    return min(found)[1]
+
+
+def nearest(made, pairs, tries):
+    """Which of `tries` motions of each segment, one after the other in `made`, meet best, where
+    pairs of segments meet as for `handshake`: a number for each segment."""
+    count, ways = len(made) // tries, range(tries)
+    starts, costs, ends = np.zeros(tries), [np.zeros((tries, tries))] * (count - 1), None
+    for one, two in pairs:
+        pick = [[k] * tries if torch.is_tensor(k) else [(k[0] * tries + way, k[1]) for way in ways]
+                for k in (one, two)]
+        cost = np.square([[gap(made, (a, b)) for b in pick[1]] for a in pick[0]])
+        if torch.is_tensor(one):
+            starts = starts + cost[0]
+        elif not torch.is_tensor(two) and two[0] == one[0] + 1:
+            costs[one[0]] = cost
+        else:  # of a loop
+            ends = cost
+    if count == 1 and ends is not None:  # which meets itself
+        starts, ends = starts + ends.diagonal(), None
+    return best_chain(starts, costs, ends)
+
+
 def parts_of(model, lengths):
     """What segments of so many frames add to a story: S numbers of frames, whose sum it has."""
     most = model.config.data.max_frames
@@ -167,10 +207,26 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
             pairs.append(((len(part) - 1, longer[last] - trail - h), first))
         seeds = [seed + NEXT * k for k in range(at, at + len(part))]
         asks = pull and pull(laid(parts, pose)[0] if parts else None, part.tolist())
-        ask = partial(sampled, model, some, part, seeds)
-        made = ask(asks, effort, settings, progress)
-        if pairs and max(gap(made, pair) for pair in pairs) > CLOSE:
-            made = ask(both(handshake(pairs, pose), asks), effort, settings, progress)
+        tries = TRIED if model.vae and pairs else 1  # a latent takes little time
+
+        def ask(seeds, loss, times=1):
+            named = some and [one for one in some for _ in range(times)]
+            return sampled(model, named, part.repeat_interleave(times), seeds, loss, effort,
+                           settings, progress)
+
+        if tries > 1:
+            made = ask([one + OTHER * way for one in seeds for way in range(tries)], None, tries)
+            taken = nearest(made, pairs, tries)
+            seeds = [one + OTHER * way for one, way in zip(seeds, taken)]
+            made = [made[i * tries + way] for i, way in enumerate(taken)]
+        if tries == 1 or asks:
+            made = ask(seeds, asks)
+        apart = [pair for pair in pairs if gap(made, pair) > CLOSE]
+        if apart:
+            moved = {k[0] for pair in apart for k in pair if not torch.is_tensor(k)}
+            near = [pair for pair in pairs
+                    if moved.intersection(k[0] for k in pair if not torch.is_tensor(k))]
+            made = ask(seeds, both(handshake(near, pose), asks))
         parts += [joints[:n] for joints, n in zip(made, part.tolist())]
     bones = bones_of(model, np.concatenate(parts))
     parts = [motion.keep_bones(joints, bones, pose.parents) for joints in parts]

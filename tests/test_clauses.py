@@ -193,8 +193,9 @@ def test_motions_of_several_parts_share_no_noise(model, monkeypatch):
     monkeypatch.setattr(story, "sampled", lambda model, texts, lengths, seeds, *more: asked.extend(
         seeds) or own(model, texts, lengths, seeds, *more))
     story.scenes(model, [["a man walks", "he jumps"]] * 3, [[30, 30]] * 3, [5, 6, 7])
-    N = story.NEXT
-    assert {*asked} == {5, 5 + N, 6, 6 + N, 7, 7 + N}
+    N, other = story.NEXT, story.OTHER
+    assert {seed + N * k + other * way for seed in (5, 6, 7) for k in (0, 1)
+            for way in range(story.TRIED)} == {*asked}
     drawn = []
     monkeypatch.setattr(type(model), "draw_lengths", lambda self, texts, seed: drawn.extend(
         seed) or [40] * len(texts))

@@ -1,4 +1,5 @@
 """edit.py and story.py: constraints are met, wrong ones refused, stories have no seams."""
+import itertools
 import json
 import os
 
@@ -381,6 +382,33 @@ def test_a_story_has_no_jump_and_the_length_that_was_asked_for(model):
     assert np.abs(sizes - BONES[1:]).max() < 1e-6
     again, _ = story.story(model, prompts, lengths=[50, 40, 50], seed=1)
     assert np.array_equal(whole, again)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_the_best_chain_is_that_of_all(loop):
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 4):
+        starts, ends = rng.random(3), rng.random((3, 3)) if loop else np.zeros((3, 3))
+        costs = [rng.random((3, 3)) for _ in range(count - 1)]
+        sums = {way: starts[way[0]] + ends[way[-1], way[0]] + sum(
+            cost[a, b] for cost, a, b in zip(costs, way, way[1:]))
+            for way in itertools.product(range(3), repeat=count)}
+        assert tuple(story.best_chain(starts, costs, ends if loop else None)) == min(
+            sums, key=sums.get)
+
+
+def test_of_sixteen_tries_those_are_taken_that_meet():
+    rng, h = np.random.default_rng(0), story.SHARED
+    made = rng.normal(size=(3 * 4, 40, 22, 3))
+    made[1 * 4 + 2, :h] = made[0 * 4 + 3, 40 - h:]  # the third try of the second segment
+    made[2 * 4 + 1, :h] = made[1 * 4 + 2, 40 - h:] + (1, 0, 2)  # and elsewhere
+    pairs = [((i, 40 - h), (i + 1, 0)) for i in (0, 1)]
+    assert story.nearest(made, pairs, 4) == [3, 2, 1]
+    before = rng.normal(size=(h, 22, 3))
+    made[0 * 4 + 1, :h], before = before, torch.from_numpy(before)  # as of parts made earlier
+    assert story.nearest(made[:4], [(before, (0, 0))], 4) == [1]
+    made[2, 40 - h:] = made[2, 5:5 + h]  # one that meets itself in a loop
+    assert story.nearest(made[:4], [((0, 40 - h), (0, 5))], 4) == [2]
 
 
 def test_a_long_story_is_made_in_parts_without_a_seam_between_them(model, monkeypatch):
