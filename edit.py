@@ -24,11 +24,12 @@ import torch
 
 import motion
 from conditions import pick
+from diffusion import make_generators
 from formats import pins, targets as targets_
 from formats.constraints import last_time, read_clip, read_constraints
 from formats.feet import eased, lock_feet, stands_of
 from formats.rotations import fit_body
-from guidance import body_of, bones_of, from_within, heading, sampled
+from guidance import best_seeds, body_of, bones_of, from_within, heading, sampled
 from story import SHARED, align, interpolate, parts_of, story, stretched, vary
 
 MET = 0.01  # metres; a constraint that is off by more is told
@@ -138,6 +139,9 @@ def edit(model, texts=None, actions=None, *, constraints, lengths, seed=0, effor
     loss_of = loss_on(all_targets, pose, fps, model.mean.device)
     settings = {"guidance_scale": guidance_scale, "sampler": sampler,
                 "num_inference_steps": num_inference_steps}
+    if model.vae and seed is not None and any(t.rows for t in all_targets):
+        seeds = [g.initial_seed() for g in make_generators(seed, len(lengths))]
+        seed = best_seeds(model, given, lengths, seeds, loss_of, effort, settings, progress)
     made = sampled(model, given, lengths, seed, loss_of, effort, settings, progress)
     motions, reports = [], []
     for t, joints, n in zip(all_targets, made, lengths.tolist()):

@@ -20,6 +20,8 @@ from latents import from_diffused
 # Steps of the sampler, and gradients in each: five in each of 10 do more than one in each of 50.
 EFFORTS = {"low": (10, 2), "normal": (10, 5), "high": (10, 10)}
 TRIES, TRIED_STEPS, RATE = 80, 5, 0.1  # of the noise, with effort "high"
+TRIED = 16  # motions of each are made at first, to go on with the best: a latent takes little time
+OTHER = 997 * 1_000_003  # from the seed of one try to the next one's
 LARGEST = 1.0  # how far one gradient may move a latent's numbers, which have deviation 1
 
 
@@ -172,3 +174,22 @@ def from_within(joints, pose):
     """Joints (..., J, 3) over the floor from the pelvis, and turned to face +Z."""
     middle = joints[..., :1, :] * joints.new_tensor([1, 0, 1])
     return turned(joints - middle, -heading(joints, pose))
+
+
+def tried(model, given, lengths, seeds, effort, settings, progress=False):
+    """TRIED motions of each, sampled without a loss: their seeds and joints, B lists of both. The
+    first has the seed itself."""
+    each = [[seed + OTHER * way for way in range(TRIED)] for seed in seeds]
+    given = given and [one for one in given for _ in range(TRIED)]
+    made = sampled(model, given, lengths.repeat_interleave(TRIED), sum(each, []), None, effort,
+                   settings, progress)
+    return each, made.reshape(len(seeds), TRIED, *made.shape[1:])
+
+
+def best_seeds(model, given, lengths, seeds, loss_of, effort, settings, progress=False):
+    """Of the seeds of `tried`, those of the B motions with the least loss."""
+    each, made = tried(model, given, lengths, seeds, effort, settings, progress)
+    made = torch.from_numpy(made).float().to(model.mean.device)
+    with torch.no_grad():
+        losses = torch.stack([loss_of(made[:, way])[1] for way in range(TRIED)])
+    return [own[way] for own, way in zip(each, losses.argmin(0).tolist())]

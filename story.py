@@ -7,6 +7,8 @@ meet best. Where even they do not meet, as one who sits and one who walks, they 
 and a handshake loss makes the end of each the beginning of the next. Then they are laid on each
 other, and blended in rotations over the frames they share.
 """
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -15,14 +17,12 @@ import motion
 from conditions import pick
 from diffusion import draw_noise, make_generators, plan
 from formats import targets as targets_
-from guidance import body_of, bones_of, decoded, guided_walk, heading, sampled, turned
+from guidance import body_of, bones_of, decoded, guided_walk, heading, sampled, tried, turned
 from latents import to_diffused
 
 SHARED = 10  # frames that neighbours of a story have in common
 CLOSE = 0.15  # metres: neighbours that meet so nearly need no handshake
 NEXT = 1_000_003  # from a segment's seed to the next one's, so that motions 1, 2, ... share none
-TRIED = 16  # of each segment are made, to take those that meet best
-OTHER = 997 * NEXT  # from the seed of one try to the next one's
 AT_ONCE = 8  # segments of a story that are made together; memory does not grow with more
 
 
@@ -123,15 +123,15 @@ def best_chain(starts, costs, ends=None):
     return min(found)[1]
 
 
-def nearest(made, pairs, tries):
-    """Which of `tries` motions of each segment, one after the other in `made`, meet best, where
-    pairs of segments meet as for `handshake`: a number for each segment."""
-    count, ways = len(made) // tries, range(tries)
+def nearest(made, pairs):
+    """Which of the tries made (S, K, T, J, 3) of each of S segments meet best, where pairs of
+    segments meet as for `handshake`: S numbers."""
+    (count, tries), flat = made.shape[:2], made.reshape(-1, *made.shape[2:])
     starts, costs, ends = np.zeros(tries), [np.zeros((tries, tries))] * (count - 1), None
     for one, two in pairs:
-        pick = [[k] * tries if torch.is_tensor(k) else [(k[0] * tries + way, k[1]) for way in ways]
-                for k in (one, two)]
-        cost = np.square([[gap(made, (a, b)) for b in pick[1]] for a in pick[0]])
+        pick = [[k] * tries if torch.is_tensor(k) else
+                [(k[0] * tries + way, k[1]) for way in range(tries)] for k in (one, two)]
+        cost = np.square([[gap(flat, (a, b)) for b in pick[1]] for a in pick[0]])
         if torch.is_tensor(one):
             starts = starts + cost[0]
         elif not torch.is_tensor(two) and two[0] == one[0] + 1:
@@ -207,26 +207,19 @@ def story(model, texts=None, actions=None, *, lengths, seed=0, loop=False, effor
             pairs.append(((len(part) - 1, longer[last] - trail - h), first))
         seeds = [seed + NEXT * k for k in range(at, at + len(part))]
         asks = pull and pull(laid(parts, pose)[0] if parts else None, part.tolist())
-        tries = TRIED if model.vae and pairs else 1  # a latent takes little time
-
-        def ask(seeds, loss, times=1):
-            named = some and [one for one in some for _ in range(times)]
-            return sampled(model, named, part.repeat_interleave(times), seeds, loss, effort,
-                           settings, progress)
-
-        if tries > 1:
-            made = ask([one + OTHER * way for one in seeds for way in range(tries)], None, tries)
-            taken = nearest(made, pairs, tries)
-            seeds = [one + OTHER * way for one, way in zip(seeds, taken)]
-            made = [made[i * tries + way] for i, way in enumerate(taken)]
-        if tries == 1 or asks:
-            made = ask(seeds, asks)
+        made, ask = None, partial(sampled, model, some, part)
+        if model.vae and pairs:
+            each, made = tried(model, some, part, seeds, effort, settings, progress)
+            taken = nearest(made, pairs)
+            seeds, made = [[one[way] for one, way in zip(all_, taken)] for all_ in (each, made)]
+        if made is None or asks:
+            made = ask(seeds, asks, effort, settings, progress)
         apart = [pair for pair in pairs if gap(made, pair) > CLOSE]
         if apart:
             moved = {k[0] for pair in apart for k in pair if not torch.is_tensor(k)}
             near = [pair for pair in pairs
                     if moved.intersection(k[0] for k in pair if not torch.is_tensor(k))]
-            made = ask(seeds, both(handshake(near, pose), asks))
+            made = ask(seeds, both(handshake(near, pose), asks), effort, settings, progress)
         parts += [joints[:n] for joints, n in zip(made, part.tolist())]
     bones = bones_of(model, np.concatenate(parts))
     parts = [motion.keep_bones(joints, bones, pose.parents) for joints in parts]

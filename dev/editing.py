@@ -82,7 +82,10 @@ def measure(model, pack, kind, each, effort, checks, seed=0, batch=8):
         plain = guidance.sampled(model, texts, lengths, seed, None, effort, {})
         began = time.perf_counter()
         loss_of = edit.loss_on(all_targets, pose, fps, lengths.device)
-        guided = guidance.sampled(model, texts, lengths, seed, loss_of, effort, {})
+        seeds = [seed + i for i in range(len(part))]
+        if model.vae:
+            seeds = guidance.best_seeds(model, texts, lengths, seeds, loss_of, effort, {})
+        guided = guidance.sampled(model, texts, lengths, seeds, loss_of, effort, {})
         took = time.perf_counter() - began
         for i, t, clip, a, b in zip(part, all_targets, clips, plain, guided):
             began, n = time.perf_counter(), len(clip)

@@ -10,6 +10,7 @@ import pytest
 
 import checkpoint
 import clauses
+import guidance
 import sample
 import story
 from formats.pack import Pack
@@ -189,13 +190,18 @@ def test_scenes_are_the_same_alone_and_in_a_batch(model):
 
 def test_motions_of_several_parts_share_no_noise(model, monkeypatch):
     """The second part of the first motion and the first part of the second had the same."""
-    asked, own = [], story.sampled
-    monkeypatch.setattr(story, "sampled", lambda model, texts, lengths, seeds, *more: asked.extend(
-        seeds) or own(model, texts, lengths, seeds, *more))
+    asked, own = [], guidance.sampled
+
+    def sampled(model, texts, lengths, seeds, *more):
+        asked.extend(seeds)
+        return own(model, texts, lengths, seeds, *more)
+
+    monkeypatch.setattr(guidance, "sampled", sampled)
+    monkeypatch.setattr(story, "sampled", sampled)
     story.scenes(model, [["a man walks", "he jumps"]] * 3, [[30, 30]] * 3, [5, 6, 7])
-    N, other = story.NEXT, story.OTHER
+    N, other = story.NEXT, guidance.OTHER
     assert {seed + N * k + other * way for seed in (5, 6, 7) for k in (0, 1)
-            for way in range(story.TRIED)} == {*asked}
+            for way in range(guidance.TRIED)} == {*asked}
     drawn = []
     monkeypatch.setattr(type(model), "draw_lengths", lambda self, texts, seed: drawn.extend(
         seed) or [40] * len(texts))

@@ -399,16 +399,16 @@ def test_the_best_chain_is_that_of_all(loop):
 
 def test_of_sixteen_tries_those_are_taken_that_meet():
     rng, h = np.random.default_rng(0), story.SHARED
-    made = rng.normal(size=(3 * 4, 40, 22, 3))
-    made[1 * 4 + 2, :h] = made[0 * 4 + 3, 40 - h:]  # the third try of the second segment
-    made[2 * 4 + 1, :h] = made[1 * 4 + 2, 40 - h:] + (1, 0, 2)  # and elsewhere
+    made = rng.normal(size=(3, 4, 40, 22, 3))
+    made[1, 2, :h] = made[0, 3, 40 - h:]  # the third try of the second segment
+    made[2, 1, :h] = made[1, 2, 40 - h:] + (1, 0, 2)  # and elsewhere
     pairs = [((i, 40 - h), (i + 1, 0)) for i in (0, 1)]
-    assert story.nearest(made, pairs, 4) == [3, 2, 1]
+    assert story.nearest(made, pairs) == [3, 2, 1]
     before = rng.normal(size=(h, 22, 3))
-    made[0 * 4 + 1, :h], before = before, torch.from_numpy(before)  # as of parts made earlier
-    assert story.nearest(made[:4], [(before, (0, 0))], 4) == [1]
-    made[2, 40 - h:] = made[2, 5:5 + h]  # one that meets itself in a loop
-    assert story.nearest(made[:4], [((0, 40 - h), (0, 5))], 4) == [2]
+    made[0, 1, :h], before = before, torch.from_numpy(before)  # as of parts made earlier
+    assert story.nearest(made[:1], [(before, (0, 0))]) == [1]
+    made[0, 2, 40 - h:] = made[0, 2, 5:5 + h]  # one that meets itself in a loop
+    assert story.nearest(made[:1], [((0, 40 - h), (0, 5))]) == [2]
 
 
 def test_a_long_story_is_made_in_parts_without_a_seam_between_them(model, monkeypatch):
