@@ -158,7 +158,7 @@ def test_one_process_with_nccl_on_device(on_device):
             net.zero_grad()
             form(x, torch.arange(3, device=DEVICE), text).square().mean().backward()
             found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
-        del form  # its gloo group, were it freed after ours, may wait for a thread that waits for us
+        del form  # freed after its group, it may wait for gloo's thread, which waits for us
         shares = [None]
         dist.all_gather_object(shares, "sent")
         assert shares == ["sent"] and gpu.accept("gradients", *found, 1e-5)
