@@ -5,10 +5,11 @@
     story(model, ["a man walks", "he turns left", "he sits down"], lengths=[60, 40, 60])
 
 formats/constraints.py says what can be asked. A latent has no time axis, so nothing can be filled
-in frame by frame. Three stages lead to the answer, the first two in guidance.py:
+in frame by frame. Four stages lead to the answer, the first three in guidance.py:
 
 | stage   | what it changes               | how                                                   |
 | ------- | ----------------------------- | ----------------------------------------------------- |
+| tries   | the seed, with a VAE          | of 16 motions without constraints, the one nearest    |
 | noise   | x_T, with effort "high" alone | gradient through a sampler of 5 steps and the decoder |
 | guiding | each step's predicted x0      | gradient of the joints' error through the decoder     |
 | exact   | joints                        | smoothest displacement, constant bones, limbs bent    |

@@ -322,7 +322,8 @@ ARGUMENTS = {
                                                "made, too"},
     "--strict": {"action": "store_true", "help": "refuse the set if a single clip cannot be used"},
     "--times": {"type": int, "default": 1, "metavar": "N",
-                "help": "N times as many clips: the others are for training; wants a --name"},
+                "help": "N times as many clips, more of what is hard to learn: the others are for "
+                        "training; wants a --name"},
     "--sequences": {"type": int, "metavar": "N",
                     "help": "as --times, for clips of actions in a row; otherwise the same"},
     "--encoding": {"help": "of text files that are neither UTF-8 nor UTF-16, such as gbk"},
