@@ -51,7 +51,7 @@ TOY = SMALL | {  # sequences of two actions and counts need more latent tokens a
     "text.width": 192, "text.layers": 4, "text.word_dropout": 0.03, "text.row_dropout": 0.1,
     "denoiser.arch": "modulated", "denoiser.text_encoded_dim": 192, "denoiser.num_layers": 5,
     "denoiser.latent_dim": 256, "denoiser.ff_size": 744, "denoiser.principal": 4,
-    "diffusion.guidance_scale": 2.5,
+    "diffusion.guidance_scale": 2.0,
     "train_vae.batch_size": 32, "train_vae.steps": 8000, "train_diffusion.steps": 12_000,
     "train_vae.max_logit": 100.0, "train_diffusion.max_logit": 100.0,
     "train_diffusion.draws": 8, "train_diffusion.length_weight": 0.03, "train.cache_latents": 1,
