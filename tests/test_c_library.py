@@ -83,7 +83,8 @@ DAMAGES = {
     "no digests": lambda library, note: note.unlink(),
     "empty digests": lambda library, note: note.write_text(""),
     "no text": lambda library, note: note.write_bytes(b"\xff\xfe"),
-    "of another source": lambda library, note: note.write_text("0" + note.read_text()[1:]),
+    "of another source": lambda library, note: note.write_text(
+        ("1" if note.read_text()[0] == "0" else "0") + note.read_text()[1:]),
     "writable by others": lambda library, note: library.chmod(0o777)}
 
 

@@ -401,7 +401,7 @@ def few_steps(condition, vae=True):
 
 @pytest.mark.parametrize("condition, vae", [("action", True), ("none", False)])
 def test_edits_of_a_student(condition, vae):
-    model = few_steps(condition, vae)
+    model = few_steps(condition, vae).double()  # random weights make much of a rounding
     given = {"actions": [1, 0]} if condition == "action" else {}
     pin = [{"joint": "pelvis", "time": 0.5, "position": [0.1, 0.9, 0.3]}]
     motions, reports = edit.edit(model, **given, constraints=pin, lengths=[30, 40], seed=2,
@@ -409,7 +409,7 @@ def test_edits_of_a_student(condition, vae):
     assert all(row["error"] < 0.011 for report in reports for row in report)
     alone = {"actions": [0]} if condition == "action" else {}
     [one], _ = edit.edit(model, **alone, constraints=pin, lengths=[40], seed=3, effort="low")
-    assert np.abs(one - motions[1]).max() < 1e-3
+    assert np.abs(one - motions[1]).max() < 1e-6
     with pytest.raises(ValueError, match="sampler is lcm"):
         edit.edit(model, **given, constraints=pin, lengths=[30, 40], sampler="dpm++")
 

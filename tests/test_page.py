@@ -320,7 +320,7 @@ def test_a_model_that_reads_word_vectors(tmp_path):
 def test_a_prompt_is_taken_apart_as_clauses_py_does(tmp_path):
     pack = Pack(ROOT / "data" / "toy" / "toy.pack")
     prompts = [*test_clauses.APART, *test_clauses.WHOLE, "a" * 1001 + ", then walk"]
-    prompts += [pack.captions(i)[0].text for i in range(0, len(pack), 5)]
+    prompts += [pack.captions(i)[0].text for i in range(0, len(pack), 4)]
     prompts += [f"{a.capitalize()}, and {b}" for a, b in zip(prompts[::3], prompts[1::3])]
     found = node(tmp_path, """const clauses = new Clauses(INPUT.clauses);
       answer(INPUT.prompts.map(prompt => clauses.parts(prompt)));""", prompts=prompts,
@@ -333,7 +333,8 @@ def test_a_prompt_is_taken_apart_as_clauses_py_does(tmp_path):
 def test_a_tale_is_the_story_of_its_parts(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(story, "CLOSE", math.inf)  # the page has no handshake
     jobs = [(["a man walks", "he sits down"], 5, 0), (["runs", "a jump", "he waves"], 6, 131),
-            (["a man walks", "he jumps"], 7, 41), (["lies down", "he waves"], 2, 0)]
+            (["a man walks", "he jumps"], 7, 41), (["lies down", "he waves"], 2, 0),
+            (["a man walks", "he jumps", "he waves"] * 3, 3, 180)]  # more than are chosen at once
     tensors, weights = page.pack(toy)
     (tmp_path / "weights.bin").write_bytes(weights)
     found = node(tmp_path, """
@@ -556,14 +557,15 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
         tab.key(letter)
     made_by(tab, lambda: press_enter(tab))
     frames, = toy.draw_lengths([read(toy, "a zombie jumps")], seed=1234)
-    wanted = in_python(toy, ["a zombie jumps"], [frames], 1234, 2.5)[0][1]
+    scale = toy.config.diffusion.guidance_scale
+    wanted = in_python(toy, ["a zombie jumps"], [frames], 1234, scale)[0][1]
     found = np.reshape(tab.js(JOINTS), wanted.shape)
     assert np.abs(found - wanted).max() < TOLERANCE
     told = tab.js("said.querySelector('b').textContent")
     assert "zombie" in told and ("is taken for" in told or "has never seen" in told)
     assert tab.js("command.textContent") == (
-        'python sample.py "a zombie jumps" --seed 1234 --guidance 2.5 --sampler dpm++ --steps 10 '
-        '--format glb --no-lock-feet')
+        f'python sample.py "a zombie jumps" --seed 1234 --guidance {scale:g} --sampler dpm++ '
+        '--steps 10 --format glb --no-lock-feet')
     assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a zombie jumps"
     assert not tab.errors
 

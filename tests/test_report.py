@@ -74,7 +74,7 @@ def test_train_and_val_share_a_picture_and_every_picture_has_its_sentence(tmp_pa
              for entry in logged for key in entry} - {"stage", "step"}
     assert known <= PICTURES.keys()
     figures = re.findall(r"<figure>(.*?)</figure>", page, re.S)
-    assert len(figures) == 14 + 9  # of the VAE and of diffusion
+    assert len(figures) == 15 + 9  # of the VAE and of diffusion
     titles = [re.search('aria-label="([^"]*)"', figure)[1] for figure in figures]
     assert titles.count("Loss") == 2 and titles[0] == "Loss"
     for title, figure in zip(titles, figures):

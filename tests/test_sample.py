@@ -112,21 +112,16 @@ def test_seeds_numbers_and_lengths(models, tmp_path):
     one = make("--seconds", "3")["a-man-jumps.npy"]
     assert len(one) == 60
     four = make("--seconds", "3", "--num", "4")
-    # joints add up 60 turns and steps of the root, and with them the rounding of different batches
-    assert np.allclose(
-        four["a-man-jumps-000.npy"], one, rtol=1e-4, atol=1e-4
-    ), "a motion does not depend on its company"
-    assert not np.allclose(four["a-man-jumps-001.npy"], one, atol=1e-3)
-    assert np.allclose(
-        make("--seconds", "3", "--seed", "1235")["a-man-jumps.npy"],
-        four["a-man-jumps-001.npy"],
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    # joints add up 60 turns and steps of the root, and with them the rounding of different batches;
+    # random weights go far in that time
+    near = 1e-4 * np.abs(one).max()
+    assert np.abs(four["a-man-jumps-000.npy"] - one).max() < near, "it depends on its company"
+    assert not np.allclose(four["a-man-jumps-001.npy"], one, atol=10 * near)
+    other = make("--seconds", "3", "--seed", "1235")["a-man-jumps.npy"]
+    assert np.abs(other - four["a-man-jumps-001.npy"]).max() < near
     for flags in (["--steps", "2"], ["--sampler", "dpm++"], ["--guidance", "1"]):
-        assert not np.allclose(
-            make("--seconds", "3", *flags)["a-man-jumps.npy"], one, atol=1e-4
-        ), flags
+        other = make("--seconds", "3", *flags)["a-man-jumps.npy"]
+        assert not np.allclose(other, one, atol=10 * near), flags
 
 
 def test_prompts_from_a_file_actions_and_nothing(models, tmp_path):

@@ -517,7 +517,7 @@ def test_history_stars_and_two_side_by_side(tab, server):
     names = "Array.from(document.getElementById('history').children, e => e.textContent)"
     assert tab.js(names) == ["a man sits down · 1234☆", "a person waves · 1234☆"]
     assert tab.js("document.querySelector('#history button').title") == \
-        "a man sits down · 1234 · guidance 2.5, 10 steps"
+        "a man sits down · 1234 · guidance 2, 10 steps"
     tab.click("#history span:nth-child(2) button:last-child")
     assert tab.js(names) == ["a person waves · 1234★", "a man sits down · 1234☆"]
     assert tab.js("document.activeElement.ariaPressed") == "true"

@@ -29,9 +29,9 @@ EVEN_WORDS = ('once', 'twice', 'three', 'four', 'five', 'slowly', 'quickly', 'le
               'happily', 'politely', 'quietly', 'gently', 'easily', 'away', 'along', 'off', 'here')
 # real words that are too rare for word_vectors.bin, or that it leaves out
 RARE = ('a u 180 2 3 4 5 60 90 amuse backflipping barbell beginner broom brow disagreeing '
-        'disagrees fiddle forehands golfing golfs handshake kickers overarm paces pacing '
-        'pretends rejoice rejoices rejoicing scalp stool tease teeing tees tiptoeing '
-        'uppercutting windmill windmilling windmills').split()
+        'disagrees fiddle forehands golfing golfs grandma handshake hiker kickers ninja overarm '
+        'paces pacing pretends raining rejoice rejoices rejoicing scalp stool tease teeing tees '
+        'tiptoeing uppercutting windmill windmilling windmills').split()
 
 
 @pytest.fixture(scope='module')

@@ -176,7 +176,7 @@ def _framed(phrase, rng):
     "let him *raise their arm", "his"."""
     lines = TEXT['frames']
     line = _choose(lines[rng.integers(len(lines))], {}, rng)
-    who = re.match('(?:let|make|have) .*?(\w+) C', line)
+    who = re.match(r'(?:let|make|have) .*?(\w+) C', line)
     return line.replace('C', phrase), who and THEIR.get(who[1], 'their')
 
 

@@ -124,6 +124,8 @@ class Clauses {
 const SHARED = 10;  // frames that neighbours have in common
 const NEXT = 1_000_003;  // from a part's seed to the next one's
 const CLOSE = 0.15;  // metres: sample.py changes what does not meet so nearly
+const TRIED = 16, OTHER = 997 * NEXT;  // motions of each part, from one's seed to the next one's
+const AT_ONCE = 8;  // parts that are chosen together
 
 /** Joints b (T, J, 3) turned about Y and moved over the floor to lie on the end of a. */
 function laidOn(b, a, J) {
@@ -189,7 +191,22 @@ function sharesOf(drawn, total, longest) {
   return shares;
 }
 
-/** Parts of a prompt that are done one after the other -> what MLD.generate returns, of all. */
+/** starts (K) and costs [(K) of each of K] of neighbours -> which one of K tries each part takes,
+    so that their sum is least. As best_chain of story.py. */
+function bestChain(starts, costs) {
+  const least = row => row.reduce((best, v, i) => v < row[best] ? i : best, 0), ways = [];
+  let sums = starts;
+  for (const cost of costs) {
+    const all = cost[0].map((_, to) => sums.map((sum, from) => sum + cost[from][to]));
+    ways.push(all.map(least));
+    sums = all.map(row => Math.min(...row));
+  }
+  return ways.reduceRight((chain, way) => [way[chain[0]], ...chain], [least(sums)]);
+}
+
+/** Parts of a prompt that are done one after the other -> what MLD.generate returns, of all. Of
+    the tries of each part those are taken that meet best. As story of story.py, without its
+    handshake. */
 function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
   const {header, book} = mld, {max_frames: longest} = mld.config.data, J = header.parents.length;
   if (frames && frames < 2 * SHARED * parts.length)
@@ -197,20 +214,29 @@ function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
       2 * SHARED * parts.length / header.fps} s.`);
   const reports = parts.map(part => book.understand(part));
   const drawn = reports.map(({text}, i) => mld.drawLength(mld.encode(text), seed + NEXT * i));
-  const shares = sharesOf(drawn, frames, longest);
-  let whole = null, far = 0;
-  parts.forEach((part, i) => {
-    const most = Math.max(longest, shares[i]), more = i ? SHARED : 0;
-    const {joints} = mld.generate(
-      part, {...settings, seed: seed + NEXT * i, frames: Math.min(shares[i] + more, most)});
-    if (!whole) { whole = Float64Array.from(joints); return; }
-    const laid = laidOn(joints, whole, J), n = 3 * J * SHARED, end = whole.length - n;
-    far = Math.max(far, gap(whole.subarray(end), laid, J));
-    const seam = blended(whole.subarray(end), laid.subarray(0, n), header.parents);
-    const longer = new Float64Array(whole.length + laid.length - n);
-    longer.set(whole); longer.set(seam, end); longer.set(laid.subarray(n), end + n);
-    whole = longer;
-  });
+  const shares = sharesOf(drawn, frames, longest), n = 3 * J * SHARED;
+  const tries = (part, i) => Array.from({length: TRIED}, (_, way) => mld.generate(part, {
+    ...settings, seed: seed + NEXT * i + OTHER * way, bones: null,
+    frames: Math.min(shares[i] + (i ? SHARED : 0), Math.max(longest, shares[i]))}).joints);
+  const apart = (a, b) => gap(a.subarray(a.length - n), laidOn(b.subarray(0, n), a, J), J);
+  const between = (ones, others) => ones.map(a => others.map(b => apart(a, b) ** 2));
+  let whole = null, far = 0, last = null;
+  for (let at = 0; at < parts.length; at += AT_ONCE) {
+    const made = parts.slice(at, at + AT_ONCE).map((part, k) => tries(part, at + k));
+    const starts = last ? between([last], made[0])[0] : made[0].map(() => 0);
+    const taken = bestChain(starts, made.slice(1).map((more, k) => between(made[k], more)));
+    for (const free of made.map((ways, k) => ways[taken[k]])) {
+      if (last) far = Math.max(far, apart(last, free));
+      last = free;
+      const joints = Float64Array.from(keepBones(free, header.bones, header.parents));
+      if (!whole) { whole = joints; continue; }
+      const laid = laidOn(joints, whole, J), end = whole.length - n;
+      const seam = blended(whole.subarray(end), laid.subarray(0, n), header.parents);
+      const longer = new Float64Array(whole.length + laid.length - n);
+      longer.set(whole); longer.set(seam, end); longer.set(laid.subarray(n), end + n);
+      whole = longer;
+    }
+  }
   const all = key => Object.assign({}, ...reports.map(report => report[key]));
   const report = {text: reports.map(({text}) => text).join(", "), texts: parts, parts: shares,
                   spelled: all("spelled"), taken: all("taken"), says: true,

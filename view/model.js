@@ -344,7 +344,7 @@ class MLD {
 
   /** A sentence -> {joints (T, J, 3) in metres, features (T, F), frames, seed, report on
       its words}. Without `frames` the length is drawn, by the seed as well. */
-  generate(text, {seed = 1234, frames = 0, steps = 10, noise = null,
+  generate(text, {seed = 1234, frames = 0, steps = 10, noise = null, bones = this.header.bones,
                   guidance = this.config.diffusion.guidance_scale} = {}) {
     const report = this.book.understand(text);
     const embedding = this.encode(report.text);
@@ -361,7 +361,7 @@ class MLD {
     const features = this.decode(z, frames), {mean, std} = this.weights, F = mean.data.length;
     for (let i = 0; i < features.length; i++)
       features[i] = features[i] * std.data[i % F] + mean.data[i % F];
-    const {unit, bones, parents} = this.header;
+    const {unit, parents} = this.header;
     const joints = keepBones(toJoints(features, F, unit), bones, parents);
     return {joints, features, frames, seed, report};
   }
