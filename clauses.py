@@ -13,6 +13,7 @@ import re
 from words import SUBJECTS, stems, understand
 
 MOST, LONGEST = 20, 1000  # parts, letters; a longer text is a tale, and stays whole
+NAMES = 3  # words of who acts, where it is clear that a sentence begins
 
 # what can be done by one body; words that are as often things (hand, back, face) are not here
 ACTIONS = set("""
@@ -20,7 +21,7 @@ agree answer applaud ate backflip balance beckon bend block bounce bow box bring
 catch celebrate cheer chop circle clap clean climb conduct cook cover crawl creep crept cross
 crouch curtsy dance danced dash did dig do dodge drag drank dribble drink drop duck eat embrace
 extend faint fall fell flap flew flip fly fold freeze gallop gave gaze gesture get give glance got
-grab greet held hide hit hobble hold hook hop hug hurry jab jog jump kick kneel knelt knock lay
+grab greet halt held hide hit hobble hold hook hop hug hurry jab jog jump kick kneel knelt knock lay
 lean leap leapt lie lift limp look lower lunge made make march mix moonwalk nod open paddle pause
 perform pick pirouette pivot play point polish ponder pose prance pray press pretend pull pump
 punch push put race raise ran reach read rejoice return rise roll rose rotate row rub run salute
@@ -33,7 +34,7 @@ waltz wander wash wave whirl wipe wobble wonder write wrote yawn
 MOVES, WHERE = {"go", "move", "come", "went", "came"}, set("""
 forward forwards backward backwards ahead back left right around sideways up down away""".split())
 GETS = {"get", "got"}  # out of bed: it only says when the rest is done
-BEGINS = {"start", "begin"}  # and then an action
+BEGINS = {"start", "begin", "slow"}  # and then an action: slows down to a walk
 KEEPS = {"keep", "continue"}
 # how an action begins, and how it ends: parts of it, unless more is said
 PREPARES = set("""
@@ -41,10 +42,12 @@ bend bring come crouch extend get go grab hold lean lift lower open push put rai
 stand stood swing take went
 """.split())
 RISES = {"stand", "rise", "get", "stood", "rose", "got"}
-ENDS = set("lower stop return pause".split())
+RESTS = {"sit", "lie", "sat", "lay"}  # down; who then rises does something else
+ENDS = set("lower stop halt return pause".split())
 # one of the first, and then one of the second: that is one action
 ONE = [[set(words.split()) for words in pair.split("|")] for pair in """\
 squat crouch kneel bend bow duck lunge lean knelt roll fall fell|stand rise get stood rose got
+pick grab touch reach trip stumble sit lie sat lay|stand rise get stood rose got
 jump leap hop leapt spin spun|spin turn rotate flip backflip kick twist twirl spun
 trip stumble stagger tumble|stumble stagger fall fell trip
 pick lift|lift raise put lower
@@ -52,8 +55,10 @@ skip gallop|hop jump skip gallop
 walk run jog march stroll stride sprint trot pace sneak tiptoe crawl hop ran crept|\
 wave clap raise point salute lift swing punch reach stretch flap shake nod look throw box shook \
 swung turn rotate spin circle pivot""".splitlines()]
+GAITS = ONE[-1][0]
 PARTS = set("head body palm torso shoulder hip arm chest trunk".split())  # "turns her head and"
-THINGS = set("box block drink drop race hook tap stamp".split())  # after an article
+THINGS = set("answer box block call drink drop hook play race stamp tap".split())  # after a, the
+PASSIVE = set("is are was were be been being".split())  # before what is done to somebody
 PRONOUNS = set("he she they it you i we".split())
 ARTICLES = set("a an the one another this that his her their your".split())
 BETWEEN = PRONOUNS | ARTICLES | SUBJECTS | set(
@@ -70,17 +75,20 @@ THEN = re.compile(r"""
     | [.;!?]\s+ (?:(?:second|third|fourth|fifth)(?:ly)?,\s+)?
     | \s*[\n\u3001\uff1b\uff01]\s* | \s+[\u2013\u2014]\s+
     | \s*(?:[-=]+>|[\u2190-\u21ff\u2794\u279c-\u27bf\u27f0-\u27ff])\s* """, re.X | re.I)
+SENTENCE = re.compile(r"\s*[.;!?\n\u3001\uff1b\uff01]")  # a link that ends one
 BEFORE = re.compile(r"[\s,]+before\s+", re.I)
 AFTER = re.compile(r"[\s,]+(?:right\s+|just\s+)?after\s+", re.I)
 FRONT = re.compile(r"\s*(after|before)\s+([^,]+),\s*(.+)", re.I | re.S)
 JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&)\s+", re.I)
 TOGETHER = re.compile(r"\b(?:while|whilst|as (?:he|she|it|they|you|if|though)|simultaneously|"
-                      r"together|at the same time|both|alternat(?:ely|ing)|repeatedly|each other|"
+                      r"together|at the same time|both(?! (?:sides|ways|directions))|"
+                      r"alternat(?:ely|ing)|repeatedly|each other|"
                       r"another (?:person|man|woman|one|guy|girl|boy))\b", re.I)
 NEGATED = re.compile(r"\b(?:not|cannot|never|without|(?<!head )no|rather than|instead of)\b|"
                      r"^(?:nobody|noone)\b|n['\u2019]t\b", re.I)
 ASIDE = re.compile(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|"
                    r"\b(?:around|aside|sideways|back)\b", re.I)
+ROUND, BACK = re.compile(r"\bturn\w* (?:a?round|back)\b", re.I), re.compile(r"\s+back\b", re.I)
 ITEM = re.compile(r"(?:^|[\s,;.]+)\(?\d{1,2}[.)]\s+")  # of a list that begins with "1."
 FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"
                    r"[\s,]+(?:at first|first)\s*$", re.I)
@@ -97,22 +105,30 @@ def words_in(text):
 
 def acts(text):
     """The actions of a text, in order."""
-    found = words_in(text)
-    return [word for i, word in enumerate(found)
-            if is_any(word, ACTIONS) and not (is_any(word, GETS) and "bed" in found[i + 1:i + 4])
-            or is_any(word, MOVES) and found[i + 1:] and found[i + 1] in WHERE]
+    found = ["", *words_in(text), "", "", ""]
+    return [word for i, word in enumerate(found) if word and (
+        is_any(word, ACTIONS) and not is_thing(*found[i - 1:i + 2])
+        and not (is_any(word, GETS) and "bed" in found[i + 1:i + 4])
+        or is_any(word, MOVES) and found[i + 1] in WHERE)]
 
 
-def begins(text):
-    """Whether a text begins with an action, perhaps after its subject: "the man quickly sits"."""
-    before = ""
-    for word in words_in(text):
-        thing = before in ARTICLES and is_any(word, THINGS)
-        if is_any(word, ACTIONS | MOVES | BEGINS) and acts(text) and not thing:
-            return True
-        if word not in BETWEEN:
+def is_thing(before, word, after):
+    """Whether a word between two others is no action: the answer, a waiting room, is called."""
+    return before in ARTICLES and (is_any(word, THINGS) or word.endswith("ing") and after != "") \
+        or before in PASSIVE and word.endswith("ed")
+
+
+def begins(text, names=0):
+    """Whether a text begins with an action, perhaps after its subject: "the man quickly sits".
+    names: how many words of the subject need not be known, before an action with an s: "mr Brown
+    sits"."""
+    found, others = ["", *words_in(text), ""], 0
+    for before, word, after in zip(found, found[1:], found[2:]):
+        if is_any(word, ACTIONS | MOVES | BEGINS) and not is_thing(before, word, after):
+            return bool(acts(text)) and (not others or word.endswith("s"))
+        others += word not in BETWEEN
+        if others > names:
             return False
-        before = word
     return False
 
 
@@ -134,10 +150,11 @@ def one_motion(a, b, then):
         return True  # stands, then turns
     if then:
         return is_any(first, ONE[0][0]) and is_any(second, ONE[0][1])
-    if is_any(second, RISES) or any(is_any(first, one) and is_any(word, two)
-                                    for one, two in ONE for word in acts(b)):
+    if not (is_any(first, RESTS) and "down" in words_in(a)) and any(
+            is_any(first, one) and is_any(word, two) for one, two in ONE for word in acts(b)):
         return True
     together = second.endswith("ing") and not all(word.endswith("ing") for word in acts(a))
+    together = together and not any(is_any(word, BEGINS) for word in found[:found.index(second)])
     return together or not is_whole(a) or any(is_any(word, KEEPS) for word in found[:3])
 
 
@@ -157,7 +174,7 @@ def listed(text):
 def ordered(text):
     """The two parts of "sits down after walking", as they are done; [text] if there are not two."""
     front, after, before = FRONT.fullmatch(text), AFTER.split(text), BEFORE.split(text)
-    if front and begins(front[2]) and begins(front[3]):
+    if front and begins(front[2], NAMES) and begins(front[3], NAMES):
         return [front[2], front[3]] if front[1].lower() == "after" else [front[3], front[2]]
     if len(after) == 2 and acts(after[0]) and begins(after[1]):
         return after[::-1]
@@ -178,18 +195,24 @@ def parts(text):
     if text.startswith(("1. ", "1) ", "(1) ")):
         text = ITEM.sub(". ", text)[2:]
     links = [(0, 0), *(link.span() for link in THEN.finditer(text)), (len(text), len(text))]
-    spans = [(a[1], b[0]) for a, b in zip(links, links[1:])]
+    spans = [(a[1], b[0]) for a, b in zip(links, links[1:])
+             if acts(text[a[1]:b[0]]) or not SENTENCE.match(text[slice(*(a if a[1] else b))])]
     pieces = [text[a:b] for a, b in spans]
-    if not acts(pieces[0]) or not all(begins(ordered(piece)[0]) for piece in pieces[1:]):
+    if not pieces:
         return [whole]
-    first, joined = 0, []
+    if not acts(pieces[0]) or not all(begins(ordered(piece)[0], NAMES) for piece in pieces[1:]):
+        return [whole]
+    first, joined = spans[0][0], []
     for (_, end), (start, stop) in zip(spans, spans[1:]):
         if not one_motion(text[first:end], text[start:stop], True):
             joined.append(text[first:end])
             first = start
-    found = [part for piece in [*joined, text[first:]] for part in ordered(piece)]
+    found = [part for piece in [*joined, text[first:spans[-1][1]]] for part in ordered(piece)]
     found = [part for one in found for part in listed(one)]
     found = [FIRST.sub("", part).strip(" \t\n,;.!?\uff0c") for part in found]
+    for i, part in enumerate(found):  # who has turned round and walks back walks forward
+        if any(ROUND.search(one) for one in found[:i]) and is_any(acts(part)[0], GAITS):
+            found[i] = BACK.sub("", part)
     return found if 1 < len(found) <= MOST else [whole]
 
 

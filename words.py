@@ -62,7 +62,10 @@ DIGITS = "zero one two three four five six seven eight nine ten eleven twelve".s
 NUMBERS = {str(i): word for i, word in enumerate(DIGITS)} | {
     word: str(i) for i, word in enumerate(DIGITS)}
 # in what a prompt says
-ALIKE = NUMBERS | {"secs": "seconds", "faster": "fast", "slower": "slow", "reps": "times"}
+ALIKE = NUMBERS | {"secs": "seconds", "reps": "times"} | dict(
+    pair.split(":") for pair in """faster:fast slower:slow quicker:quick higher:high highest:high
+    deeper:deep deepest:deep bigger:big biggest:big larger:large wider:wide further:far farther:far
+    longer:long harder:hard softer:soft""".split())
 
 
 def stems(word):
@@ -186,6 +189,16 @@ above | below
 tall | short
 approach advance | retreat withdraw""".splitlines()]
 
+# What words mean here, where their vectors are far from it or near something else.
+MEANS = {word: meant for meant, words in (line.split(": ") for line in """\
+quickly: frantically wildly madly feverishly
+energetically: angrily furiously
+powerfully: violently forcefully
+very: extremely incredibly super extra ever
+big: giant
+tiny: mini minuscule
+couple: pair""".splitlines()) for word in words.split()}
+
 # --------------------------------------------------------------------------------------------------
 # What a prompt's words are taken for
 
@@ -209,7 +222,8 @@ times degrees easy normal full make makes making get gets getting place forth sp
 # words that stand for nothing, since vectors have them near what they do not mean: cry laugh
 UNLIKE = set("""
 want wants wanted maybe perhaps else cry cries cried crying weep weeps nowhere love loves loved
-finger fingers drunk minute minutes hour hours first second third fourth fifth""".split())
+finger fingers drunk minute minutes hour hours first second third fourth fifth
+horizontal horizontally vertical vertically""".split())
 SUBJECTS = set("""
 man men woman women person people human humans someone somebody anyone guy girl boy lady gentleman
 figure character individual child kid adult actor subject body""".split())
@@ -330,8 +344,13 @@ class Known:
             return "form", self.same_ending(word, self.of_row[row])
         if word in UNLIKE:
             return None, None
-        _, like = self.like(row, word)
+        like = self.meaning(row) or self.like(row, word)[1]
         return ("like" if like else None), like
+
+    def meaning(self, row):
+        """The known word of MEANS for one of a row's forms, or None."""
+        return next((MEANS[form] for form in self.held.forms[row]
+                     if MEANS.get(form) in self.words), None)
 
     def like(self, row, word="", least=LIKE):
         """(cosine, the known word nearest to a row of the table, or None if none is near)."""
@@ -377,6 +396,10 @@ class Known:
             shorter = re.sub(r"(.)\1{2,}", once, word)
             if shorter != word and (shorter in self.words or shorter in self.held.number):
                 return shorter
+        for i, letter in enumerate(word):
+            twice = word[:i] + letter + word[i:]  # realy, which is no "ready"
+            if twice in SMALL:
+                return twice
         most = 2 if len(word) >= 7 else 1
 
         def rank(other):
@@ -406,6 +429,9 @@ def tokens_of(prompt, known):
     text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
         "-", "") in known.words and re.search(r"[^\W\d]", m[0]) else m[0], text)
     text = re.sub(r"\b([1-9])x\b|\bx([1-9])\b", r"\1\2 times", text)
+    text = re.sub(r"\b(?:(?:an?|one|just|only) )?single\b", "one", text)
+    text = re.sub(r"\b(\w{3,}) (?=(\w{3,}))", lambda m: m[1] if m[1] + m[2] in known.words and not {
+        m[1], m[2]} <= known.words else m[0], text)
     for word in PROMPT.findall(re.sub(r"\bthrice\b", "three times", text).strip()):
         if word in known.words or not re.search(r"\D'", word):
             yield word

@@ -69,6 +69,21 @@ APART = dict([
     ("gets up and walks", "gets up | walks"),
     ("gets out of a chair, then walks forward", "gets out of a chair | walks forward"),
     ("he walks and then gets out of the way", "he walks | gets out of the way"),
+    ("before jumping, the athlete squats", "the athlete squats | jumping"),
+    ("after waving to them, mr Brown walks off", "waving to them | mr Brown walks off"),
+    ("after a while, the tired man sits", "after a while, the tired man sits"),
+    ("walk, then the tired old man sits", "walk | the tired old man sits"),
+    ("turn to the left, start walking", "turn to the left | start walking"),
+    ("runs, then slows down to a walk", "runs | slows down to a walk"),
+    ("a soldier marches, halts, salutes", "a soldier marches, halts | salutes"),
+    ("he looks around to both sides and runs away", "he looks around to both sides | runs away"),
+    ("he nods and gets up out of his chair", "he nods | gets up out of his chair"),
+    ("sits down in a waiting room, she stands up", "sits down in a waiting room | she stands up"),
+    ("she won!! jumps and after that claps her hands", "jumps | claps her hands"),
+    ("He is in a park. He walks, then sits. It rains.", "He walks | sits"),
+    ("he walks, then frowns", "he walks, then frowns"),  # which may be an action that is not known
+    ("walk forward, turn around, walk back", "walk forward, turn around | walk"),
+    ("turns around, then jumps back", "turns around | jumps back"),
 ])
 
 
@@ -92,6 +107,11 @@ steps forward and kicks with the right foot
 jump and spin
 looks left and right
 walk back and forth
+bends down and stands up
+lies on the floor and gets up
+he knows the answer and waits
+after being kicked, the man
+he walks. Slowly.
 one, two, three
 a man lifts his arms and then lowers them
 walks forward and then stops

@@ -287,7 +287,10 @@ jumpng quikly then kiks; _ walks; the; ; she tiptoes stealthily; a gymnast somer
 SAID = ("nobody jumps; he sleeps; a man cannot jump; jumps rather than walks; he cries; "
         "walks faster; jumps thrice; 3x; jumps 3x, x2; shakes his head no; kik; three reps; "
         "first he walks; punches at nobody; surfs; 3's; the 2nd man; "
-        "5 secs; barking; slooow; a man runnning juuumppps")
+        "5 secs; barking; slooow; a man runnning juuumppps; one single kick; just a single jump; "
+        "singles; a cart wheel; a way to walk; walk for ward; squat realy deep; waves frantically; "
+        "extremely high; jump higher; a pair of claps; angry and vertical; " +
+        " ".join(words.MEANS))
 
 
 @needs_node

@@ -191,6 +191,22 @@ def test_a_form_of_a_word_with_a_vector_is_no_mistake():
         assert row_of(word) is not None and not report.spelled, report
 
 
+@pytest.mark.parametrize("prompt, text, told", [
+    ("one single kick", "one kick", ""), ("just a single jump", "one jump", ""),
+    ("a cart wheel", "a cartwheel", ""), ("walk for ward", "walk forward", ""),
+    ("a way to walk", "a way to walk", ""),  # and not away
+    ("jump higher", "jump high", ""), ("squat realy deep", "squat deep", "really"),
+    ("waves frantically", "waves quickly", "quickly"),
+    ("a pair of claps", "couple of claps", "couple"),
+    ("extremely high", "very high", "very"), ("chest horizontal", "chest _", "horizontal")])
+def test_what_is_one_in_two_words_and_what_has_another_name(prompt, text, told):
+    vocabulary = "a chest claps couple of cartwheel deep forward high jump kick one quickly " \
+        "ready squat to very vertical walk waves way away".split()
+    report = understand(prompt, vocabulary)
+    assert report.text.removeprefix("a ") == text.removeprefix("a ")
+    assert told in " ".join(report.notes) and bool(told) == bool(report.notes)
+
+
 def test_what_says_the_opposite_and_what_vectors_confuse():
     for prompt, text, unknown in (
             ("nobody jumps", "_ jumps", "nobody"), ("a man cannot jump", "a man _ jump", "cannot"),

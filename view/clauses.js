@@ -6,12 +6,12 @@
      tale(mld, ["walk", "sit down"], {seed})    one motion, joined as in story.py */
 
 class Clauses {
-  constructor({sets, one, patterns, most, longest}) {
+  constructor({sets, one, patterns, most, longest, names}) {
     const asSets = lists => lists.map(list => new Set(list));
     for (const [name, words] of Object.entries(sets)) this[name] = new Set(words);
     for (const [name, source] of Object.entries(patterns))
       this[name] = new RegExp(source, name === "FRONT" ? "ius" : "giu");
-    Object.assign(this, {one: one.map(asSets), most, longest});
+    Object.assign(this, {one: one.map(asSets), most, longest, names});
   }
 
   isAny(word, those) { return [word, ...stems(word)].some(form => those.has(form)); }
@@ -21,20 +21,28 @@ class Clauses {
   acts(text) {
     const found = this.words(text);
     return found.filter((word, i) => this.isAny(word, this.ACTIONS)
+      && !this.isThing(found[i - 1], word, found[i + 1])
       && !(this.isAny(word, this.GETS) && found.slice(i + 1, i + 4).includes("bed"))
       || this.isAny(word, this.MOVES) && this.WHERE.has(found[i + 1]));
   }
 
-  /** Whether a text begins with an action, perhaps after its subject. */
-  begins(text) {
-    const some = this.acts(text).length > 0;
-    let before = "";
-    for (const word of this.words(text)) {
-      const thing = this.ARTICLES.has(before) && this.isAny(word, this.THINGS);
-      if (some && !thing && [this.ACTIONS, this.MOVES, this.BEGINS].some(
-        set => this.isAny(word, set))) return true;
-      if (!this.BETWEEN.has(word)) return false;
-      before = word;
+  /** Whether a word between two others is no action: the answer, a waiting room, is called. */
+  isThing(before, word, after) {
+    return this.ARTICLES.has(before)
+      && (this.isAny(word, this.THINGS) || word.endsWith("ing") && after !== undefined)
+      || this.PASSIVE.has(before) && word.endsWith("ed");
+  }
+
+  /** Whether a text begins with an action, perhaps after its subject, of which so many words need
+      not be known. */
+  begins(text, names = 0) {
+    const found = this.words(text), sets = [this.ACTIONS, this.MOVES, this.BEGINS];
+    let others = 0;
+    for (const [i, word] of found.entries()) {
+      if (sets.some(set => this.isAny(word, set))
+          && !this.isThing(found[i - 1], word, found[i + 1]))
+        return this.acts(text).length > 0 && (!others || word.endsWith("s"));
+      if (!this.BETWEEN.has(word) && ++others > names) return false;
     }
     return false;
   }
@@ -58,9 +66,10 @@ class Clauses {
     if (this.acts(a).every(word => is(word, new Set(["stand"]))) && !this.words(a).includes("up"))
       return true;
     if (then) return is(first, this.one[0][0]) && is(second, this.one[0][1]);
-    if (is(second, this.RISES) || this.one.some(
+    if (!(is(first, this.RESTS) && this.words(a).includes("down")) && this.one.some(
       ([one, two]) => is(first, one) && this.acts(b).some(word => is(word, two)))) return true;
     return second.endsWith("ing") && !this.acts(a).every(word => word.endsWith("ing"))
+        && !found.slice(0, found.indexOf(second)).some(word => is(word, this.BEGINS))
       || !this.isWhole(a)
       || found.slice(0, 3).some(word => is(word, this.KEEPS));
   }
@@ -85,7 +94,7 @@ class Clauses {
     const front = text.match(this.FRONT), after = text.split(this.AFTER);
     const before = text.split(this.BEFORE), two = parts => parts.length === 2
       && this.acts(parts[0]).length && this.begins(parts[1]);
-    if (front && this.begins(front[2]) && this.begins(front[3]))
+    if (front && this.begins(front[2], this.names) && this.begins(front[3], this.names))
       return front[1].toLowerCase() === "after" ? [front[2], front[3]] : [front[3], front[2]];
     return two(after) ? after.reverse() : two(before) ? before : [text];
   }
@@ -101,20 +110,28 @@ class Clauses {
     const links = [...text.matchAll(this.THEN)].map(
       ({0: link, index}) => [index, index + link.length]);
     const ends = [[0, 0], ...links, [text.length, text.length]];
-    const spans = ends.slice(1).map(([stop], i) => [ends[i][1], stop]);
+    const between = ends.slice(1).map(([stop], i) => [ends[i][1], stop]);
+    const spans = between.filter((span, i) => this.acts(text.slice(...span)).length
+      || text.slice(...ends[ends[i][1] ? i : i + 1]).search(this.SENTENCE) !== 0);
+    if (!spans.length) return [whole];
     const [begin, ...rest] = spans.map(span => text.slice(...span));
-    if (!this.acts(begin).length || !rest.every(piece => this.begins(this.ordered(piece)[0])))
-      return [whole];
+    if (!this.acts(begin).length
+        || !rest.every(piece => this.begins(this.ordered(piece)[0], this.names))) return [whole];
     const joined = [];
-    let first = 0;
+    let [[first]] = spans;
     rest.forEach((piece, i) => {
       const before = text.slice(first, spans[i][1]);
       if (!this.oneMotion(before, piece, true)) { joined.push(before); first = spans[i + 1][0]; }
     });
-    const found = [...joined, text.slice(first)].flatMap(piece => this.ordered(piece)).flatMap(
+    const last = text.slice(first, spans.at(-1)[1]);
+    const found = [...joined, last].flatMap(piece => this.ordered(piece)).flatMap(
       part => this.listed(part)).map(
       part => part.replace(this.FIRST, "")
         .replace(/^[ \t\n,;.!?\uff0c]+|[ \t\n,;.!?\uff0c]+$/g, ""));
+    found.forEach((part, i) => {  // who has turned round and walks back walks forward
+      if (found.slice(0, i).some(one => one.search(this.ROUND) >= 0)
+          && this.isAny(this.acts(part)[0], this.GAITS)) found[i] = part.replace(this.BACK, "");
+    });
     return found.length > 1 && found.length <= this.most ? found : [whole];
   }
 }

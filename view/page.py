@@ -142,10 +142,11 @@ def book_of(vocabulary):
     lengths = np.maximum(np.linalg.norm(table, axis=1), 1e-9)
     nearest = (known.unit @ table.T).max(axis=0, initial=-1) / lengths
     for row, forms in enumerate(held.forms):
-        same, like = known.of_row.get(row, []), None
-        if not same and nearest[row] > words.LIKE - 1e-3:
-            like = known.like(row)[1]
-        others = known.of_row[held.number[like]] if like else []
+        same, others = known.of_row.get(row, []), []
+        if not same and (meant := known.meaning(row)):
+            others = [meant]
+        elif not same and nearest[row] > words.LIKE - 1e-3 and (like := known.like(row)[1]):
+            others = known.of_row[held.number[like]]
         others = [word for word in others if word not in words.VAGUE]
         lines.append("|".join(map(" ".join, (forms, same, others))))
     return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
@@ -157,10 +158,11 @@ def book_of(vocabulary):
 def clauses_of():
     """What clauses.js has to know of clauses.py: its words, and its patterns as JavaScript has
     them."""
-    names = ("ACTIONS MOVES WHERE GETS BEGINS KEEPS PREPARES RISES ENDS PARTS THINGS ARTICLES "
-             "BETWEEN").split()
+    names = ("ACTIONS MOVES WHERE GETS BEGINS KEEPS PREPARES RISES RESTS ENDS GAITS PARTS THINGS "
+             "PASSIVE ARTICLES BETWEEN").split()
     patterns = {name: getattr(clauses, name) for name in
-                "THEN BEFORE AFTER FRONT JOINT TOGETHER NEGATED ASIDE ITEM FIRST".split()}
+                "THEN SENTENCE BEFORE AFTER FRONT JOINT TOGETHER NEGATED ASIDE ROUND BACK ITEM "
+                "FIRST".split()}
     patterns = {name: p.pattern if not p.flags & re.X else re.sub(r"\s+", "", p.pattern)
                 for name, p in patterns.items()} | {"WORD": clauses.WORD}
     patterns["FRONT"] = f"^(?:{patterns['FRONT']})$"
@@ -168,7 +170,7 @@ def clauses_of():
             "one": [[sorted(words) for words in pair] for pair in clauses.ONE],
             "patterns": {name: text.replace(r"[^\W_]", r"[\p{L}\p{N}]")
                          for name, text in patterns.items()},
-            "most": clauses.MOST, "longest": clauses.LONGEST}
+            "most": clauses.MOST, "longest": clauses.LONGEST, "names": clauses.NAMES}
 
 
 def body_of(skeleton):

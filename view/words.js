@@ -106,6 +106,10 @@ class Book {
       const shorter = word.replace(/(.)\1{2,}/g, once);
       if (shorter !== word && (this.words.has(shorter) || this.row.has(shorter))) return shorter;
     }
+    for (let i = 0; i < word.length; i++) {
+      const twice = word.slice(0, i + 1) + word.slice(i);
+      if (this.small.has(twice)) return twice;
+    }
     const most = word.length >= 7 ? 2 : 1, letters = [...new Set(word)].sort().join("");
     const rank = other => [distance(word, other, most) + (word[0] === other[0] ? 0 : 1),
                            this.subjects.has(other) ? 1 : 0, word.length === other.length ? 0 : 1,
@@ -128,6 +132,11 @@ class Book {
     });
     text = text.replace(/(?<![\p{L}\p{N}_])(?:([1-9])x|x([1-9]))(?![\p{L}\p{N}_])/gu,
                         (_, a, b) => `${a ?? b} times`);
+    text = text.replace(/(?<![\p{L}\p{N}_])(?:(?:an?|one|just|only) )?single(?![\p{L}\p{N}_])/gu,
+                        "one");
+    text = text.replace(/(?<![\p{L}\p{N}_])([\p{L}\p{N}_]{3,}) (?=([\p{L}\p{N}_]{3,}))/gu,
+                        (whole, a, b) => this.words.has(a + b)
+                          && !(this.words.has(a) && this.words.has(b)) ? a : whole);
     text = text.replace(/(?<![\p{L}\p{N}_])thrice(?![\p{L}\p{N}_])/gu, "three times").trim();
     return (text.match(ODD) || []).flatMap(word => {
       if (this.words.has(word) || !/\P{Nd}'/u.test(word)) return [word];
