@@ -68,10 +68,10 @@ BETWEEN = PRONOUNS | ARTICLES | SUBJECTS | set(
 WORD = r"[^\W_]+(?:['\u2019-][^\W_]+)*"
 THEN = re.compile(r"""
     [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
-        (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
+        (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|it|a\s+(?:while|moment|bit))|
         (?:a\s+(?:while|moment|bit)|moments|(?:\d+\s+|a\s+few\s+)?seconds)\s+later)\b (?:\s*,)?
         (?:\s+(?:and\s+)?then\b)?
-    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)?
+    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)? | \s*,?\s+stop(?:s|ping)?\s+to\b | \s+\+\s+
     | [.;!?]\s+ (?:(?:second|third|fourth|fifth)(?:ly)?,\s+)?
     | \s*[\n\u3001\uff1b\uff01]\s* | \s+[\u2013\u2014]\s+
     | \s*(?:[-=]+>|[\u2190-\u21ff\u2794\u279c-\u27bf\u27f0-\u27ff])\s* """, re.X | re.I)
@@ -124,7 +124,7 @@ def begins(text, names=0):
     sits"."""
     found, others = ["", *words_in(text), ""], 0
     for before, word, after in zip(found, found[1:], found[2:]):
-        if is_any(word, ACTIONS | MOVES | BEGINS) and not is_thing(before, word, after):
+        if is_any(word, ACTIONS | MOVES | BEGINS | KEEPS) and not is_thing(before, word, after):
             return bool(acts(text)) and (not others or word.endswith("s"))
         others += word not in BETWEEN
         if others > names:
@@ -144,18 +144,20 @@ def one_motion(a, b, then):
     """Whether two clauses tell of one motion: a walk that turns or waves, down and up again.
     then: whether a word between them says that one comes after the other"""
     first, second, found = acts(a)[-1], acts(b)[0], words_in(b)
+    if is_any(first, RESTS) and "down" in words_in(a) and is_any(second, RISES):
+        return False
     if is_any(second, ENDS) or "back" in found and is_any(second, RISES | {"bring"}):
         return True
     if all(is_any(word, {"stand"}) for word in acts(a)) and "up" not in words_in(a):
         return True  # stands, then turns
     if then:
         return is_any(first, ONE[0][0]) and is_any(second, ONE[0][1])
-    if not (is_any(first, RESTS) and "down" in words_in(a)) and any(
-            is_any(first, one) and is_any(word, two) for one, two in ONE for word in acts(b)):
+    if any(is_any(first, one) and is_any(word, two) for one, two in ONE for word in acts(b)):
         return True
-    together = second.endswith("ing") and not all(word.endswith("ing") for word in acts(a))
-    together = together and not any(is_any(word, BEGINS) for word in found[:found.index(second)])
-    return together or not is_whole(a) or any(is_any(word, KEEPS) for word in found[:3])
+    at, early = found.index(second), [word for word in found[:3] if is_any(word, KEEPS)]
+    together = (second.endswith("ing") and not all(word.endswith("ing") for word in acts(a))
+                and not any(is_any(word, BEGINS | KEEPS) for word in found[:at]))
+    return together or not is_whole(a) or bool(early) and is_any(second, {first, *stems(first)})
 
 
 def listed(text):

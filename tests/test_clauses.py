@@ -84,6 +84,11 @@ APART = dict([
     ("he walks, then frowns", "he walks, then frowns"),  # which may be an action that is not known
     ("walk forward, turn around, walk back", "walk forward, turn around | walk"),
     ("turns around, then jumps back", "turns around | jumps back"),
+    ("lies down on the ground then gets back up", "lies down on the ground | gets back up"),
+    ("clap your hands and after it make a bow", "clap your hands | make a bow"),
+    ("a punch + a kick", "a punch | a kick"),
+    ("walks ahead, stops to pick up a coin, and keeps walking",
+     "walks ahead | pick up a coin | keeps walking"),
 ])
 
 
@@ -110,6 +115,9 @@ walk back and forth
 bends down and stands up
 lies on the floor and gets up
 he knows the answer and waits
+runs and keeps running
+walk and continue to walk
+walks, stops to the left
 after being kicked, the man
 he walks. Slowly.
 one, two, three

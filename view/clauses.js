@@ -36,7 +36,7 @@ class Clauses {
   /** Whether a text begins with an action, perhaps after its subject, of which so many words need
       not be known. */
   begins(text, names = 0) {
-    const found = this.words(text), sets = [this.ACTIONS, this.MOVES, this.BEGINS];
+    const found = this.words(text), sets = [this.ACTIONS, this.MOVES, this.BEGINS, this.KEEPS];
     let others = 0;
     for (const [i, word] of found.entries()) {
       if (sets.some(set => this.isAny(word, set))
@@ -60,18 +60,22 @@ class Clauses {
   oneMotion(a, b, then) {
     const first = this.acts(a).at(-1), [second] = this.acts(b), found = this.words(b);
     const is = (word, set) => this.isAny(word, set);
+    if (is(first, this.RESTS) && this.words(a).includes("down") && is(second, this.RISES))
+      return false;
     if (is(second, this.ENDS)
         || found.includes("back") && (is(second, this.RISES) || is(second, new Set(["bring"]))))
       return true;
     if (this.acts(a).every(word => is(word, new Set(["stand"]))) && !this.words(a).includes("up"))
       return true;
     if (then) return is(first, this.one[0][0]) && is(second, this.one[0][1]);
-    if (!(is(first, this.RESTS) && this.words(a).includes("down")) && this.one.some(
+    if (this.one.some(
       ([one, two]) => is(first, one) && this.acts(b).some(word => is(word, two)))) return true;
+    const same = new Set([first, ...stems(first)]);
     return second.endsWith("ing") && !this.acts(a).every(word => word.endsWith("ing"))
-        && !found.slice(0, found.indexOf(second)).some(word => is(word, this.BEGINS))
+        && !found.slice(0, found.indexOf(second)).some(
+          word => is(word, this.BEGINS) || is(word, this.KEEPS))
       || !this.isWhole(a)
-      || found.slice(0, 3).some(word => is(word, this.KEEPS));
+      || found.slice(0, 3).some(word => is(word, this.KEEPS)) && is(second, same);
   }
 
   /** Split a text at the commas and "and"s that an action follows. */
