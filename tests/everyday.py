@@ -1,4 +1,4 @@
-"""Does a user get what was typed? 250 everyday prompts, sampled and judged by plain kinematics.
+"""Does a user get what was typed? 532 everyday prompts, sampled and judged by plain kinematics.
 
     python tests/everyday.py                            the weights that ship, open part, 6 seeds
     python tests/everyday.py --ckpt out/x/model.pt --seeds 20 --held --out everyday.json
