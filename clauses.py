@@ -71,7 +71,7 @@ THEN = re.compile(r"""
         (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|it|a\s+(?:while|moment|bit))|
         (?:a\s+(?:while|moment|bit)|moments|(?:\d+\s+|a\s+few\s+)?seconds)\s+later)\b (?:\s*,)?
         (?:\s+(?:and\s+)?then\b)?
-    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)? | \s*,?\s+stop(?:s|ping)?\s+to\b | \s+\+\s+
+    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)? | \s*,?\s+(?:and\s+)?stop(?:s|ping)?\s+to\b | \s+\+\s+
     | [.;!?]\s+ (?:(?:second|third|fourth|fifth)(?:ly)?,\s+)?
     | \s*[\n\u3001\uff1b\uff01]\s* | \s+[\u2013\u2014]\s+
     | \s*(?:[-=]+>|[\u2190-\u21ff\u2794\u279c-\u27bf\u27f0-\u27ff])\s* """, re.X | re.I)
@@ -197,8 +197,8 @@ def parts(text):
     if text.startswith(("1. ", "1) ", "(1) ")):
         text = ITEM.sub(". ", text)[2:]
     links = [(0, 0), *(link.span() for link in THEN.finditer(text)), (len(text), len(text))]
-    spans = [(a[1], b[0]) for a, b in zip(links, links[1:])
-             if acts(text[a[1]:b[0]]) or not SENTENCE.match(text[slice(*(a if a[1] else b))])]
+    spans = [(a[1], b[0]) for a, b in zip(links, links[1:]) if acts(text[a[1]:b[0]])
+             or text[a[1]:b[0]] and not SENTENCE.match(text[slice(*(a if a[1] else b))])]
     pieces = [text[a:b] for a, b in spans]
     if not pieces:
         return [whole]

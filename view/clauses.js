@@ -116,7 +116,8 @@ class Clauses {
     const ends = [[0, 0], ...links, [text.length, text.length]];
     const between = ends.slice(1).map(([stop], i) => [ends[i][1], stop]);
     const spans = between.filter((span, i) => this.acts(text.slice(...span)).length
-      || text.slice(...ends[ends[i][1] ? i : i + 1]).search(this.SENTENCE) !== 0);
+      || span[0] < span[1]
+        && text.slice(...ends[ends[i][1] ? i : i + 1]).search(this.SENTENCE) !== 0);
     if (!spans.length) return [whole];
     const [begin, ...rest] = spans.map(span => text.slice(...span));
     if (!this.acts(begin).length
