@@ -340,8 +340,10 @@ def test_a_tale_is_the_story_of_its_parts(toy, tmp_path, monkeypatch):
             (["a man walks", "he jumps", "he waves"] * 3, 3, 180)]  # more than are chosen at once
     tensors, weights = page.pack(toy)
     (tmp_path / "weights.bin").write_bytes(weights)
+    (tmp_path / "product.wasm").write_bytes(matmul.kept()[2])
     found = node(tmp_path, """
-      mld = new MLD(INPUT.header, new Uint8Array(read("weights.bin")).slice(), null);
+      mld = new MLD(INPUT.header, new Uint8Array(read("weights.bin")).slice(),
+                    read("product.wasm"));
       answer(INPUT.jobs.map(([parts, seed, frames]) => {
         const {joints, report} = tale(mld, parts, {seed, frames});
         return {joints: Array.from(joints), parts: report.parts, notes: report.notes}; }));""",
