@@ -13,7 +13,7 @@ import re
 from words import SUBJECTS, stems, understand
 
 MOST, LONGEST = 20, 1000  # parts, letters; a longer text is a tale, and stays whole
-NAMES = 3  # words of who acts, where it is clear that a sentence begins
+NAMES = 3  # words of who acts, after "before jumping,"
 
 # what can be done by one body; words that are as often things (hand, back, face) are not here
 ACTIONS = set("""
@@ -34,7 +34,7 @@ waltz wander wash wave whirl wipe wobble wonder write wrote yawn
 MOVES, WHERE = {"go", "move", "come", "went", "came"}, set("""
 forward forwards backward backwards ahead back left right around sideways up down away""".split())
 GETS = {"get", "got"}  # out of bed: it only says when the rest is done
-BEGINS = {"start", "begin", "slow"}  # and then an action: slows down to a walk
+BEGINS = {"start", "begin"}  # and then an action; so does "slow" before "down"
 KEEPS = {"keep", "continue"}
 # how an action begins, and how it ends: parts of it, unless more is said
 PREPARES = set("""
@@ -68,18 +68,19 @@ BETWEEN = PRONOUNS | ARTICLES | SUBJECTS | set(
 WORD = r"[^\W_]+(?:['\u2019-][^\W_]+)*"
 THEN = re.compile(r"""
     [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
-        (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|it|a\s+(?:while|moment|bit))|
+        (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
         (?:a\s+(?:while|moment|bit)|moments|(?:\d+\s+|a\s+few\s+)?seconds)\s+later)\b (?:\s*,)?
         (?:\s+(?:and\s+)?then\b)?
-    | (?:[,;.]\s*|\s+and\s+)next\b (?:\s*,)? | \s*,?\s+(?:and\s+)?stop(?:s|ping)?\s+to\b | \s+\+\s+
+    | (?:[,;.]\s*|\s+and\s+)(?:next|after\s+it)\b (?:\s*,)?
+    | (?:\s*,\s*(?:and\s+)?|\s+and\s+)stop(?:s|ping)?\s+to\b
     | [.;!?]\s+ (?:(?:second|third|fourth|fifth)(?:ly)?,\s+)?
     | \s*[\n\u3001\uff1b\uff01]\s* | \s+[\u2013\u2014]\s+
     | \s*(?:[-=]+>|[\u2190-\u21ff\u2794\u279c-\u27bf\u27f0-\u27ff])\s* """, re.X | re.I)
-SENTENCE = re.compile(r"\s*[.;!?\n\u3001\uff1b\uff01]")  # a link that ends one
 BEFORE = re.compile(r"[\s,]+before\s+", re.I)
 AFTER = re.compile(r"[\s,]+(?:right\s+|just\s+)?after\s+", re.I)
 FRONT = re.compile(r"\s*(after|before)\s+([^,]+),\s*(.+)", re.I | re.S)
-JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&)\s+", re.I)
+WHEN = re.compile(r"\s*(?:before|after|when|once|if|because)\b", re.I)
+JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&|\+)\s+", re.I)
 TOGETHER = re.compile(r"\b(?:while|whilst|as (?:he|she|it|they|you|if|though)|simultaneously|"
                       r"together|at the same time|both(?! (?:sides|ways|directions))|"
                       r"alternat(?:ely|ing)|repeatedly|each other|"
@@ -88,7 +89,8 @@ NEGATED = re.compile(r"\b(?:not|cannot|never|without|(?<!head )no|rather than|in
                      r"^(?:nobody|noone)\b|n['\u2019]t\b", re.I)
 ASIDE = re.compile(r"\b(?:left|right)(?! (?:leg|foot|knee|hand))\b|"
                    r"\b(?:around|aside|sideways|back)\b", re.I)
-ROUND, BACK = re.compile(r"\bturn\w* (?:a?round|back)\b", re.I), re.compile(r"\s+back\b", re.I)
+ROUND = re.compile(r"\bturn\w* a?round\b(?!.*\b(?:twice|times|full|circle)\b)", re.I)
+TIMES = re.compile(r"\b(?:once|twice|thrice|times|\d)\b", re.I)
 ITEM = re.compile(r"(?:^|[\s,;.]+)\(?\d{1,2}[.)]\s+")  # of a list that begins with "1."
 FIRST = re.compile(r"^\s*(?:first(?:ly)?|at first|to begin with)\b[\s,]*|"
                    r"[\s,]+(?:at first|first)\s*$", re.I)
@@ -106,14 +108,16 @@ def words_in(text):
 def acts(text):
     """The actions of a text, in order."""
     found = ["", *words_in(text), "", "", ""]
-    return [word for i, word in enumerate(found) if word and (
-        is_any(word, ACTIONS) and not is_thing(*found[i - 1:i + 2])
-        and not (is_any(word, GETS) and "bed" in found[i + 1:i + 4])
+    some = [i for i, word in enumerate(found) if word and (
+        is_any(word, ACTIONS) and not (is_any(word, GETS) and "bed" in found[i + 1:i + 4])
         or is_any(word, MOVES) and found[i + 1] in WHERE)]
+    true = [i for i in some if not is_thing(*found[i - 1:i + 2])]
+    return [found[i] for i in true or some]  # "a hook" alone is one
 
 
 def is_thing(before, word, after):
-    """Whether a word between two others is no action: the answer, a waiting room, is called."""
+    """Whether a word between two others is no action beside one: the answer, a waiting room, is
+    called."""
     return before in ARTICLES and (is_any(word, THINGS) or word.endswith("ing") and after != "") \
         or before in PASSIVE and word.endswith("ed")
 
@@ -122,9 +126,12 @@ def begins(text, names=0):
     """Whether a text begins with an action, perhaps after its subject: "the man quickly sits".
     names: how many words of the subject need not be known, before an action with an s: "mr Brown
     sits"."""
-    found, others = ["", *words_in(text), ""], 0
-    for before, word, after in zip(found, found[1:], found[2:]):
-        if is_any(word, ACTIONS | MOVES | BEGINS | KEEPS) and not is_thing(before, word, after):
+    found, others = ["", *words_in(text), "", ""], 0
+    for i, (before, word, after) in enumerate(zip(found, found[1:], found[2:-1])):
+        first = is_any(word, ACTIONS | MOVES | BEGINS) or after == "down" and is_any(
+            word, {"slow"}) or is_any(word, KEEPS) and any(
+                is_any(one, GAITS) for one in found[i + 2:i + 4])
+        if first and not is_thing(before, word, after):
             return bool(acts(text)) and (not others or word.endswith("s"))
         others += word not in BETWEEN
         if others > names:
@@ -144,7 +151,8 @@ def one_motion(a, b, then):
     """Whether two clauses tell of one motion: a walk that turns or waves, down and up again.
     then: whether a word between them says that one comes after the other"""
     first, second, found = acts(a)[-1], acts(b)[0], words_in(b)
-    if is_any(first, RESTS) and "down" in words_in(a) and is_any(second, RISES):
+    rises = is_any(second, RISES) and ("up" in found or is_any(second, {"rise", "rose"}))
+    if is_any(first, RESTS) and "down" in words_in(a) and rises and not TIMES.search(b):
         return False
     if is_any(second, ENDS) or "back" in found and is_any(second, RISES | {"bring"}):
         return True
@@ -152,7 +160,8 @@ def one_motion(a, b, then):
         return True  # stands, then turns
     if then:
         return is_any(first, ONE[0][0]) and is_any(second, ONE[0][1])
-    if any(is_any(first, one) and is_any(word, two) for one, two in ONE for word in acts(b)):
+    if is_any(second, RISES) and not rises or any(
+            is_any(first, one) and is_any(word, two) for one, two in ONE for word in acts(b)):
         return True
     at, early = found.index(second), [word for word in found[:3] if is_any(word, KEEPS)]
     together = (second.endswith("ing") and not all(word.endswith("ing") for word in acts(a))
@@ -168,7 +177,7 @@ def listed(text):
     for link in JOINT.finditer(text):
         a, b = found[-1][:link.start() - at], text[link.end():]
         rest = JOINT.split(b)[0]
-        if acts(a) and begins(rest) and not one_motion(a, rest, False):
+        if acts(a) and not WHEN.match(a) and begins(rest) and not one_motion(a, rest, False):
             found[-1:], at = [a, b], link.end()
     return found
 
@@ -176,7 +185,7 @@ def listed(text):
 def ordered(text):
     """The two parts of "sits down after walking", as they are done; [text] if there are not two."""
     front, after, before = FRONT.fullmatch(text), AFTER.split(text), BEFORE.split(text)
-    if front and begins(front[2], NAMES) and begins(front[3], NAMES):
+    if front and begins(front[2]) and begins(front[3], NAMES):
         return [front[2], front[3]] if front[1].lower() == "after" else [front[3], front[2]]
     if len(after) == 2 and acts(after[0]) and begins(after[1]):
         return after[::-1]
@@ -197,24 +206,22 @@ def parts(text):
     if text.startswith(("1. ", "1) ", "(1) ")):
         text = ITEM.sub(". ", text)[2:]
     links = [(0, 0), *(link.span() for link in THEN.finditer(text)), (len(text), len(text))]
-    spans = [(a[1], b[0]) for a, b in zip(links, links[1:]) if acts(text[a[1]:b[0]])
-             or text[a[1]:b[0]] and not SENTENCE.match(text[slice(*(a if a[1] else b))])]
+    spans = [(a[1], b[0]) for a, b in zip(links, links[1:])]
     pieces = [text[a:b] for a, b in spans]
-    if not pieces:
+    if not acts(pieces[0]) or not all(begins(ordered(piece)[0]) for piece in pieces[1:]):
         return [whole]
-    if not acts(pieces[0]) or not all(begins(ordered(piece)[0], NAMES) for piece in pieces[1:]):
-        return [whole]
-    first, joined = spans[0][0], []
+    first, joined = 0, []
     for (_, end), (start, stop) in zip(spans, spans[1:]):
         if not one_motion(text[first:end], text[start:stop], True):
             joined.append(text[first:end])
             first = start
-    found = [part for piece in [*joined, text[first:spans[-1][1]]] for part in ordered(piece)]
+    found = [part for piece in [*joined, text[first:]] for part in ordered(piece)]
     found = [part for one in found for part in listed(one)]
     found = [FIRST.sub("", part).strip(" \t\n,;.!?\uff0c") for part in found]
     for i, part in enumerate(found):  # who has turned round and walks back walks forward
-        if any(ROUND.search(one) for one in found[:i]) and is_any(acts(part)[0], GAITS):
-            found[i] = BACK.sub("", part)
+        act = acts(part)[0]
+        if is_any(act, GAITS) and any(ROUND.search(one) for one in found[:i]):
+            found[i] = re.sub(rf"\b({act})\s+back\b(?!\s+and\b)", r"\1", part, flags=re.I)
     return found if 1 < len(found) <= MOST else [whole]
 
 

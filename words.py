@@ -26,15 +26,16 @@ TITLE = "nanoMLD word vectors 1"
 
 WORD = re.compile(r"\w+(?:'\w+)?")
 # what is one word in a prompt, unknown to all: numbers that no count is (-3, .5, 2.5, 2-3, 2 or 3),
-# times but for a few seconds, and what turns the rest into its opposite
+# times, and what turns the rest into its opposite
 DASH, COUNT = "-\u2010-\u2015\u2212~", r"\d+(?:[.,]\d+)*"
 ONE = r"(?:\d+|two|three|four|five|once|twice)"
 ODD = (rf"\d+(?: ?[{DASH}] ?\d+|[.,:/'\u2044]\d+)+|\d+\+"
        rf"|(?<!\w)(?:[{DASH}<>\u2264\u2265\xb1][.,]?|[.,]){COUNT}"
        rf"|\b(?:{ONE}|one) (?:or|to) {ONE}\b"
-       r"|\b\d\d+ ?(?:s|secs?|seconds?)\b|\b\d+ ?(?:mins?|minutes?|hours?)\b"
+       r"|\b\d+ ?(?:s|secs?|seconds?|mins?|minutes?|hours?)\b"
+       r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten) (?:secs?|seconds?|minutes?)\b"
        r"|\b(?:rather than|instead of)\b")
-TIME = re.compile(r"\d ?(?:s|min|hour)")
+TIME = re.compile(r"\d ?(?:s|min|hour)|(?:sec|second|minute)s?$")
 PROMPT = re.compile(f"{ODD}|{WORD.pattern}")
 
 
@@ -191,13 +192,12 @@ approach advance | retreat withdraw""".splitlines()]
 
 # What words mean here, where their vectors are far from it or near something else.
 MEANS = {word: meant for meant, words in (line.split(": ") for line in """\
-quickly: frantically wildly madly feverishly
+quickly: frantically wildly
 energetically: angrily furiously
 powerfully: violently forcefully
-very: extremely incredibly super extra ever
-big: giant
-tiny: mini minuscule
-couple: pair""".splitlines()) for word in words.split()}
+very: extremely incredibly super
+couple: pair
+big: giant""".splitlines()) for word in words.split()}
 
 # --------------------------------------------------------------------------------------------------
 # What a prompt's words are taken for
@@ -390,7 +390,7 @@ class Known:
         wrong by one, words of seven by two; of words as near, one who acts comes last (kik: kick,
         kid). What is no known word may be one with a vector that is like a known one: watlz, waltz,
         dance."""
-        if len(word) < 3 or not word.isascii() or not word.isalpha():
+        if not 3 <= len(word) <= 40 or not word.isascii() or not word.isalpha():
             return None
         for once in (r"\1\1", r"\1"):  # slooow, runnning
             shorter = re.sub(r"(.)\1{2,}", once, word)
@@ -405,8 +405,8 @@ class Known:
         def rank(other):
             far = distance(word, other, most)
             common = self.held.number.get(other, len(self.held.forms))
-            return (far + (word[0] != other[0]), other in SUBJECTS, len(word) != len(other), common,
-                    other)
+            return (far + (word[0] != other[0]), sorted(word) != sorted(other), other in SUBJECTS,
+                    len(word) != len(other), common, other)
 
         near = min(map(rank, self.words), default=(9,))
         if near[0] <= most:
@@ -429,7 +429,8 @@ def tokens_of(prompt, known):
     text = re.sub(r"\w+(?:-\w+)+", lambda m: m[0].replace("-", "") if m[0].replace(
         "-", "") in known.words and re.search(r"[^\W\d]", m[0]) else m[0], text)
     text = re.sub(r"\b([1-9])x\b|\bx([1-9])\b", r"\1\2 times", text)
-    text = re.sub(r"\b(?:(?:an?|one|just|only) )?single\b", "one", text)
+    text = re.sub(r"(?<!every )\b(?:(?:an?|one|just|only) )?single\b"
+                  r"(?! (?:leg|foot|arm|hand|file|man|woman|mother|parent|person))", "one", text)
     text = re.sub(r"\b(\w{3,}) (?=(\w{3,}))", lambda m: m[1] if m[1] + m[2] in known.words and not {
         m[1], m[2]} <= known.words else m[0], text)
     for word in PROMPT.findall(re.sub(r"\bthrice\b", "three times", text).strip()):

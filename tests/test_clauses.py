@@ -72,21 +72,25 @@ APART = dict([
     ("before jumping, the athlete squats", "the athlete squats | jumping"),
     ("after waving to them, mr Brown walks off", "waving to them | mr Brown walks off"),
     ("after a while, the tired man sits", "after a while, the tired man sits"),
-    ("walk, then the tired old man sits", "walk | the tired old man sits"),
     ("turn to the left, start walking", "turn to the left | start walking"),
     ("runs, then slows down to a walk", "runs | slows down to a walk"),
     ("a soldier marches, halts, salutes", "a soldier marches, halts | salutes"),
     ("he looks around to both sides and runs away", "he looks around to both sides | runs away"),
     ("he nods and gets up out of his chair", "he nods | gets up out of his chair"),
     ("sits down in a waiting room, she stands up", "sits down in a waiting room | she stands up"),
-    ("she won!! jumps and after that claps her hands", "jumps | claps her hands"),
-    ("He is in a park. He walks, then sits. It rains.", "He walks | sits"),
     ("he walks, then frowns", "he walks, then frowns"),  # which may be an action that is not known
     ("walk forward, turn around, walk back", "walk forward, turn around | walk"),
     ("turns around, then jumps back", "turns around | jumps back"),
     ("lies down on the ground then gets back up", "lies down on the ground | gets back up"),
     ("clap your hands and after it make a bow", "clap your hands | make a bow"),
-    ("a punch + a kick", "a punch | a kick"),
+    ("a punch + a kick", "a punch | a kick"), ("a hook, then an uppercut", "a hook | an uppercut"),
+    ("a man is pushed, then falls", "a man is pushed | falls"),
+    ("turns around, then walks back and forth", "turns around | walks back and forth"),
+    ("turns around, then walks with a straight back", "turns around | walks with a straight back"),
+    ("turns around twice, then walks back", "turns around twice | walks back"),
+    ("turns around and runs back home", "turns around | runs home"),
+    ("he stops to wave, then walks on", "he stops to wave | walks on"),
+    ("walks and stops to wave", "walks | wave"),
     ("walks ahead, stops to pick up a coin, and keeps walking",
      "walks ahead | pick up a coin | keeps walking"),
 ])
@@ -114,12 +118,25 @@ looks left and right
 walk back and forth
 bends down and stands up
 lies on the floor and gets up
-he knows the answer and waits
 runs and keeps running
 walk and continue to walk
 walks, stops to the left
 after being kicked, the man
 he walks. Slowly.
+She won! Jumps, then claps
+Jumps, then claps. Three times.
+He walks forward. Then he golfs. Then he bows.
+a man walks with long, slow strides
+walks to the bus stop to wait
+he runs to the stop to catch the bus
+sits down and gets comfortable
+walks forward and stands still
+sit down and stand up three times
+walks and keeps his arms crossed
+walk + wave at the same time
+He walks. The crowd cheers.
+walks until the road turns left
+before the bus stops, he stands up
 one, two, three
 a man lifts his arms and then lowers them
 walks forward and then stops

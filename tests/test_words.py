@@ -129,7 +129,8 @@ def test_opposites_never_stand_for_each_other():
 
 @pytest.mark.parametrize("typo, word", [
     ("wlaks", "walks"), ("jmup", "jump"), ("cartwhel", "cartwheel"), ("somersalt", "somersault"),
-    ("rigth", "right"), ("danse", "dance"), ("kiks", "kicks"), ("backfilp", "backflip")])
+    ("rigth", "right"), ("hnad", "hand"), ("danse", "dance"), ("kiks", "kicks"),
+    ("backfilp", "backflip")])
 def test_typos_are_corrected(typo, word):
     report = understand(typo, TOY)
     assert report.text == word and report.spelled == {typo: word} and not report.unknown
@@ -169,7 +170,7 @@ def test_numbers_hyphens_and_apostrophes(prompt, text):
 
 ODD = ["-3", "\u22123", "\u20133", "2.5", "-2.5", ".5", "-.5", "1/2", "2-3", "4\u20135", "4 - 5",
        "2~3", "2:30", "1,5", "2-3-4", "2'5", "3+", ">3", "\u22642", "2 or 3", "two to three",
-       "once or twice", "90 seconds", "12 s", "3 minutes"]
+       "once or twice", "90 seconds", "12 s", "3 minutes", "3 seconds", "five secs", "two seconds"]
 
 
 @pytest.mark.parametrize("number", ODD)
@@ -195,13 +196,15 @@ def test_a_form_of_a_word_with_a_vector_is_no_mistake():
     ("one single kick", "one kick", ""), ("just a single jump", "one jump", ""),
     ("a cart wheel", "a cartwheel", ""), ("walk for ward", "walk forward", ""),
     ("a way to walk", "a way to walk", ""),  # and not away
+    ("every single kick", "every single kick", ""),  # and not everyone
+    ("a single leg squat", "a single leg squat", ""),
     ("jump higher", "jump high", ""), ("squat realy deep", "squat deep", "really"),
     ("waves frantically", "waves quickly", "quickly"),
     ("a pair of claps", "couple of claps", "couple"),
     ("extremely high", "very high", "very"), ("chest horizontal", "chest _", "horizontal")])
 def test_what_is_one_in_two_words_and_what_has_another_name(prompt, text, told):
     vocabulary = "a chest claps couple of cartwheel deep forward high jump kick one quickly " \
-        "ready squat to very vertical walk waves way away".split()
+        "ready squat to very vertical walk waves way away every everyone single leg".split()
     report = understand(prompt, vocabulary)
     assert report.text.removeprefix("a ") == text.removeprefix("a ")
     assert told in " ".join(report.notes) and bool(told) == bool(report.notes)

@@ -5,12 +5,14 @@
      clauses.parts("walk, then sit down")       ["walk", "sit down"]
      tale(mld, ["walk", "sit down"], {seed})    one motion, joined as in story.py */
 
+const BOUND = `(?:${START}(?=${LETTER})|(?<=${LETTER})${END})`;  // Python's \b
+
 class Clauses {
   constructor({sets, one, patterns, most, longest, names}) {
     const asSets = lists => lists.map(list => new Set(list));
     for (const [name, words] of Object.entries(sets)) this[name] = new Set(words);
     for (const [name, source] of Object.entries(patterns))
-      this[name] = new RegExp(source, name === "FRONT" ? "ius" : "giu");
+      this[name] = new RegExp(source.replaceAll("\\b", BOUND), name === "FRONT" ? "ius" : "giu");
     Object.assign(this, {one: one.map(asSets), most, longest, names});
   }
 
@@ -20,13 +22,15 @@ class Clauses {
   /** The actions of a text, in order. */
   acts(text) {
     const found = this.words(text);
-    return found.filter((word, i) => this.isAny(word, this.ACTIONS)
-      && !this.isThing(found[i - 1], word, found[i + 1])
-      && !(this.isAny(word, this.GETS) && found.slice(i + 1, i + 4).includes("bed"))
-      || this.isAny(word, this.MOVES) && this.WHERE.has(found[i + 1]));
+    const some = [...found.keys()].filter(i => this.isAny(found[i], this.ACTIONS)
+      && !(this.isAny(found[i], this.GETS) && found.slice(i + 1, i + 4).includes("bed"))
+      || this.isAny(found[i], this.MOVES) && this.WHERE.has(found[i + 1]));
+    const real = some.filter(i => !this.isThing(found[i - 1], found[i], found[i + 1]));
+    return (real.length ? real : some).map(i => found[i]);  // "a hook" alone is one
   }
 
-  /** Whether a word between two others is no action: the answer, a waiting room, is called. */
+  /** Whether a word between two others is no action beside one: the answer, a waiting room, is
+      called. */
   isThing(before, word, after) {
     return this.ARTICLES.has(before)
       && (this.isAny(word, this.THINGS) || word.endsWith("ing") && after !== undefined)
@@ -36,11 +40,14 @@ class Clauses {
   /** Whether a text begins with an action, perhaps after its subject, of which so many words need
       not be known. */
   begins(text, names = 0) {
-    const found = this.words(text), sets = [this.ACTIONS, this.MOVES, this.BEGINS, this.KEEPS];
+    const found = this.words(text), sets = [this.ACTIONS, this.MOVES, this.BEGINS];
     let others = 0;
     for (const [i, word] of found.entries()) {
-      if (sets.some(set => this.isAny(word, set))
-          && !this.isThing(found[i - 1], word, found[i + 1]))
+      const first = sets.some(set => this.isAny(word, set))
+        || found[i + 1] === "down" && this.isAny(word, new Set(["slow"]))
+        || this.isAny(word, this.KEEPS)
+          && found.slice(i + 1, i + 3).some(one => this.isAny(one, this.GAITS));
+      if (first && !this.isThing(found[i - 1], word, found[i + 1]))
         return this.acts(text).length > 0 && (!others || word.endsWith("s"));
       if (!this.BETWEEN.has(word) && ++others > names) return false;
     }
@@ -60,15 +67,17 @@ class Clauses {
   oneMotion(a, b, then) {
     const first = this.acts(a).at(-1), [second] = this.acts(b), found = this.words(b);
     const is = (word, set) => this.isAny(word, set);
-    if (is(first, this.RESTS) && this.words(a).includes("down") && is(second, this.RISES))
-      return false;
+    const rises = is(second, this.RISES)
+      && (found.includes("up") || is(second, new Set(["rise", "rose"])));
+    if (is(first, this.RESTS) && this.words(a).includes("down") && rises
+        && b.search(this.TIMES) < 0) return false;
     if (is(second, this.ENDS)
         || found.includes("back") && (is(second, this.RISES) || is(second, new Set(["bring"]))))
       return true;
     if (this.acts(a).every(word => is(word, new Set(["stand"]))) && !this.words(a).includes("up"))
       return true;
     if (then) return is(first, this.one[0][0]) && is(second, this.one[0][1]);
-    if (this.one.some(
+    if (is(second, this.RISES) && !rises || this.one.some(
       ([one, two]) => is(first, one) && this.acts(b).some(word => is(word, two)))) return true;
     const same = new Set([first, ...stems(first)]);
     return second.endsWith("ing") && !this.acts(a).every(word => word.endsWith("ing"))
@@ -85,7 +94,8 @@ class Clauses {
     for (const {0: link, index} of text.matchAll(this.JOINT)) {
       const a = found.at(-1).slice(0, index - at), b = text.slice(index + link.length);
       const [rest] = b.split(this.JOINT);
-      if (this.acts(a).length && this.begins(rest) && !this.oneMotion(a, rest, false)) {
+      if (this.acts(a).length && a.search(this.WHEN) !== 0 && this.begins(rest)
+          && !this.oneMotion(a, rest, false)) {
         found = [...found.slice(0, -1), a, b];
         at = index + link.length;
       }
@@ -98,7 +108,7 @@ class Clauses {
     const front = text.match(this.FRONT), after = text.split(this.AFTER);
     const before = text.split(this.BEFORE), two = parts => parts.length === 2
       && this.acts(parts[0]).length && this.begins(parts[1]);
-    if (front && this.begins(front[2], this.names) && this.begins(front[3], this.names))
+    if (front && this.begins(front[2]) && this.begins(front[3], this.names))
       return front[1].toLowerCase() === "after" ? [front[2], front[3]] : [front[3], front[2]];
     return two(after) ? after.reverse() : two(before) ? before : [text];
   }
@@ -114,28 +124,25 @@ class Clauses {
     const links = [...text.matchAll(this.THEN)].map(
       ({0: link, index}) => [index, index + link.length]);
     const ends = [[0, 0], ...links, [text.length, text.length]];
-    const between = ends.slice(1).map(([stop], i) => [ends[i][1], stop]);
-    const spans = between.filter((span, i) => this.acts(text.slice(...span)).length
-      || span[0] < span[1]
-        && text.slice(...ends[ends[i][1] ? i : i + 1]).search(this.SENTENCE) !== 0);
-    if (!spans.length) return [whole];
+    const spans = ends.slice(1).map(([stop], i) => [ends[i][1], stop]);
     const [begin, ...rest] = spans.map(span => text.slice(...span));
-    if (!this.acts(begin).length
-        || !rest.every(piece => this.begins(this.ordered(piece)[0], this.names))) return [whole];
+    if (!this.acts(begin).length || !rest.every(piece => this.begins(this.ordered(piece)[0])))
+      return [whole];
     const joined = [];
-    let [[first]] = spans;
+    let first = 0;
     rest.forEach((piece, i) => {
       const before = text.slice(first, spans[i][1]);
       if (!this.oneMotion(before, piece, true)) { joined.push(before); first = spans[i + 1][0]; }
     });
-    const last = text.slice(first, spans.at(-1)[1]);
-    const found = [...joined, last].flatMap(piece => this.ordered(piece)).flatMap(
+    const found = [...joined, text.slice(first)].flatMap(piece => this.ordered(piece)).flatMap(
       part => this.listed(part)).map(
       part => part.replace(this.FIRST, "")
         .replace(/^[ \t\n,;.!?\uff0c]+|[ \t\n,;.!?\uff0c]+$/g, ""));
     found.forEach((part, i) => {  // who has turned round and walks back walks forward
-      if (found.slice(0, i).some(one => one.search(this.ROUND) >= 0)
-          && this.isAny(this.acts(part)[0], this.GAITS)) found[i] = part.replace(this.BACK, "");
+      const [act] = this.acts(part);
+      if (this.isAny(act, this.GAITS) && found.slice(0, i).some(one => one.search(this.ROUND) >= 0))
+        found[i] = part.replace(
+          new RegExp(`${BOUND}(${act})\\s+back${BOUND}(?!\\s+and${BOUND})`, "giu"), "$1");
     });
     return found.length > 1 && found.length <= this.most ? found : [whole];
   }

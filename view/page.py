@@ -161,14 +161,15 @@ def clauses_of():
     names = ("ACTIONS MOVES WHERE GETS BEGINS KEEPS PREPARES RISES RESTS ENDS GAITS PARTS THINGS "
              "PASSIVE ARTICLES BETWEEN").split()
     patterns = {name: getattr(clauses, name) for name in
-                "THEN SENTENCE BEFORE AFTER FRONT JOINT TOGETHER NEGATED ASIDE ROUND BACK ITEM "
+                "THEN BEFORE AFTER FRONT WHEN JOINT TOGETHER NEGATED ASIDE ROUND TIMES ITEM "
                 "FIRST".split()}
     patterns = {name: p.pattern if not p.flags & re.X else re.sub(r"\s+", "", p.pattern)
                 for name, p in patterns.items()} | {"WORD": clauses.WORD}
     patterns["FRONT"] = f"^(?:{patterns['FRONT']})$"
     return {"sets": {name: sorted(getattr(clauses, name)) for name in names},
             "one": [[sorted(words) for words in pair] for pair in clauses.ONE],
-            "patterns": {name: text.replace(r"[^\W_]", r"[\p{L}\p{N}]")
+            "patterns": {name: text.replace(r"[^\W_]", r"[\p{L}\p{N}]").replace(
+                             r"\w", r"[\p{L}\p{N}_]")
                          for name, text in patterns.items()},
             "most": clauses.MOST, "longest": clauses.LONGEST, "names": clauses.NAMES}
 

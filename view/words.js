@@ -8,17 +8,20 @@
 const LETTER = "[\\p{L}\\p{N}_]";
 const WORD = new RegExp(`${LETTER}+(?:'${LETTER}+)?`, "gu");
 // what is one word in a prompt, unknown to all: numbers that no count is (-3, .5, 2.5, 2-3, 2 or
-// 3), times but for a few seconds, and what turns the rest into its opposite
+// 3), times, and what turns the rest into its opposite
 const DASH = "-\u2010-\u2015\u2212~", D = "\\p{Nd}+";
 const START = `(?<!${LETTER})`, END = `(?!${LETTER})`;
 const ONE = `(?:${D}|two|three|four|five|once|twice)`;
 const ODD = new RegExp(`${D}(?: ?[${DASH}] ?${D}|[.,:/'\u2044]${D})+|${D}\\+`
   + `|${START}(?:[${DASH}<>\u2264\u2265\xb1][.,]?|[.,])${D}(?:[.,]${D})*`
   + `|${START}(?:${ONE}|one) (?:or|to) ${ONE}${END}`
-  + `|${START}\\p{Nd}${D} ?(?:s|secs?|seconds?)${END}`
-  + `|${START}${D} ?(?:mins?|minutes?|hours?)${END}`
+  + `|${START}${D} ?(?:s|secs?|seconds?|mins?|minutes?|hours?)${END}`
+  + `|${START}(?:one|two|three|four|five|six|seven|eight|nine|ten) `
+  + `(?:secs?|seconds?|minutes?)${END}`
   + `|${START}(?:rather than|instead of)${END}|${WORD.source}`, "gu");
 const HYPHENS = new RegExp(`${LETTER}+(?:-${LETTER}+)+`, "gu");
+const ONLY = new RegExp(`(?<!every )${START}(?:(?:an?|one|just|only) )?single${END}`
+  + "(?! (?:leg|foot|arm|hand|file|man|woman|mother|parent|person))", "gu");
 const wordsOf = text => text.toLowerCase().match(WORD) || [];
 
 /** What a word may be a form of: walks, walking, walked -> walk; hurries -> hurry. */
@@ -101,7 +104,7 @@ class Book {
 
   /** The known word that a misspelled one stands for, or one that is like a known word. */
   spell(word) {
-    if (!/^[a-z]{3,}$/.test(word)) return null;
+    if (!/^[a-z]{3,40}$/.test(word)) return null;
     for (const once of ["$1$1", "$1"]) {  // slooow, runnning
       const shorter = word.replace(/(.)\1{2,}/g, once);
       if (shorter !== word && (this.words.has(shorter) || this.row.has(shorter))) return shorter;
@@ -111,7 +114,9 @@ class Book {
       if (this.small.has(twice)) return twice;
     }
     const most = word.length >= 7 ? 2 : 1, letters = [...new Set(word)].sort().join("");
+    const sorted = text => [...text].sort().join("");
     const rank = other => [distance(word, other, most) + (word[0] === other[0] ? 0 : 1),
+                           sorted(word) === sorted(other) ? 0 : 1,
                            this.subjects.has(other) ? 1 : 0, word.length === other.length ? 0 : 1,
                            this.row.get(other) ?? this.rows.length, other];
     let near = least([...this.words].map(rank));
@@ -132,8 +137,7 @@ class Book {
     });
     text = text.replace(/(?<![\p{L}\p{N}_])(?:([1-9])x|x([1-9]))(?![\p{L}\p{N}_])/gu,
                         (_, a, b) => `${a ?? b} times`);
-    text = text.replace(/(?<![\p{L}\p{N}_])(?:(?:an?|one|just|only) )?single(?![\p{L}\p{N}_])/gu,
-                        "one");
+    text = text.replace(ONLY, "one");
     text = text.replace(/(?<![\p{L}\p{N}_])([\p{L}\p{N}_]{3,}) (?=([\p{L}\p{N}_]{3,}))/gu,
                         (whole, a, b) => this.words.has(a + b)
                           && !(this.words.has(a) && this.words.has(b)) ? a : whole);
