@@ -262,7 +262,9 @@ def understood(prompts, vocabulary):
     read = [understand(prompt, vocabulary) for prompt in prompts]
     for report in read:
         if report.error:
-            raise ValueError(report.error)
+            apart = len(prompts) > 1 and not any(" " in prompt for prompt in prompts)
+            raise ValueError(report.error + apart * (
+                f' One sentence goes in quotes: "{" ".join(prompts)}".'))
         for note in report.notes:
             print(f"{report.prompt}: {note}" if len(read) > 1 else note, file=sys.stderr)
     return [report.text for report in read]

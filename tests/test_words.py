@@ -479,6 +479,9 @@ def test_sample_py_tells_what_it_understood(model, tmp_path):
     done = run("a man drinks from a cup", *flags)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.count("\n") == 1 and "'drinks' and 'cup'" in done.stderr
+    assert "quotes" not in done.stderr
+    done = run("a", "man", "jumps", *flags)
+    assert done.returncode == 1 and 'goes in quotes: "a man jumps"' in done.stderr
 
 
 def test_sample_py_takes_the_understood_words(model, tmp_path):
