@@ -76,6 +76,11 @@ APART = dict([
     ("runs, then slows down to a walk", "runs | slows down to a walk"),
     ("a soldier marches, halts, salutes", "a soldier marches, halts | salutes"),
     ("he looks around to both sides and runs away", "he looks around to both sides | runs away"),
+    ("looks both ways and runs", "looks both ways | runs"),
+    ("he sat down and got up", "he sat down | got up"),
+    ("he lay down and rose", "he lay down | rose"),
+    ("after waving, he jumps and claps while walking",
+     "waving | he jumps and claps while walking"),
     ("he nods and gets up out of his chair", "he nods | gets up out of his chair"),
     ("sits down in a waiting room, she stands up", "sits down in a waiting room | she stands up"),
     ("he walks, then frowns", "he walks, then frowns"),  # which may be an action that is not known
@@ -102,6 +107,24 @@ def test_parts_in_their_order(text, parts):
     assert clauses.parts(text) == (wanted if len(wanted) > 1 else [text])
 
 
+@pytest.mark.parametrize("text, acts", [
+    ("sits in the waiting room", "sits"), ("a running", "running"), ("a hook", "hook"),
+    ("his name is called, he waves", "waves"), ("is called", "called"),
+    ("he called and waves", "called waves"), ("knows the answer and waits", "waits"),
+    ("gets out of bed", ""), ("go back", "go")])
+def test_the_actions_of_a_text(text, acts):
+    assert clauses.acts(text) == acts.split()
+
+
+@pytest.mark.parametrize("text, names, whether", [
+    ("mr Brown sits", 3, True), ("mr Brown sits", 0, False), ("mr Brown sit", 3, False),
+    ("my good old dear mr Brown sits", 3, False), ("slows down to a walk", 0, True),
+    ("slow strides", 0, False), ("keeps walking", 0, True), ("keep on running", 0, True),
+    ("keeps his arms crossed and waves", 0, False), ("the answer", 0, False)])
+def test_whether_a_text_begins_with_an_action(text, names, whether):
+    assert clauses.begins(text, names) is whether
+
+
 WHOLE = """
 a man walks
 a man walks and waves
@@ -117,6 +140,9 @@ jump and spin
 looks left and right
 walk back and forth
 bends down and stands up
+picks it up and stands up
+he sits and stands up
+stumbles and gets up
 lies on the floor and gets up
 runs and keeps running
 walk and continue to walk
