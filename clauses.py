@@ -67,7 +67,7 @@ BETWEEN = PRONOUNS | ARTICLES | SUBJECTS | set(
 
 WORD = r"[^\W_]+(?:['\u2019-][^\W_]+)*"
 THEN = re.compile(r"""
-    [\s,;.]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
+    [\s,;.!?]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
         (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
         (?:a\s+(?:while|moment|bit)|moments|(?:\d+\s+|a\s+few\s+)?seconds)\s+later)\b (?:\s*,)?
         (?:\s+(?:and\s+)?then\b)?

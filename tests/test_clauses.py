@@ -39,6 +39,7 @@ APART = dict([
     ("1. a man walks", "1. a man walks"), ("he jumps 3. He sits", "he jumps 3 | He sits"),
     ("walk -> jump \u2192 wave", "walk | jump | wave"),
     ("walk --> jump ==> wave \u27a1 sit \u27f6bow", "walk | jump | wave | sit | bow"),
+    ("Jump!! Then sit? Then wave!", "Jump | sit | wave"),
     ("Jump! Sit! Wave!", "Jump | Sit | Wave"), ("jump\nsit\r\nwave\n", "jump | sit | wave"),
     (" He walks. He sits. ", "He walks | He sits"), ("walk \u2014 jump", "walk | jump"),
     ("walks\uff0c then sits\u3001waves", "walks | sits | waves"),
