@@ -11,8 +11,9 @@ import re
 from formats.pack import Caption
 
 SLOW, FAST = 0.8, 1.12  # a pace below or above is slow or fast, where no tempo is given
-ASIDE = 0.25  # of the captions of one action say something beside it
+ASIDE = 0.35  # of the captions of one action say something beside it
 FRAMED = 0.3  # of the commands begin with "please", "can you" and the like
+NAMELESS = 0.08  # of the sentences have no subject: "sits down"
 UNSTEADY = {'stumble', 'limp'}  # whose way is no mood
 
 
@@ -113,6 +114,7 @@ def _sentence(phrase, rng, form, whose=None):
     else:
         their = whose or ('the', 'your' if form == 'command' else 'their')[rng.integers(2)]
     who = [(word, word, POS.get(word, 'NOUN')) for word in subject.split()] * named
+    who *= form != 'third' or rng.random() > NAMELESS
     who += [('is', 'be', 'AUX')] * (form == 'is')
     phrase, said = phrase if '@' in phrase else '@ ' + phrase, []
     for word in phrase.split():
@@ -184,10 +186,12 @@ def _beside(label, phrase, facts, rng):
     """The phrase with a word or two that say nothing of the movement, sometimes."""
     if phrase[0] != '*' or rng.random() > ASIDE:
         return phrase
-    kinds = ['mood', 'mood'] * (label not in UNSTEADY) + ['where', 'why']
-    kind = kinds[rng.integers(len(kinds) - bool(PURPOSE.search(phrase)))]
+    kinds = ['mood', 'mood'] * (label not in UNSTEADY) + ['where', 'where', 'why', 'why']
+    kind = kinds[rng.integers(len(kinds) - 2 * bool(PURPOSE.search(phrase)))]
     words = _choose('{' + kind + '}', facts, rng)
-    return f'@ {words} {phrase}' if kind == 'mood' and rng.random() < 0.5 else f'{phrase} {words}'
+    if kind == 'mood' and rng.random() < 0.5:
+        return f'@ {words} {phrase}'
+    return f'{words}, @ {phrase}' if rng.random() < 0.15 else f'{phrase} {words}'
 
 
 def _brief(part, mirrored, rng):
