@@ -188,6 +188,7 @@ class StageConfig:
     grad_clip: float = 1.0  # largest gradient norm; 0 = no clipping
     accumulate: int = 1  # micro-batches per step
     ema: float = 0.999  # decay of the moving average of weights, which is what samples; 0 = none
+    keep: Literal["best", "last"] = "best"  # weights: the best on val, or those of the last step
     max_logit: float = 0.0  # limit to the logits of attention (optimizers.py); 0 = none
 
 

@@ -243,16 +243,16 @@ class Loop:
         self.since = fresh()
 
     def validate(self):
-        """Losses over val with the averaged weights, which are kept if they are the best so far;
-        now and then example motions."""
+        """Losses over val with the averaged weights, which are kept if they are the best so far, or
+        with keep = last; now and then example motions."""
         run, every = self.run, self.run.config.train.sample_every
         self.check_weights()
         self.stage.eval()
         with averaged(self.params, self.ema), run.autocast():
             values = self.stage.validate()
-            note = astray(values["loss"], self.best)
-            if values["loss"] < self.best:
-                self.best = values["loss"]
+            note = astray(values["loss"], self.best) * (self.s.keep == "best")
+            if values["loss"] < self.best or self.s.keep == "last":
+                self.best = min(self.best, values["loss"])
                 run.from_main(lambda: run.save(self.best_file, self.stage.state_dict(),
                                                step=self.step))
             if every and self.step % every == 0 and self.step < self.s.steps:
@@ -264,10 +264,11 @@ class Loop:
                 **{f"val_{key}": value for key, value in values.items()})
 
     def finish(self):
-        """Take the best weights, say of which step they are, and show what they do."""
+        """Take the weights that were kept, say of which step they are, and show what they do."""
         best = self.run.from_main(lambda: checkpoint.load(self.best_file))
         checkpoint.fill(self.stage, best["model"], self.best_file)
-        self.run.say(f"{self.name}: kept are the weights of step {best['step']}, the best on val")
+        why = ", the best on val" * (self.s.keep == "best")
+        self.run.say(f"{self.name}: kept are the weights of step {best['step']}{why}")
         self.stage.eval()
         with self.run.autocast():
             self.run.from_main(lambda: self.stage.show(self.step))

@@ -26,7 +26,7 @@ TITLE = "nanoMLD word vectors 1"
 
 WORD = re.compile(r"\w+(?:'\w+)?")
 # what is one word in a prompt, unknown to all: numbers that no count is (-3, .5, 2.5, 2-3, 2 or 3),
-# times, and what turns the rest into its opposite
+# times, more than one body, what no clip does, and what turns the rest into its opposite
 DASH, COUNT = "-\u2010-\u2015\u2212~", r"\d+(?:[.,]\d+)*"
 ONE = r"(?:\d+|two|three|four|five|once|twice)"
 ODD = (rf"\d+(?: ?[{DASH}] ?\d+|[.,:/'\u2044]\d+)+|\d+\+"
@@ -34,7 +34,11 @@ ODD = (rf"\d+(?: ?[{DASH}] ?\d+|[.,:/'\u2044]\d+)+|\d+\+"
        rf"|\b(?:{ONE}|one) (?:or|to) {ONE}\b"
        r"|\b\d+ ?(?:s|secs?|seconds?|mins?|minutes?|hours?)\b"
        r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten) (?:secs?|seconds?|minutes?)\b"
-       r"|\b(?:rather than|instead of)\b")
+       r"|\b(?:rather than|instead of|each other|one another)\b"
+       r"|\b(?:two|three|four|five|several|many|[2-9]) (?:people|persons|men|women|kids|children"
+       r"|guys|girls|boys|friends|dancers|boxers|fighters|players|actors|soldiers|wrestlers)\b"
+       r"|\b(?:falls?|fell|falling) (?:down|over|to|on|flat|off)\b|\bfigure (?:of )?(?:eight|8)\b"
+       r"|\bplay(?:s|ed|ing)? (?:the |a |his |her )?piano\b")
 TIME = re.compile(r"\d ?(?:s|min|hour)|(?:sec|second|minute)s?$")
 PROMPT = re.compile(f"{ODD}|{WORD.pattern}")
 
@@ -197,7 +201,10 @@ energetically: angrily furiously
 powerfully: violently forcefully
 very: extremely incredibly super
 couple: pair
-big: giant""".splitlines()) for word in words.split()}
+big: giant
+points: aim
+looks: check
+stands: freeze""".splitlines()) for word in words.split()}
 
 # --------------------------------------------------------------------------------------------------
 # What a prompt's words are taken for
@@ -230,8 +237,25 @@ figure character individual child kid adult actor subject body""".split())
 # unknown even where captions had them: a few of these teach nobody to leave something out
 NOT = {"not", "no", "never", "without", "neither", "nor", "cannot", "none"}
 NOBODY = {"nobody", "noone"}  # as the first word
+# around who acts; an unknown word stands for one of these only after a SMALL one: a creek is
+# like a lake, but who "rides" is no bike
+SCENERY = set("""
+airport altar angry apple armchair ask attention awake bag bank bar barely basket bear bed began
+bench better bike birds boat brave bride bridge brother bus butler cable cake came captain cars
+cart castle church circus city classroom clock club coffee combination corridor court cradle crowd
+curtain customer day desert desk detective distance dog drawer edge end ending ends exam excited
+family farm feel fence field film fire fireman flag flat forest fridge gate general goal grandpa
+grave guest hear hearing heat help hole horse hospital hotel hunter hurry index interview
+invisible judge juice knowing ladder lake lamp lane level library life lifeguard lonely maid map
+market meal mechanic meeting milk money monkey moon more mountain mum museum name news night
+office officer oven pain path patient pen photographer piano pillow pilot plane plant playground
+police pond prison puddle pupil question quiet rain restaurant river root rope scared screen sea
+shadow shelf ship shoe shoes shop shy sign sink sister sofa speech stairs stars station statue
+storm store stove stream stuck taxi tea teddy tent theater tower train truck tunnel understand
+village wake wakes waking war warm watching weather wire witness zoo
+""".split())
 # of these words alone nobody can make a motion
-SAY_NOTHING = SMALL | SUBJECTS | {*DIGITS, *map(str, range(100)), *"""
+SAY_NOTHING = SMALL | SUBJECTS | SCENERY | {*DIGITS, *map(str, range(100)), *"""
 _ once twice thrice times time second seconds minute minutes slowly quickly fast rapidly
 calmly freely carefully politely happily lightly quietly easily gently firmly naturally simply
 suddenly cheerfully nicely properly proudly gracefully cautiously lazily sleepily eagerly
@@ -245,7 +269,9 @@ greeting thanks exactly total student worker player performer stranger old young
 try because style passion concert class training scene movie late ready hears music song noise won
 lost match bet knows cares raining cold hot waiter policeman grandma uncle nurse pirate ninja queen
 tourist chef toddler coach singer wizard referee gymnast farmer princess dad mom fan monk sailor
-visitor teenager knight""".split()}
+visitor teenager knight
+calm careful during ever great polite spot waiting win happy hard merrily frantically strong
+single""".split()}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
         for side, words in enumerate(pair) for word in words}
 
@@ -409,11 +435,15 @@ class Known:
                     len(word) != len(other), common, other)
 
         near = min(map(rank, self.words), default=(9,))
-        if near[0] <= most:
+        if near[0] <= most and (len(word) > 3 or near[-1] not in SAY_NOTHING
+                                or sorted(word) == sorted(near[-1])):  # bum is no bus
             return near[-1]
         near = min(map(rank, (w for w in self.held.number if w[0] == word[0]
                               and abs(len(w) - len(word)) <= 1 and {*w} == {*word})), default=(9,))
-        return near[-1] if near[0] <= 1 else None
+        if near[0] <= 1:
+            return near[-1]
+        return next((f"{word[:i]} {word[i:]}" for i in range(3, len(word) - 2)
+                     if {word[:i], word[i:]} <= self.words), None)  # handclap, sitdown
 
 
 @functools.lru_cache(8)
@@ -431,6 +461,9 @@ def tokens_of(prompt, known):
     text = re.sub(r"\b([1-9])x\b|\bx([1-9])\b", r"\1\2 times", text)
     text = re.sub(r"(?<!every )\b(?:(?:an?|one|just|only) )?single\b"
                   r"(?! (?:leg|foot|arm|hand|file|man|woman|mother|parent|person))", "one", text)
+    text = re.sub(r"\b([1-9]|one|two|three|four|five) pace(s?)\b", r"\1 step\2", text)
+    text = re.sub(r"\bpick(ing|s|ed)? (?:him|her|my|your|it|them)sel(?:f|ves) up\b",
+                  lambda m: {None: "get", "ing": "getting"}.get(m[1], "gets") + " up", text)
     text = re.sub(r"\b(\w{3,}) (?=(\w{3,}))", lambda m: m[1] if m[1] + m[2] in known.words and not {
         m[1], m[2]} <= known.words else m[0], text)
     for word in PROMPT.findall(re.sub(r"\bthrice\b", "three times", text).strip()):
@@ -456,10 +489,12 @@ def understand(prompt, vocabulary):
     for (word, how, other), strange in zip(found, foreign):
         if (before, word) == ("head", "no") and word in book.words:  # which is how heads are shaken
             how, other = "same", word
+        if how == "like" and other in SCENERY and before not in SMALL:
+            how, other = None, None
         before = word
         if strange and spell and (other := book.spell(word)):
             spelled[word] = meant = other
-            how, other = book.find(other)
+            how, other = ("same", other) if " " in other else book.find(other)
             if how == "like":
                 taken[meant] = other
         if how in ("like", "form") and word not in spelled:
@@ -470,5 +505,6 @@ def understand(prompt, vocabulary):
         if other:
             read.append(other)
     same = read == words_of(prompt)
+    says = any(word not in SAY_NOTHING for word in " ".join(read).split())
     return Report(prompt, prompt if same else " ".join(read), spelled, taken,
-                  list(dict.fromkeys(unknown)), any(word not in SAY_NOTHING for word in read))
+                  list(dict.fromkeys(unknown)), says)

@@ -184,12 +184,12 @@ def test_detectors_find_real_motion_capture(shared):
 def test_the_prompts_are_whole():
     asked = everyday.read(held=True)
     inside = [ask for ask in asked if ask.group != "out"]
-    assert len(inside) == 532 and len(asked) == 629
-    assert len(everyday.read()) == 518
-    assert sum(ask.part == "held" for ask in inside) == 92
+    assert len(inside) == 725 and len(asked) == 858
+    assert len(everyday.read()) == 751
+    assert sum(ask.part == "held" for ask in inside) == 91
     counts = {group: sum(ask.group == group for ask in inside) for group in everyday.GROUPS}
-    assert counts == {"single": 231, "count": 81, "side": 70, "manner": 71, "sequence": 79}
-    assert len({ask.prompt for ask in asked}) == 629
+    assert counts == {"single": 312, "count": 111, "side": 93, "manner": 97, "sequence": 112}
+    assert len({ask.prompt for ask in asked}) == 858
     assert {"", "   "} < {ask.prompt for ask in asked}
     for ask in inside:
         assert callable(recall.detector(ask.call)), ask
@@ -243,6 +243,9 @@ def test_the_program_judges_what_a_model_makes(clips):
     text = "\n".join(everyday.table(rows))
     assert re.search(r"single +2 +50.0% +1 of 2", text) and "leap" in text
     assert json.dumps(rows) and jump is not None
+    hidden = [{**row, "part": "held"} for row in rows]  # of which the table has sums alone
+    told = "\n".join(everyday.table(rows + hidden))
+    assert "held: single 50.0%" in told and told.count("leap") == 1 == text.count("leap")
 
 
 def test_a_judge_names_captions_of_a_pack(monkeypatch):

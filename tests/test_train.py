@@ -796,20 +796,25 @@ class WithoutAGraph:
         return {name: value.detach() for name, value in losses.items()}
 
 
-def test_a_training_that_goes_astray_says_so_and_keeps_its_best(root, monkeypatch, capsys):
+@pytest.mark.parametrize("keep, step", [("best", 6), ("last", 12)])
+def test_a_training_that_goes_astray_says_so_and_keeps_its_best(root, monkeypatch, capsys, keep,
+                                                                step):
     losses = iter([2.0, 1.0, 1.09, 1.2])
-    flags = command(root, "--name=astray", "--stage=vae", "--train.eval_every=3",
-                    "--train.sample_every=0")[2:]
+    flags = command(root, f"--name=astray-{keep}", "--stage=vae", "--train.eval_every=3",
+                    f"--train_vae.keep={keep}", "--train.sample_every=0")[2:]
     options = train.Options()
     config, _ = parse_args(flags, options, "")
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(stages.VAEStage, "validate", lambda self: {"loss": next(losses)})
     train.train(config, options)
     said = capsys.readouterr().out
+    assert checkpoint.load(root / "out" / f"astray-{keep}" / "vae_best.pt")["step"] == step
+    if keep == "last":
+        assert f"vae: kept are the weights of step {step}\n" in said and "gone astray" not in said
+        return
     assert said.count("gone astray") == 1 and "1.2\n  The best so far was 1: " in said
     assert "gone astray" in loop.astray(float("nan"), 1.0) and not loop.astray(9.0, np.inf)
     assert "vae: kept are the weights of step 6, the best on val" in said
-    assert checkpoint.load(root / "out" / "astray" / "vae_best.pt")["step"] == 6
 
 
 @pytest.mark.parametrize("condition", ["text", "action", "none"])

@@ -152,7 +152,7 @@ def book_of(vocabulary):
     return {"rows": "\n".join(lines), "small": sorted(words.SMALL), "not": sorted(words.NOT),
             "numbers": words.ALIKE, "quiet": sorted(words.SAY_NOTHING),
             "subjects": sorted(words.SUBJECTS), "unlike": sorted(words.UNLIKE),
-            "nobody": sorted(words.NOBODY)}
+            "nobody": sorted(words.NOBODY), "scenery": sorted(words.SCENERY)}
 
 
 def clauses_of():

@@ -8,7 +8,7 @@
 const LETTER = "[\\p{L}\\p{N}_]";
 const WORD = new RegExp(`${LETTER}+(?:'${LETTER}+)?`, "gu");
 // what is one word in a prompt, unknown to all: numbers that no count is (-3, .5, 2.5, 2-3, 2 or
-// 3), times, and what turns the rest into its opposite
+// 3), times, more than one body, what no clip does, and what turns the rest into its opposite
 const DASH = "-\u2010-\u2015\u2212~", D = "\\p{Nd}+";
 const START = `(?<!${LETTER})`, END = `(?!${LETTER})`;
 const ONE = `(?:${D}|two|three|four|five|once|twice)`;
@@ -18,10 +18,18 @@ const ODD = new RegExp(`${D}(?: ?[${DASH}] ?${D}|[.,:/'\u2044]${D})+|${D}\\+`
   + `|${START}${D} ?(?:s|secs?|seconds?|mins?|minutes?|hours?)${END}`
   + `|${START}(?:one|two|three|four|five|six|seven|eight|nine|ten) `
   + `(?:secs?|seconds?|minutes?)${END}`
-  + `|${START}(?:rather than|instead of)${END}|${WORD.source}`, "gu");
+  + `|${START}(?:rather than|instead of|each other|one another)${END}`
+  + `|${START}(?:two|three|four|five|several|many|[2-9]) (?:people|persons|men|women|kids|children`
+  + "|guys|girls|boys|friends|dancers|boxers|fighters|players|actors|soldiers|wrestlers)"
+  + `${END}|${START}(?:falls?|fell|falling) (?:down|over|to|on|flat|off)${END}`
+  + `|${START}figure (?:of )?(?:eight|8)${END}`
+  + `|${START}play(?:s|ed|ing)? (?:the |a |his |her )?piano${END}|${WORD.source}`, "gu");
 const HYPHENS = new RegExp(`${LETTER}+(?:-${LETTER}+)+`, "gu");
 const ONLY = new RegExp(`(?<!every )${START}(?:(?:an?|one|just|only) )?single${END}`
   + "(?! (?:leg|foot|arm|hand|file|man|woman|mother|parent|person))", "gu");
+const PACES = new RegExp(`${START}([1-9]|one|two|three|four|five) pace(s?)${END}`, "gu");
+const HIMSELF = new RegExp(
+  `${START}pick(ing|s|ed)? (?:him|her|my|your|it|them)sel(?:f|ves) up${END}`, "gu");
 const wordsOf = text => text.toLowerCase().match(WORD) || [];
 
 /** What a word may be a form of: walks, walking, walked -> walk; hurries -> hurry. */
@@ -61,7 +69,8 @@ const least = lists => lists.reduce((best, list) => {
 }, [Infinity]);
 
 class Book {
-  constructor(vocabulary, {rows, small, not, numbers, quiet, subjects, unlike, nobody}) {
+  constructor(vocabulary, {rows, small, not, numbers, quiet, subjects, unlike, nobody, scenery}) {
+    this.scenery = new Set(scenery);
     this.unlike = new Set(unlike); this.nobody = new Set(nobody);
     this.words = new Set(vocabulary); this.small = new Set(small); this.not = new Set(not);
     this.quiet = new Set(quiet); this.subjects = new Set(subjects);
@@ -120,11 +129,16 @@ class Book {
                            this.subjects.has(other) ? 1 : 0, word.length === other.length ? 0 : 1,
                            this.row.get(other) ?? this.rows.length, other];
     let near = least([...this.words].map(rank));
-    if (near[0] <= most) return near.at(-1);
+    if (near[0] <= most && (word.length > 3 || !this.quiet.has(near.at(-1))
+                            || sorted(word) === sorted(near.at(-1)))) return near.at(-1);
     near = least([...this.row.keys()].filter(other => other[0] === word[0]
       && Math.abs(other.length - word.length) <= 1
       && [...new Set(other)].sort().join("") === letters).map(rank));
-    return near[0] <= 1 ? near.at(-1) : null;
+    if (near[0] <= 1) return near.at(-1);
+    for (let i = 3; i < word.length - 2; i++)  // handclap, sitdown
+      if (this.words.has(word.slice(0, i)) && this.words.has(word.slice(i)))
+        return `${word.slice(0, i)} ${word.slice(i)}`;
+    return null;
   }
 
   /** The words of a prompt, contractions taken apart: can't -> can, not; side-step -> sidestep. */
@@ -137,7 +151,9 @@ class Book {
     });
     text = text.replace(/(?<![\p{L}\p{N}_])(?:([1-9])x|x([1-9]))(?![\p{L}\p{N}_])/gu,
                         (_, a, b) => `${a ?? b} times`);
-    text = text.replace(ONLY, "one");
+    text = text.replace(ONLY, "one").replace(PACES, "$1 step$2");
+    text = text.replace(HIMSELF, (_, end) => end === "ing" ? "getting up"
+      : end ? "gets up" : "get up");
     text = text.replace(/(?<![\p{L}\p{N}_])([\p{L}\p{N}_]{3,}) (?=([\p{L}\p{N}_]{3,}))/gu,
                         (whole, a, b) => this.words.has(a + b)
                           && !(this.words.has(a) && this.words.has(b)) ? a : whole);
@@ -160,10 +176,12 @@ class Book {
     found.forEach(([word, how, other], i) => {
       if (word === "no" && i && found[i - 1][0] === "head" && this.words.has(word))
         [how, other] = ["same", word];
+      if (how === "like" && this.scenery.has(other) && !(i && this.small.has(found[i - 1][0])))
+        [how, other] = [null, null];
       const meant = strange[i] && may ? this.spell(word) : null;
       if (meant) {
         spelled[word] = meant;
-        [how, other] = this.find(meant);
+        [how, other] = meant.includes(" ") ? ["same", meant] : this.find(meant);
         if (how === "like") taken[meant] = other;
       } else if (how === "like" || how === "form") taken[word] = other;
       if (!how) { other = "_"; unknown.add(word); }
@@ -171,7 +189,7 @@ class Book {
     });
     const same = read.join(" ") === wordsOf(prompt).join(" ");
     return {text: same ? prompt : read.join(" "), spelled, taken, unknown: [...unknown],
-            says: read.some(word => !this.quiet.has(word))};
+            says: read.join(" ").split(" ").some(word => word && !this.quiet.has(word))};
   }
 }
 
