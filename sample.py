@@ -25,6 +25,7 @@ What a model with a vocabulary of its own did not understand, or took for someth
 training are, unless --force is given.
 """
 import argparse
+import contextlib
 import gc
 import itertools
 import os
@@ -327,7 +328,7 @@ def actions_of(path):
         return
     yield f"{path} knows these actions:"
     examples = {}
-    if os.path.exists(pack_path(config)):
+    with contextlib.suppress(OSError, ValueError):  # no such pack, or a stale or damaged one
         pack = Pack(pack_path(config))
         for item in reversed(pack.indices("train")):
             for caption in pack.captions(item):

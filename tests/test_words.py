@@ -547,3 +547,11 @@ def test_list_has_the_models_actions(model, capsys):
     assert all(f"\n{action} " in out for action in ("walk", "wave left hand", "backflip"))
     lines = [line for line in out.splitlines() if line.startswith("backflip ")]
     assert len(lines) == 1 and "flip" in lines[0].removeprefix("backflip")
+
+
+def test_list_needs_no_whole_pack(model, capsys, monkeypatch, tmp_path):
+    (tmp_path / "some.pack").write_bytes(b"no pack")
+    for path in ("some.pack", "none.pack"):
+        monkeypatch.setattr("config.pack_path", lambda _: str(tmp_path / path))
+        sample.main(["--list", "--ckpt", str(model)])
+        assert capsys.readouterr().out.splitlines()[-2:] == ["jump", "stroll"]
