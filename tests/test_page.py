@@ -558,20 +558,20 @@ def test_type_a_sentence_and_press_enter(site, toy, way):
     tab.open(address + way, ready=READY)
     assert tab.js("studio.arithmetic") == ("plain JavaScript" if way else "WebAssembly")
     assert tab.js("document.activeElement.id") == "prompt"  # and its text is selected
-    for letter in "a vampire jumps":
+    for letter in "a dragon jumps":
         tab.key(letter)
     made_by(tab, lambda: press_enter(tab))
-    frames, = toy.draw_lengths([read(toy, "a vampire jumps")], seed=1234)
+    frames, = toy.draw_lengths([read(toy, "a dragon jumps")], seed=1234)
     scale = toy.config.diffusion.guidance_scale
-    wanted = in_python(toy, ["a vampire jumps"], [frames], 1234, scale)[0][1]
+    wanted = in_python(toy, ["a dragon jumps"], [frames], 1234, scale)[0][1]
     found = np.reshape(tab.js(JOINTS), wanted.shape)
     assert np.abs(found - wanted).max() < TOLERANCE
     told = tab.js("said.querySelector('b').textContent")
-    assert "vampire" in told and ("is taken for" in told or "has never seen" in told)
+    assert "dragon" in told and ("is taken for" in told or "has never seen" in told)
     assert tab.js("command.textContent") == (
-        f'python sample.py "a vampire jumps" --seed 1234 --guidance {scale:g} --sampler dpm++ '
+        f'python sample.py "a dragon jumps" --seed 1234 --guidance {scale:g} --sampler dpm++ '
         '--steps 10 --format glb --no-lock-feet')
-    assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a vampire jumps"
+    assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a dragon jumps"
     assert not tab.errors
 
 

@@ -130,14 +130,14 @@ def test_files_to_look_at_and_usd_are_those_of_sample_py(server, tmp_path):
 
 
 def test_what_the_page_is_told(server):
-    status, body = post(server, JOB | {"num": 2, "text": "a vampire jumps", "frames": 0})
+    status, body = post(server, JOB | {"num": 2, "text": "a dragon jumps", "frames": 0})
     found = json.loads(body)
     assert status == 200 and [one["seed"] for one in found["made"]] == [5, 6]
     report = found["made"][0]["report"]
-    assert "vampire" in report["taken"] or "vampire" in report["unknown"]
+    assert "dragon" in report["taken"] or "dragon" in report["unknown"]
     for one, made in zip(found["motions"], found["made"]):
         assert one["frames"] == made["frames"] and one["turns"] and one["caption"] == \
-            "a vampire jumps"
+            "a dragon jumps"
     assert [one["title"] for one in found["motions"]] == ["seed 5", "seed 6"]
     assert found["motions"][0]["positions"] != found["motions"][1]["positions"]
 
@@ -414,9 +414,9 @@ def choose(tab, name, value):
 @needs_browser
 def test_type_press_enter_and_look(tab, server):
     opened(tab, server)
-    typed(tab, "a vampire jumps")
-    assert "vampire" in tab.js("said.querySelector('b').textContent")
-    assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a vampire jumps"
+    typed(tab, "a dragon jumps")
+    assert "dragon" in tab.js("said.querySelector('b').textContent")
+    assert tab.js("stage.contentDocument.querySelector('.cell h2').textContent") == "a dragon jumps"
     assert tab.js("!!stage.contentWindow.player.mannequin && "
                   "stage.contentWindow.player.isMannequin(stage.contentWindow.player.motions[0])")
     tab.js("document.getElementById('prompt').value = 'qwertyuiop'")
