@@ -37,7 +37,8 @@ ODD = (rf"\d+(?: ?[{DASH}] ?\d+|[.,:/'\u2044]\d+)+|\d+\+"
        r"|\b(?:rather than|instead of|each other|one another)\b"
        r"|\b(?:two|three|four|five|several|many|[2-9]) (?:people|persons|men|women|kids|children"
        r"|guys|girls|boys|friends|dancers|boxers|fighters|players|actors|soldiers|wrestlers)\b"
-       r"|\b(?:falls?|fell|falling) (?:down|over|to|on|flat|off)\b|\bfigure (?:of )?(?:eight|8)\b"
+       r"|\b(?:falls?|fell|falling) (?:down|over|to|on|flat|off)\b(?! (?:\w+ )?knees?\b)"
+       r"|\bfigure (?:of )?(?:eight|8)\b"
        r"|\bplay(?:s|ed|ing)? (?:the |a |his |her )?piano\b")
 TIME = re.compile(r"\d ?(?:s|min|hour)|(?:sec|second|minute)s?$")
 PROMPT = re.compile(f"{ODD}|{WORD.pattern}")

@@ -224,6 +224,7 @@ def test_what_says_the_opposite_and_what_vectors_confuse():
         report = understand(prompt, [*TOY, "laughs", "elbow", "raises"])
         assert (report.text, report.unknown) == (text, [unknown])
     assert understand("he jumps thrice", TOY).text == "he jumps three times"
+    assert understand("falls to his knees", [*TOY, "falls", "knees"]).unknown == []
     for prompt, text in (("four paces forward", "four steps forward"), ("a pace", "a pace"),
                          ("picks himself up", "gets up"), ("picking yourself up", "getting up"),
                          ("pick themselves up", "get up"), ("picked it up", "picked it up")):

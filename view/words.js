@@ -22,6 +22,7 @@ const ODD = new RegExp(`${D}(?: ?[${DASH}] ?${D}|[.,:/'\u2044]${D})+|${D}\\+`
   + `|${START}(?:two|three|four|five|several|many|[2-9]) (?:people|persons|men|women|kids|children`
   + "|guys|girls|boys|friends|dancers|boxers|fighters|players|actors|soldiers|wrestlers)"
   + `${END}|${START}(?:falls?|fell|falling) (?:down|over|to|on|flat|off)${END}`
+  + `(?! (?:${LETTER}+ )?knees?${END})`
   + `|${START}figure (?:of )?(?:eight|8)${END}`
   + `|${START}play(?:s|ed|ing)? (?:the |a |his |her )?piano${END}|${WORD.source}`, "gu");
 const HYPHENS = new RegExp(`${LETTER}+(?:-${LETTER}+)+`, "gu");
