@@ -18,19 +18,19 @@ NAMES = 3  # words of who acts, after "before jumping,"
 # what can be done by one body; words that are as often things (hand, back, face) are not here
 ACTIONS = set("""
 agree answer applaud ate backflip balance beckon bend block bounce bow box bring call cartwheel
-catch celebrate check cheer chop chuck circle clap clean climb conduct cook cover crawl creep
-crept cross crouch curtsy dance danced dash did dig do dodge drag drank dribble drink drop duck
-eat embrace extend faint fall fell flap flew fling flip flung fly fold freeze gallop gave gaze
-gesture get give glance got grab greet halt held hide hit hobble hold hook hop hug hurl hurry jab
-jog jump kick kneel knelt knock lay lean leap leapt lie lift limp lob look lower lunge made make
-march mix moonwalk nod open paddle pause perform pick pirouette pivot play point polish ponder
-pose prance pray press pretend pull pump punch push put race raise ran reach read rejoice retreat
-return rise roll rose rotate row rub run salute sat saunter scamper scoop scramble scratch scurry
-search shake shook shove shrug shuffle sidestep signal sip sit skip slam slap slid slide sneak
-somersault spin spread sprint spun squat stagger stamp stand step stir stomp stood stop stretch
-stride strike stroll strum strut stumble sway sweep swim swing swung take tap think threw throw
-tilt tiptoe took toss touch trip trot tug tumble turn twirl twist uppercut wait walk waltz wander
-wash wave whirl wipe wobble wonder write wrote yawn
+catch celebrate cheer chop chuck circle clap clean climb conduct cook cover crawl creep crept
+cross crouch curtsy dance danced dash did dig do dodge drag drank dribble drink drop duck eat
+embrace extend faint fall fell flap flew fling flip flung fly fold freeze gallop gave gaze gesture
+get give glance got grab greet halt held hide hit hobble hold hook hop hug hurl hurry jab jog jump
+kick kneel knelt knock lay lean leap leapt lie lift limp lob look lower lunge made make march mix
+moonwalk nod open paddle pause perform pick pirouette pivot play point polish ponder pose prance
+pray press pretend pull pump punch push put race raise ran reach read rejoice retreat return rise
+roll rose rotate row rub run salute sat saunter scamper scoop scramble scratch scurry search shake
+shook shove shrug shuffle sidestep signal sip sit skip slam slap slid slide sneak somersault spin
+spread sprint spun squat stagger stamp stand step stir stomp stood stop stretch stride strike
+stroll strum strut stumble sway sweep swim swing swung take tap think threw throw tilt tiptoe took
+toss touch trip trot tug tumble turn twirl twist uppercut wait walk waltz wander wash wave whirl
+wipe wobble wonder write wrote yawn
 """.split())
 MOVES, WHERE = {"go", "move", "come", "went", "came"}, set("""
 forward forwards backward backwards ahead back left right around sideways up down away""".split())
@@ -53,7 +53,8 @@ jump leap hop leapt spin spun|spin turn rotate flip backflip kick twist twirl sp
 trip stumble stagger tumble|stumble stagger fall fell trip
 pick lift|lift raise put lower
 skip gallop|hop jump skip gallop
-walk run jog march stroll stride sprint trot pace sneak tiptoe crawl hop ran crept|\
+walk run jog march stroll stride sprint trot pace sneak tiptoe crawl hop ran crept saunter \
+scamper scurry retreat|\
 wave clap raise point salute lift swing punch reach stretch flap shake nod look throw box shook \
 swung turn rotate spin circle pivot""".splitlines()]
 GAITS = ONE[-1][0]
@@ -68,8 +69,9 @@ BETWEEN = PRONOUNS | ARTICLES | SUBJECTS | set(
 
 WORD = r"[^\W_]+(?:['\u2019-][^\W_]+)*"
 THEN = re.compile(r"""
-    [\s,;.!?]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
-        (?:finish|end)(?:es|s|ing)?\s+(?:off\s+)?with|
+    (?:\s*[,;.!?]\s*|\s+(?=(?:and|then)\b))(?:and\s+)?(?:then\s+)?
+        (?:finish|end)(?:es|s|ed|ing)?\s+(?:off\s+)?with(?=\s+(?:an?|one|two|three)\b)
+    | [\s,;.!?]+ (?:and\s+|but\s+)? (?:then|afterwards?|finally|lastly|followed\s+by|until|
         (?:right\s+|soon\s+|shortly\s+)?after\s+(?:that|this|which|a\s+(?:while|moment|bit))|
         (?:a\s+(?:while|moment|bit)|moments|(?:\d+\s+|a\s+few\s+)?seconds)\s+later)\b (?:\s*,)?
         (?:\s+(?:and\s+)?then\b)?
@@ -79,8 +81,9 @@ THEN = re.compile(r"""
     | \s*[\n\u3001\uff1b\uff01]\s* | \s+[\u2013\u2014]\s+
     | \s*(?:[-=]+>|[\u2190-\u21ff\u2794\u279c-\u27bf\u27f0-\u27ff])\s* """, re.X | re.I)
 BEFORE = re.compile(r"[\s,]+before\s+", re.I)
-AFTER = re.compile(r"[\s,]+(?:(?:right\s+|just\s+)?after|once\s+(?:you|he|she|they)\s+"
-                   r"(?:(?:have|has|are|is)\s+)?(?:finished|done)(?=\s+\w+ing\b))\s+", re.I)
+AFTER = re.compile(r"[\s,]+(?:(?:right\s+|just\s+)?after|once\s+(?:you|he|she|they)"
+                   r"(?:['\u2019](?:re|s|ve))?\s+(?:(?:have|has|are|is)\s+)?"
+                   r"(?:finished|done)(?=\s+\w+ing\b))\s+", re.I)
 FRONT = re.compile(r"\s*(after|before)\s+([^,]+),\s*(.+)", re.I | re.S)
 WHEN = re.compile(r"\s*(?:before|after|when|once|if|because)\b", re.I)
 JOINT = re.compile(r"\s*,\s*(?:and\s+)?|\s+(?:and|&|\+)\s+", re.I)

@@ -35,12 +35,14 @@ ODD = (rf"\d+(?: ?[{DASH}] ?\d+|[.,:/'\u2044]\d+)+|\d+\+"
        r"|\b\d+ ?(?:s|secs?|seconds?|mins?|minutes?|hours?)\b"
        r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten) (?:secs?|seconds?|minutes?)\b"
        r"|\b(?:rather than|instead of|each other|one another)\b"
-       r"|\b(?:two|three|four|five|several|many|[2-9]) (?:people|persons|men|women|kids|children"
-       r"|guys|girls|boys|friends|dancers|boxers|fighters|players|actors|soldiers|wrestlers)\b"
-       r"|\b(?:falls?|fell|falling) (?:down|over|to|on|flat|off)\b(?! (?:\w+ )?knees?\b)"
+       r"|\b(?:two|three|four|five|six|seven|eight|nine|ten|several|many|\d+) (?:people|persons|men"
+       r"|women|kids|children|guys|girls|boys|friends|dancers|boxers|fighters|players|actors"
+       r"|soldiers|wrestlers)\b"
+       r"|(?<!nearly )(?<!almost )\b(?:falls?|fell|falling) (?:down|over|to|on|onto|flat|off"
+       r"|forwards?|backwards?)\b(?! (?:(?:on|to) )?(?:\w+ ){0,3}knees?\b)"
        r"|\bfigure (?:of )?(?:eight|8)\b"
-       r"|\bplay(?:s|ed|ing)? (?:the |a |his |her )?piano\b")
-TIME = re.compile(r"\d ?(?:s|min|hour)|(?:sec|second|minute)s?$")
+       r"|\bplay(?:s|ed|ing)? (?:the |a |his |her |my |your |their )?piano\b")
+TIME = re.compile(r"\d ?(?:s\b|sec|min|hour)|(?:sec|second|minute)s?$")
 PROMPT = re.compile(f"{ODD}|{WORD.pattern}")
 
 
@@ -204,7 +206,6 @@ very: extremely incredibly super
 couple: pair
 big: giant
 points: aim
-looks: check
 stands: freeze""".splitlines()) for word in words.split()}
 
 # --------------------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ bench better bike birds boat brave bride bridge brother bus butler cable cake ca
 cart castle church circus city classroom clock club coffee combination corridor court cradle crowd
 curtain customer day desert desk detective distance dog drawer edge end ending ends exam excited
 family farm feel fence field film fire fireman flag flat forest fridge gate general goal grandpa
-grave guest hear hearing heat help hole horse hospital hotel hunter hurry index interview
+grave guest hear hearing heat help hole horse hospital hotel hunter index interview
 invisible judge juice knowing ladder lake lamp lane level library life lifeguard lonely maid map
 market meal mechanic meeting milk money monkey moon more mountain mum museum name news night
 office officer oven pain path patient pen photographer piano pillow pilot plane plant playground
@@ -271,7 +272,7 @@ try because style passion concert class training scene movie late ready hears mu
 lost match bet knows cares raining cold hot waiter policeman grandma uncle nurse pirate ninja queen
 tourist chef toddler coach singer wizard referee gymnast farmer princess dad mom fan monk sailor
 visitor teenager knight
-calm careful during ever great polite spot waiting win happy hard merrily frantically strong
+calm careful during ever great polite spot win happy hard merrily frantically strong
 single""".split()}
 SIDE = {word: (number, side) for number, pair in enumerate(OPPOSITES)
         for side, words in enumerate(pair) for word in words}
@@ -444,7 +445,7 @@ class Known:
         if near[0] <= 1:
             return near[-1]
         return next((f"{word[:i]} {word[i:]}" for i in range(3, len(word) - 2)
-                     if {word[:i], word[i:]} <= self.words), None)  # handclap, sitdown
+                     if {word[:i], word[i:]} <= self.words - NOT), None)  # handclap, sitdown
 
 
 @functools.lru_cache(8)

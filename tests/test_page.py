@@ -289,7 +289,11 @@ SAID = ("nobody jumps; he sleeps; a man cannot jump; jumps rather than walks; he
         "first he walks; punches at nobody; surfs; 3's; the 2nd man; "
         "5 secs; barking; slooow; a man runnning juuumppps; one single kick; just a single jump; "
         "singles; a cart wheel; a way to walk; walk for ward; squat realy deep; waves frantically; "
-        "extremely high; jump higher; a pair of claps; angry and vertical; " +
+        "extremely high; jump higher; a pair of claps; angry and vertical; "
+        "two people wave_; TWO PEOPLE; \uff12 people hug each other; 12 soldiers march; "
+        "he falls down; falls on his left knee; nearly falls over a stone; a figure of 8; "
+        "plays the piano; take two paces; picks herself up; pick yourselves up; handclaps; sitdown; bum; bsu; "
+        "doesnot walk; a man rides a bike; near the creek; " +
         " ".join(words.MEANS))
 
 

@@ -23,6 +23,7 @@ import motion  # noqa: E402
 from kinematics import CHECKS, L_TOE, R_TOE, speed  # noqa: E402
 from formats.pack import Pack  # noqa: E402
 from toy.captions import plain  # noqa: E402
+from words import understand  # noqa: E402
 
 # Shares of samples that do what was asked: (today's weights reach it, what the weights must do).
 # WANTED = 1 asks for the second number of each row, and for the held part of everyday.txt, too.
@@ -191,6 +192,13 @@ def test_the_prompts_are_new(pack):
     asked = sum(PROMPTS.values(), []) + [text for pairs in ASKED.values() for _, text in pairs]
     asked += [ask.prompt for ask in everyday.read(held=True) if ask.group != "out"]
     assert len(asked) > 240 and not [text for text in asked if plain(text) in known]
+
+
+def test_every_caption_says_something(pack, model):
+    """SAY_NOTHING and the like hold no word by which alone a clip is described."""
+    for i in range(len(pack)):
+        text = pack.captions(i)[i % 8].text
+        assert understand(text, model.text_encoder.vocabulary).says, text
 
 
 def test_they_do_what_was_asked(made):

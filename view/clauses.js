@@ -279,7 +279,8 @@ function tale(mld, parts, {seed = 1234, frames = 0, ...settings} = {}) {
     understands nothing of a part. As taken_apart of clauses.py. */
 function takenApart(mld, text) {
   const {spelled} = mld.book.understand(text);
-  const right = text.replace(WORDS, word => spelled[word.toLowerCase()] ?? word);
+  const right = text.replace(WORDS, 
+    word => Object.hasOwn(spelled, word.toLowerCase()) ? spelled[word.toLowerCase()] : word);
   const parts = mld.clauses ? mld.clauses.parts(right) : [];
   return parts.length > 1 && parts.every(part => mld.book.understand(part).says)
     ? [parts, spelled] : null;

@@ -19,12 +19,14 @@ const ODD = new RegExp(`${D}(?: ?[${DASH}] ?${D}|[.,:/'\u2044]${D})+|${D}\\+`
   + `|${START}(?:one|two|three|four|five|six|seven|eight|nine|ten) `
   + `(?:secs?|seconds?|minutes?)${END}`
   + `|${START}(?:rather than|instead of|each other|one another)${END}`
-  + `|${START}(?:two|three|four|five|several|many|[2-9]) (?:people|persons|men|women|kids|children`
-  + "|guys|girls|boys|friends|dancers|boxers|fighters|players|actors|soldiers|wrestlers)"
-  + `${END}|${START}(?:falls?|fell|falling) (?:down|over|to|on|flat|off)${END}`
-  + `(?! (?:${LETTER}+ )?knees?${END})`
+  + `|${START}(?:two|three|four|five|six|seven|eight|nine|ten|several|many|${D}) (?:people|persons`
+  + "|men|women|kids|children|guys|girls|boys|friends|dancers|boxers|fighters|players|actors"
+  + `|soldiers|wrestlers)${END}`
+  + `|(?<!nearly )(?<!almost )${START}(?:falls?|fell|falling) (?:down|over|to|on|onto|flat|off`
+  + `|forwards?|backwards?)${END}(?! (?:(?:on|to) )?(?:${LETTER}+ ){0,3}knees?${END})`
   + `|${START}figure (?:of )?(?:eight|8)${END}`
-  + `|${START}play(?:s|ed|ing)? (?:the |a |his |her )?piano${END}|${WORD.source}`, "gu");
+  + `|${START}play(?:s|ed|ing)? (?:the |a |his |her |my |your |their )?piano${END}`
+  + `|${WORD.source}`, "gu");
 const HYPHENS = new RegExp(`${LETTER}+(?:-${LETTER}+)+`, "gu");
 const ONLY = new RegExp(`(?<!every )${START}(?:(?:an?|one|just|only) )?single${END}`
   + "(?! (?:leg|foot|arm|hand|file|man|woman|mother|parent|person))", "gu");
@@ -137,7 +139,7 @@ class Book {
       && [...new Set(other)].sort().join("") === letters).map(rank));
     if (near[0] <= 1) return near.at(-1);
     for (let i = 3; i < word.length - 2; i++)  // handclap, sitdown
-      if (this.words.has(word.slice(0, i)) && this.words.has(word.slice(i)))
+      if ([word.slice(0, i), word.slice(i)].every(one => this.words.has(one) && !this.not.has(one)))
         return `${word.slice(0, i)} ${word.slice(i)}`;
     return null;
   }
