@@ -292,8 +292,8 @@ SAID = ("nobody jumps; he sleeps; a man cannot jump; jumps rather than walks; he
         "extremely high; jump higher; a pair of claps; angry and vertical; "
         "two people wave_; TWO PEOPLE; \uff12 people hug each other; 12 soldiers march; "
         "he falls down; falls on his left knee; nearly falls over a stone; a figure of 8; "
-        "plays the piano; take two paces; picks herself up; pick yourselves up; handclaps; sitdown; bum; bsu; "
-        "doesnot walk; a man rides a bike; near the creek; " +
+        "plays the piano; take two paces; picks herself up; pick yourselves up; handclaps; "
+        "sitdown; bum; bsu; doesnot walk; a man rides a bike; near the creek; " +
         " ".join(words.MEANS))
 
 
