@@ -98,7 +98,8 @@ PACE = {  # label: what is less when it is done slowly
     "turn_rate", "bow": "lean_rate", "march": "lift_rate", "stand up": "pace",
 }
 HEIGHT = {"jump": "rise", "kick": "kick_height", "squat": "drop", "bow": "tilt", "march": "knees"}
-NUMBERS = "once|one time", "twice|two times", "three times", "four times", "five times"
+NUMBERS = ("once(?!, then| more)|one time", "twice|two times|once, then once more",
+           "three times", "four times", "five times")
 SLOW = r"slow|lazi|leisure|unhurr"  # calm and gentle is also what is done at an even pace
 FAST = r"fast|quick|rapid|brisk|hurr|swift|speed"
 HIGH, LOW = r"\bhigh|deep", r"small|slight|shallow|halfway|not (very )?(high|deep|low)"

@@ -276,6 +276,7 @@ def test_captions_are_many_true_and_well_formed(made):
                     found.add(text)
                     assert re.fullmatch(r'[a-z0-9 ,]+\.?', text) and '  ' not in text, text
                     assert len(caption.tokens.split()) == len(text.split())
+                    text = text.replace('once, then once more', 'twice')
                     for word, count in words.items():
                         if re.search(rf'\b{word}\b(?! (hands|arms)\b)', text):
                             assert facts.get('count', 1) == count, (text, facts)
