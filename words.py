@@ -232,7 +232,8 @@ times degrees easy normal full make makes making get gets getting place forth sp
 UNLIKE = set("""
 want wants wanted maybe perhaps else cry cries cried crying weep weeps nowhere love loves loved
 finger fingers drunk minute minutes hour hours first second third fourth fifth
-horizontal horizontally vertical vertically""".split())
+horizontal horizontally vertical vertically
+collapse collapses collapsed collapsing faint faints fainted fainting topple topples""".split())
 SUBJECTS = set("""
 man men woman women person people human humans someone somebody anyone guy girl boy lady gentleman
 figure character individual child kid adult actor subject body""".split())
